@@ -1,0 +1,1 @@
+"""Scoring a model on benchmarks: the lmms-eval plugin, the resumable sweep, and the statistics of its answers."""

@@ -1,0 +1,255 @@
+"""How much a prefill computes: as the papers count it, with the true shapes, and as torch counts it while running.
+
+The papers' formula and the exact count differ on purpose; docstrings say in what. Terms: n tokens, d hidden size, m
+intermediate size, one multiply-accumulate (MAC) = 2 FLOPs. Only matrix products and convolutions are counted (norms,
+rotary embedding, softmax and activations are below 1 % at these sizes), as torch's FlopCounterMode does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from holitom.errors import BadUsage
+
+Count = int | float
+"""A number of tokens: an integer, or a mean over videos."""
+
+
+def paper_flops(tokens_per_layer: Sequence[Count], hidden_size: int, intermediate_size: int) -> float:
+    """Prefill cost as the papers print it under "FLOPs": sum over layers of 4 n d^2 + 2 n^2 d + 2 n d m.
+
+    tokens_per_layer: visual tokens entering each layer, text and newline tokens excluded. These are
+    multiply-accumulates, not FLOPs; k and v projections are counted at full width although the models share them
+    among heads (GQA), two of the three SwiGLU matrices are counted, the score matrix is not halved for causality,
+    and the vision tower, the projector and the reduction itself are left out. Source: HoliTom's protocol as
+    EarlyTom (CVPR 2026) quotes it; it yields every FLOPs cell of HoliTom's Tables 1 and 2 to the printed digit.
+    """
+    d, m = hidden_size, intermediate_size
+    return float(sum(4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m for n in _counts(tokens_per_layer)))
+
+
+def exact_flops(
+    tokens_per_layer: Sequence[Count],
+    hidden_size: int,
+    intermediate_size: int,
+    *,
+    num_heads: int,
+    num_key_value_heads: int,
+    head_dim: int | None = None,
+    text_tokens: int = 0,
+    vocab_size: int = 0,
+    causal: bool = True,
+) -> float:
+    """Prefill FLOPs of a Qwen2-like decoder with its true shapes, 2 per multiply-accumulate, batch 1.
+
+    tokens_per_layer: visual tokens entering each layer; text_tokens: every other prompt token (words, newlines),
+    present in all layers. Counted: q and o projections at full width, k and v at num_key_value_heads, scores and
+    weighted sum of every query head, gate, up and down matrices, and lm_head for the last position (vocab_size 0
+    leaves it out). causal=True counts the n (n + 1) / 2 pairs that causality needs; False counts the full n x n
+    matrix, which is what a kernel without a causal shortcut, and torch's counter, does.
+    """
+    d, m = hidden_size, intermediate_size
+    head_dim = head_dim or d // num_heads
+    wide, narrow = num_heads * head_dim, num_key_value_heads * head_dim
+    macs = 0.0
+    for visual in _counts(tokens_per_layer):
+        n = visual + text_tokens
+        pairs = n * (n + 1) / 2 if causal else n * n
+        macs += 2 * n * d * wide + 2 * n * d * narrow + 2 * pairs * wide + 3 * n * d * m
+    return 2.0 * (macs + d * vocab_size)
+
+
+@dataclass(frozen=True)
+class LLMShape:
+    """The sizes of a language model that its cost depends on."""
+
+    name: str
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    num_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int = 0
+
+    @classmethod
+    def named(cls, name: str) -> LLMShape:
+        """One of LLM_SHAPES; BadUsage names the choices."""
+        if name not in LLM_SHAPES:
+            raise BadUsage(f"no model shape is called {name!r}", fix=f"use one of {', '.join(sorted(LLM_SHAPES))}")
+        return LLM_SHAPES[name]
+
+    @classmethod
+    def from_config(cls, text_config: Any, name: str = "") -> LLMShape:
+        """From a transformers text config (the ``text_config`` of a LLaVA-OneVision config, or a Qwen2 config
+        itself)."""
+        c = getattr(text_config, "text_config", text_config)
+        return cls(
+            name=name or getattr(c, "model_type", "llm"),
+            hidden_size=c.hidden_size,
+            intermediate_size=c.intermediate_size,
+            layers=c.num_hidden_layers,
+            num_heads=c.num_attention_heads,
+            num_key_value_heads=c.num_key_value_heads or c.num_attention_heads,
+            head_dim=getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads,
+            vocab_size=c.vocab_size,
+        )
+
+    def paper(self, tokens_per_layer: Sequence[Count]) -> float:
+        """``paper_flops`` of this model; one entry per layer, checked."""
+        return paper_flops(self._checked(tokens_per_layer), self.hidden_size, self.intermediate_size)
+
+    def exact(
+        self, tokens_per_layer: Sequence[Count], text_tokens: int = 0, *, causal: bool = True, lm_head: bool = True
+    ) -> float:
+        """``exact_flops`` of this model; one entry per layer, checked."""
+        return exact_flops(
+            self._checked(tokens_per_layer),
+            self.hidden_size,
+            self.intermediate_size,
+            num_heads=self.num_heads,
+            num_key_value_heads=self.num_key_value_heads,
+            head_dim=self.head_dim,
+            text_tokens=text_tokens,
+            vocab_size=self.vocab_size if lm_head else 0,
+            causal=causal,
+        )
+
+    def _checked(self, tokens_per_layer: Sequence[Count]) -> Sequence[Count]:
+        if len(tokens_per_layer) != self.layers:
+            raise BadUsage(
+                f"{self.name} has {self.layers} layers, but {len(tokens_per_layer)} token counts were given",
+                fix="give one count per layer, for instance tokens_per_layer(n, layers)",
+            )
+        return tokens_per_layer
+
+
+_QWEN2_7B = (3584, 18944, 28, 28, 4, 128, 152064)
+LLM_SHAPES: Mapping[str, LLMShape] = {
+    "ov-7b": LLMShape("ov-7b", *_QWEN2_7B),
+    "video-7b": LLMShape("video-7b", *_QWEN2_7B),
+    "ov-72b": LLMShape("ov-72b", 8192, 29568, 80, 64, 8, 128, 152064),
+    "ov-0.5b": LLMShape("ov-0.5b", 896, 4864, 24, 14, 2, 64, 151936),
+}
+"""Qwen2-7B, -72B and -0.5B (sizes of their published configs): the language models of LLaVA-OneVision and
+LLaVA-Video."""
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """The sizes of a SigLIP-like tower: plain (not gated) MLP, full attention inside each frame, no class token."""
+
+    name: str
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    patches: int
+    patch_size: int
+    channels: int = 3
+
+    @classmethod
+    def from_config(cls, vision_config: Any, name: str = "") -> VisionShape:
+        """From a transformers vision config (or a LLaVA-OneVision config). Every layer it has is counted, for every
+        layer runs, also where the features are taken one layer earlier."""
+        c = getattr(vision_config, "vision_config", vision_config)
+        return cls(
+            name=name or getattr(c, "model_type", "vision"),
+            hidden_size=c.hidden_size,
+            intermediate_size=c.intermediate_size,
+            layers=c.num_hidden_layers,
+            patches=(c.image_size // c.patch_size) ** 2,
+            patch_size=c.patch_size,
+            channels=c.num_channels,
+        )
+
+
+SIGLIP_384 = VisionShape("siglip-so400m-384", 1152, 4304, 26, 729, 14)
+"""The tower of all LLaVA-OneVision and LLaVA-Video models: 26 of its 27 layers are kept, the pooling head is not."""
+
+
+def vision_flops(frames: int, shape: VisionShape = SIGLIP_384) -> float:
+    """FLOPs (2 per MAC) of the tower on ``frames`` frames: patch embedding, then per layer 4 n d^2 + 2 n^2 d + 2 n
+    d m with n the patches of ONE frame, because frames do not attend to each other."""
+    n, d, m = shape.patches, shape.hidden_size, shape.intermediate_size
+    embed = n * d * shape.channels * shape.patch_size**2
+    return 2.0 * frames * (embed + shape.layers * (4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m))
+
+
+def projector_flops(frames: int, hidden_size: int, shape: VisionShape = SIGLIP_384) -> float:
+    """FLOPs (2 per MAC) of the two-layer projector, which LLaVA-OneVision applies to every patch, before pooling."""
+    return 2.0 * frames * shape.patches * (shape.hidden_size * hidden_size + hidden_size**2)
+
+
+def measured_flops(run: Callable[..., Any], inputs: Mapping[str, Any] | Sequence[Any] | None = None) -> float:
+    """FLOPs that torch executes in ``run(**inputs)`` or ``run(*inputs)`` (a model or any callable), without
+    gradients.
+
+    Counts with FlopCounterMode. Attention kernels are counted by our own formula, because torch 2.13 leaves the CPU
+    kernel out (it reports 0 for it) and refuses shared key-value heads; like torch's, it counts the full score matrix
+    whether causal or not, so compare with ``exact_flops(..., causal=False)``.
+    """
+    args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs or ()), {})
+    counter = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(_attention_kernels(), _attention_flops))
+    with torch.no_grad(), counter:
+        run(*args, **kwargs)
+    return float(counter.get_total_flops())
+
+
+def outer_tokens(frames: int, cells: int, ratio: float) -> int:
+    """Visual tokens that the papers' tables assume before the language model: frames * ceil(cells * ratio).
+
+    The released code's own count varies with the video around this number; the tables do not say so.
+    """
+    return frames * math.ceil(cells * ratio - 1e-9)
+
+
+def tokens_per_layer(n: int, layers: int, stages: Sequence[tuple[int, float]] = ()) -> list[int]:
+    """Visual tokens entering each layer: ``n`` at first, floor(n * share) from each stage's layer on.
+
+    stages: (0-based first layer that sees the shorter sequence, share of the original n), layers ascending. FastV:
+    [(2, .2)]; PyramidDrop: [(2, .5), (7, .25), (14, .125)]; HoliTom: [(18, .5)]. BadUsage names a stage that does
+    not fit.
+    """
+    firsts = [first for first, _ in stages]
+    if firsts != sorted(set(firsts)) or any(not 0 <= first < layers for first in firsts):
+        raise BadUsage(f"stages begin at layers {firsts}", fix=f"give ascending layers from 0 to {layers - 1}")
+    if any(not 0 <= share <= 1 for _, share in stages):
+        raise BadUsage(
+            f"stage shares {[share for _, share in stages]} are not all within [0, 1]",
+            fix="give the share that is kept",
+        )
+    counts = [n] * layers
+    for first, share in stages:
+        counts[first:] = [math.floor(n * share + 1e-9)] * (layers - first)
+    return counts
+
+
+def _counts(tokens_per_layer: Sequence[Count]) -> Sequence[Count]:
+    if any(n < 0 for n in tokens_per_layer):
+        raise BadUsage(
+            "a layer was given a negative number of tokens", fix="give the tokens that enter each layer, 0 or more"
+        )
+    return tokens_per_layer
+
+
+def _attention_kernels() -> list[Any]:
+    names = (
+        "flash_attention_for_cpu",
+        "flash_attention",
+        "efficient_attention",
+        "cudnn_attention",
+        "fused_attention_overrideable",
+    )
+    packets = (getattr(torch.ops.aten, f"_scaled_dot_product_{name}", None) for name in names)
+    return [packet for packet in packets if packet is not None]
+
+
+def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    batch, heads, rows, dim = query
+    return 2 * batch * heads * rows * key[-2] * (dim + value[-1])
