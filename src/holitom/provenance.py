@@ -20,7 +20,6 @@ SOURCES = (
     "types.py",
     "layout.py",
     "video.py",
-    "colour.py",
     "attach*.py",
     "ops/**/*.py",
     "methods/**/*.py",
