@@ -1,0 +1,105 @@
+"""Tokens drawn on the frames they come from: what survives stays in full colour, what is dropped fades."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from matplotlib.axes import Axes
+from matplotlib.collections import EllipseCollection, PatchCollection
+from matplotlib.patches import Patch, Rectangle
+from PIL import Image
+
+from holitom.figures.style import LOOKS
+from holitom.walkthrough import CARRIED, DYNAMIC, FATES, MERGED
+
+STATIC_COLOUR = LOOKS["HoliTom"].colour
+DYNAMIC_COLOUR = LOOKS["FastV"].colour
+CARRIED_COLOUR = "#A9CDE4"
+DROPPED_COLOUR = "#E6E6E6"
+LONGEST_SIDE = 240  # pixels: about what a frame takes at 200 dpi
+
+
+def draw_tokens(
+    ax: Axes,
+    picture: UInt8[np.ndarray, "height width 3"],
+    fate: Int[np.ndarray, " cells"],
+    grid: tuple[int, int],
+    size: dict[int, float] | None = None,
+) -> None:
+    """One frame with its tokens: dynamic kept = orange frame around the cell in full colour; merged static = blue disc,
+    larger the more tokens it stands for; static cells carried by a disc = blue tint and hatching; dropped = faded.
+
+    fate: one of walkthrough.FATES per cell, raster order; size: source tokens per cell with a merged token.
+    """
+    rows, columns = grid
+    picture = thumbnail(picture)
+    height, width = picture.shape[:2]
+    state = fate.reshape(rows, columns)
+    row_of = np.minimum(np.arange(height) * rows // height, rows - 1)
+    column_of = np.minimum(np.arange(width) * columns // width, columns - 1)
+    cell = state[row_of][:, column_of][..., None]
+    faded = 0.22 * picture + 0.78 * 255
+    carried = 0.50 * picture + 0.50 * np.array([205, 228, 244])
+    shown = np.where(cell == DYNAMIC, picture, np.where(np.isin(cell, (CARRIED, MERGED)), carried, faded))
+    ax.imshow(
+        shown.astype(np.uint8),
+        extent=(0, columns, rows, 0),
+        aspect=(height / rows) / (width / columns),
+        interpolation="lanczos",
+    )
+    place = lambda code: [(int(i) % columns, int(i) // columns) for i in np.flatnonzero(fate == code)]  # noqa: E731
+    ax.add_collection(
+        PatchCollection(
+            [Rectangle((x, y), 1, 1) for x, y in place(CARRIED)],
+            facecolor="none",
+            edgecolor="white",
+            hatch="///",
+            linewidth=0,
+            alpha=0.5,
+        )
+    )
+    ax.add_collection(
+        PatchCollection(
+            [Rectangle((x + 0.08, y + 0.08), 0.84, 0.84) for x, y in place(DYNAMIC)],
+            facecolor="none",
+            edgecolor=DYNAMIC_COLOUR,
+            linewidth=0.9,
+        )
+    )
+    discs = np.flatnonzero(fate == MERGED)
+    if len(discs):
+        weight = np.array([(size or {}).get(int(i), 1.0) for i in discs])
+        short = min(1.0, (width / columns) / (height / rows))  # of a cell, in units of its height
+        across = short * np.clip(0.45 + 0.08 * np.log2(np.maximum(weight, 1.0)), 0.45, 0.95)
+        ax.add_collection(
+            EllipseCollection(
+                across,
+                across,
+                np.zeros(len(discs)),
+                units="y",
+                facecolor=STATIC_COLOUR,
+                edgecolor="white",
+                linewidth=0.4,
+                offsets=[(i % columns + 0.5, i // columns + 0.5) for i in discs],
+                offset_transform=ax.transData,
+            )
+        )
+    ax.set(xlim=(0, columns), ylim=(rows, 0), xticks=[], yticks=[])
+    ax.grid(visible=False)
+
+
+def thumbnail(picture: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+    """The picture reduced to at most LONGEST_SIDE pixels on its longer side."""
+    reduced = Image.fromarray(picture)
+    reduced.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return np.asarray(reduced)
+
+
+def legend_handles() -> list[Patch]:
+    """What each mark of ``draw_tokens`` means, for a legend."""
+    return [
+        Patch(facecolor="white", edgecolor=DYNAMIC_COLOUR, linewidth=1.4, label=FATES[DYNAMIC]),
+        Patch(facecolor=STATIC_COLOUR, edgecolor=STATIC_COLOUR, label=FATES[MERGED] + " (disc)"),
+        Patch(facecolor=CARRIED_COLOUR, edgecolor="white", hatch="/////", label=FATES[CARRIED]),
+        Patch(facecolor=DROPPED_COLOUR, edgecolor="#BBBBBB", label=FATES[0]),
+    ]
