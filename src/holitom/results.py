@@ -14,7 +14,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,6 +28,7 @@ __all__ = ["Record", "Source", "Tier", "code_fingerprint", "load_records", "prov
 
 Tier = Literal["tiny", "speed", "paper"]
 Source = Literal["measured", "derived", "quoted"]
+Number = int | float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,20 +42,20 @@ class Record:
     code: ``code_fingerprint()``.
     """
 
-    value: float
+    value: Number
     unit: str
     metric: str
     experiment: str
     row: str
-    tier: Tier
-    source: Source
+    tier: Tier | str
+    source: Source | str
     n: int | None = None
-    low: float | None = None
-    high: float | None = None
+    low: Number | None = None
+    high: Number | None = None
     method: dict[str, Any] | None = None
-    requested_tokens: float | None = None
-    realised_tokens: float | None = None
-    tokens_per_layer: tuple[float, ...] = ()
+    requested_tokens: Number | None = None
+    realised_tokens: Number | None = None
+    tokens_per_layer: Sequence[Number] = ()
     model: str = ""
     model_revision: str = ""
     benchmark: str = ""
@@ -121,7 +122,7 @@ class Record:
         return cls.from_dict(values)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Record:
+    def from_dict(cls, values: Any) -> Record:
         """As ``from_json``, from a mapping."""
         if not isinstance(values, Mapping):
             raise BadUsage(

@@ -7,9 +7,10 @@ every interval here takes the video as the unit that was drawn. All values are i
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import SupportsFloat
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class Estimate:
     p: float | None = None
 
 
-def interval(correct: Sequence[float], groups: Sequence[Hashable], level: float = 0.95) -> Estimate:
+def interval(correct: Collection[SupportsFloat], groups: Collection[Hashable], level: float = 0.95) -> Estimate:
     """The score in points and its interval, clustered by ``groups`` (one video id per answer).
 
     correct: 0 or 1 (or a partial credit between) per question. Wilson's score interval at the effective sample size
@@ -58,7 +59,7 @@ def interval(correct: Sequence[float], groups: Sequence[Hashable], level: float 
 
 
 def paired_difference(
-    a: Sequence[float], b: Sequence[float], groups: Sequence[Hashable], level: float = 0.95
+    a: Collection[SupportsFloat], b: Collection[SupportsFloat], groups: Collection[Hashable], level: float = 0.95
 ) -> Estimate:
     """Score of ``a`` minus score of ``b`` on the same questions, in points, with interval and p, clustered by video.
 
@@ -76,7 +77,9 @@ def paired_difference(
     return Estimate(100 * float(d.mean()), float(low), float(high), len(d), int(ids.max()) + 1, p)
 
 
-def retained_share(a: Sequence[float], b: Sequence[float], groups: Sequence[Hashable], level: float = 0.95) -> Estimate:
+def retained_share(
+    a: Collection[SupportsFloat], b: Collection[SupportsFloat], groups: Collection[Hashable], level: float = 0.95
+) -> Estimate:
     """Score of ``a`` in per cent of the score of ``b`` on the same questions (the papers' retained share), with
     interval.
 
@@ -145,8 +148,8 @@ def _t_quantile(probability: float, df: int) -> float:
     )
 
 
-def _checked(groups: Sequence[Hashable], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    y = np.asarray(values, dtype=np.float64)
+def _checked(groups: Collection[Hashable], values: Collection[SupportsFloat]) -> tuple[np.ndarray, np.ndarray]:
+    y = np.asarray(list(values), dtype=np.float64)
     if y.ndim != 1 or not len(y):
         raise BadUsage("there are no answers to judge", fix="give one score per question")
     if len(y) != len(groups):
