@@ -1,0 +1,7 @@
+"""The reduction methods, one file per paper. Each is a frozen dataclass; none knows a model library."""
+
+from holitom.methods.fastv import FastV
+from holitom.methods.holitom import HoliTom
+from holitom.methods.holitom_merge import HoliTomMerge
+
+__all__ = ["FastV", "HoliTom", "HoliTomMerge"]

@@ -1,0 +1,221 @@
+"""HoliTom's outer stage (arXiv 2505.21334): cut the video into segments, merge static cells over time, then reduce in
+space. Facts about the release: cokeshao/HoliTom at e9b2972, holitom/llava_arch.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holitom.errors import BadUsage
+from holitom.methods.checks import every_token, need_saliency, refuse_non_finite
+from holitom.ops.clustering import density_peaks
+from holitom.ops.merging import bag_means, merge_members
+from holitom.ops.segmentation import Segments, above, cut, fixed_windows
+from holitom.ops.selection import apportion, keep_count, mask_ids, top_per_row
+from holitom.ops.similarity import neighbour_cosine, row_norms
+from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures, check_budget
+
+
+@dataclass(frozen=True)
+class HoliTom:
+    """Merge over time where a cell stays the same, keep the salient tokens and the density peaks elsewhere.
+
+    tau: cosine above which a cell counts as unchanged from one frame to the next (strict; the paper uses 0.65 at a
+    budget of 10 % and 0.80 otherwise). beta: weight of a cluster's centre against the mean of its other members (None:
+    plain mean of all). k: neighbours in the density of DPC-KNN. max_window: longest segment, in frames.
+    counts "released": ceil per frame for dynamic tokens, round per segment for static ones, as in the release, so the
+    number of tokens is near budget * T * N. counts "exact": round(budget * T * N) tokens, shared by largest remainder.
+    In both, a nearly static video ends below the budget, because merging over time alone goes that far.
+
+    Ablations: segmentation "fixed" (windows of ``max_window`` frames) or "none"; static_by / dynamic_by choose between
+    "cluster" and "saliency" for the tokens that are merged over time and for the others.
+
+    Output order: for each segment its static tokens by cell (owned by its first frame), then its dynamic tokens by
+    frame and cell. ``size`` counts the source tokens behind each token: frames times cluster members.
+
+    Deviations from the release: budget 1 returns every token unchanged (the release would still merge over time); no
+    random noise on densities, ties go to the lowest index; at least one token is kept; the release's option to give a
+    share of a frame's dynamic budget to clusters (D > 0) is left out, because it fails there.
+    """
+
+    tau: float = 0.8
+    beta: float | None = 0.6
+    k: int = 7
+    max_window: int = 1024
+    counts: Literal["released", "exact"] = "released"
+    segmentation: Literal["dp", "fixed", "none"] = "dp"
+    static_by: Literal["cluster", "saliency"] = "cluster"
+    dynamic_by: Literal["saliency", "cluster"] = "saliency"
+
+    positions: ClassVar[Positions] = "contiguous"
+
+    def __post_init__(self) -> None:
+        _one_of("counts", self.counts, ("released", "exact"))
+        _one_of("segmentation", self.segmentation, ("dp", "fixed", "none"))
+        _one_of("static_by", self.static_by, ("cluster", "saliency"))
+        _one_of("dynamic_by", self.dynamic_by, ("saliency", "cluster"))
+        if self.k < 1 or self.max_window < 1:
+            raise BadUsage(f"k={self.k}, max_window={self.max_window}: both count from 1", fix="use positive integers")
+        if self.beta is not None and not 0 <= self.beta <= 1:
+            raise BadUsage(f"beta {self.beta} is outside [0, 1]", fix="use the released 0.6, or None for a plain mean")
+
+    @property
+    def requires(self) -> frozenset[str]:
+        return frozenset({"saliency"} if "saliency" in (self.static_by, self.dynamic_by) else ())
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """ "golden" for what the release computes, "reconstruction" for the ablations it has no code for."""
+        released = (self.counts, self.segmentation, self.static_by, self.dynamic_by)
+        return "golden" if released == ("released", "dp", "cluster", "saliency") else "reconstruction"
+
+    def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
+        """Reduce one video to about ``budget * T * N`` tokens. One copy to the host (the similar pairs as booleans).
+
+        Raises BadUsage for a budget outside (0, 1], a missing saliency, or a NaN in tokens or saliency.
+        """
+        budget = check_budget(budget)
+        saliency = need_saliency(self, video)
+        norms = row_norms(video.tokens)
+        similar = above(neighbour_cosine(video.tokens, norms), self.tau)
+        similar = refuse_non_finite(video, norms, similar)
+        if budget == 1.0:
+            return every_token(video)
+        plan = self._plan(similar, budget)
+        static, size, static_ids = self._merge_static(video.tokens, saliency, plan)
+        dynamic_ids, dynamic, dynamic_size = self._keep_dynamic(video.tokens, saliency, plan)
+        return _assemble(video, plan, (static_ids, static, size), (dynamic_ids, dynamic, dynamic_size))
+
+    def segments(self, video: VideoFeatures) -> Segments:
+        """The segments alone, with the static cells of each: what the method notebook draws."""
+        norms = row_norms(video.tokens)
+        return self._cut(refuse_non_finite(video, norms, above(neighbour_cosine(video.tokens, norms), self.tau)))
+
+    def _cut(self, similar: np.ndarray) -> Segments:
+        if self.segmentation == "dp":
+            return cut(similar, self.max_window)
+        return fixed_windows(similar, self.max_window if self.segmentation == "fixed" else 1)
+
+    def _plan(self, similar: np.ndarray, budget: float) -> _Plan:
+        segments = self._cut(similar)
+        cells = similar.shape[1]
+        n_static = segments.static.sum(axis=1)
+        dynamic = ~np.repeat(segments.static, segments.lengths, axis=0)
+        n_dynamic = dynamic.sum(axis=1)
+        total = dynamic.shape[0] * cells
+        left = total - segments.removed
+        if self.counts == "exact":
+            share = apportion(np.concatenate([n_static, n_dynamic]), max(1, round(budget * total)))
+            keep_static, keep_dynamic = np.split(share, [len(segments)])
+        else:
+            ratio = min(budget / (left / total), 1)
+            keep_static = np.array([keep_count(int(n), ratio, "round") for n in n_static])
+            keep_dynamic = np.array([keep_count(int(n), ratio, "ceil") for n in n_dynamic])
+            if not keep_static.sum() + keep_dynamic.sum():
+                keep_static[np.argmax(n_static)] = 1
+        return _Plan(segments, dynamic, keep_static, keep_dynamic)
+
+    def _merge_static(self, tokens: Tensor, saliency: Tensor | None, plan: _Plan) -> tuple[Tensor, Tensor, Tensor]:
+        """Means over time of the static cells, then one token per cluster (or per salient cell): rows, sizes, flat ids."""
+        frames, cells, _ = tokens.shape
+        alive = plan.segments.static & (plan.keep_static > 0)[:, None]
+        segment, cell = np.nonzero(alive)
+        length = plan.segments.lengths[segment]
+        offsets = np.cumsum(length) - length
+        step = np.arange(length.sum()) - np.repeat(offsets, length)
+        first = plan.segments.first[segment] * cells + cell
+        members = _to(np.repeat(first, length) + step * cells, tokens)
+        means = bag_means(tokens.reshape(frames * cells, -1), members, _to(offsets, tokens))
+        sizes, keep = alive.sum(axis=1)[plan.keep_static > 0], plan.keep_static[plan.keep_static > 0]
+        if self.static_by == "saliency":
+            salient = bag_means(saliency.reshape(-1, 1), members, _to(offsets, tokens))[:, 0]
+            chosen = _top_per_group(salient, alive, plan.keep_static)
+            return means[chosen], _to(length, tokens)[chosen].float(), _to(first, tokens)[chosen]
+        merged, count, chosen = self._cluster(means, sizes, keep, tokens)
+        return merged, count * _to(length, tokens)[chosen], _to(first, tokens)[chosen]
+
+    def _keep_dynamic(
+        self, tokens: Tensor, saliency: Tensor | None, plan: _Plan
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Flat ids of the dynamic tokens that are kept; merged rows and sizes too if they are clusters, not selections."""
+        if self.dynamic_by == "saliency":
+            score = saliency.masked_fill(~_to(plan.dynamic, tokens), -torch.inf)
+            mask = top_per_row(score, _to(plan.keep_dynamic, tokens))
+            return mask_ids(mask.flatten(), int(plan.keep_dynamic.sum())), None, None
+        alive = plan.dynamic & (plan.keep_dynamic > 0)[:, None]
+        ids = _to(np.flatnonzero(alive), tokens)
+        rows = tokens.reshape(-1, tokens.shape[-1])[ids]
+        occupied = plan.keep_dynamic > 0
+        merged, count, chosen = self._cluster(rows, alive.sum(axis=1)[occupied], plan.keep_dynamic[occupied], tokens)
+        return ids[chosen], merged, count
+
+    def _cluster(
+        self, rows: Tensor, sizes: np.ndarray, clusters: np.ndarray, tokens: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        room = tokens.numel() * tokens.element_size() // 4  # workspace of at most the size of the input
+        centre, owner = density_peaks(rows, sizes, clusters, self.k, room)
+        chosen = mask_ids(centre, int(clusters.sum()))
+        return *merge_members(rows, owner, chosen, self.beta), chosen
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the host decides: segments; dynamic [T, N]; how many tokens each segment's static part and each frame keeps."""
+
+    segments: Segments
+    dynamic: np.ndarray
+    keep_static: np.ndarray
+    keep_dynamic: np.ndarray
+
+
+def _assemble(
+    video: VideoFeatures,
+    plan: _Plan,
+    static: tuple[Tensor, Tensor, Tensor],
+    dynamic: tuple[Tensor, Tensor | None, Tensor | None],
+) -> TokenSet:
+    """Put the two kinds in order: static tokens of a segment, then its dynamic ones. One gather for all tokens."""
+    static_ids, static_rows, static_size = static
+    dynamic_ids, dynamic_rows, dynamic_size = dynamic
+    group = np.concatenate(
+        [np.arange(len(plan.segments)), np.repeat(np.arange(len(plan.segments)), plan.segments.lengths)]
+    )
+    kept = np.concatenate([plan.keep_static, plan.keep_dynamic])
+    order = np.argsort(group, kind="stable")
+    begin = np.empty_like(kept)
+    begin[order] = np.cumsum(kept[order]) - kept[order]
+    slot = np.repeat(begin - (np.cumsum(kept) - kept), kept) + np.arange(kept.sum())
+    split = int(plan.keep_static.sum())
+    here, there = _to(slot[:split], video.tokens), _to(slot[split:], video.tokens)
+
+    ids = torch.empty(len(slot), dtype=torch.long, device=video.tokens.device)
+    ids[here], ids[there] = static_ids, dynamic_ids
+    tokens = video.tokens.reshape(-1, video.tokens.shape[-1])[ids]
+    tokens[here] = static_rows.to(tokens.dtype)
+    size = torch.ones(len(slot), device=ids.device)
+    size[here] = static_size
+    if dynamic_rows is not None:
+        tokens[there], size[there] = dynamic_rows.to(tokens.dtype), dynamic_size
+    return TokenSet(tokens, ids // video.cells, ids % video.cells, size)
+
+
+def _top_per_group(score: Tensor, alive: np.ndarray, counts: np.ndarray) -> Tensor:
+    table = score.new_full(alive.shape, -torch.inf)
+    mask = _to(alive, score)
+    table[_to(np.nonzero(alive)[0], score), _to(np.nonzero(alive)[1], score)] = score
+    keep = top_per_row(table, _to(counts, score)) & mask
+    row_of = mask.flatten().cumsum(0) - 1
+    return row_of[mask_ids(keep.flatten(), int(counts.sum()))]
+
+
+def _to(array: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise BadUsage(f"{name}={value!r} is unknown", fix=f"choose from {', '.join(allowed)}")
