@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from holitom import paths
 from holitom.colour import colour_features
 from holitom.errors import BadUsage
 from holitom.figures.method import method_figure
@@ -28,8 +29,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    p = _Parser(prog="holitom demo", description="Show on a video which tokens HoliTom merges, keeps and drops.")
-    p.add_argument("--video", required=True, type=Path, help="a video file")
+    p = _Parser(prog="./reproduce.sh demo", description="Show on a video which tokens HoliTom merges, keeps and drops.")
+    p.add_argument("--video", type=Path, help="a video file (default: the clip that comes with the kit)")
     p.add_argument("--frames", type=int, default=32, help="frames sampled evenly from it (default 32)")
     p.add_argument("--budget", type=float, default=0.1, help="share of visual tokens to keep, in (0, 1] (default 0.1)")
     p.add_argument("--tau", type=float, default=0.8, help="cosine above which a cell counts as unchanged (default 0.8)")
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "a question needs a model to answer it",
             fix="add --model with a LLaVA-OneVision checkpoint, or leave --question out",
         )
-    frames = load_frames(args.video, args.frames)
+    video = args.video or paths.data("videos", "three_shots.mp4")
+    frames = load_frames(video, args.frames)
     method = HoliTom(tau=args.tau)
     answer = None
     if args.model:
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         note = f"features of {Path(args.model).name}"
     else:
         found, note = walk(colour_features(torch.from_numpy(frames.pixels)), method, args.budget), NO_MODEL
-    saved = picture(frames, found, name=f"demo_{args.video.stem}", title=args.video.name, note=note, folder=args.out)
+    saved = picture(frames, found, name=f"demo_{video.stem}", title=video.name, note=note, folder=args.out)
     for line in report(frames, found):
         print(line)
     if answer is not None:
@@ -74,7 +76,7 @@ def picture(
 ) -> Saved:
     """Draw and write the page of ``method_figure`` for one video."""
     fig, data = method_figure(
-        frames, found, title=f"HoliTom on {title}: {len(frames)} frames, budget {found.budget:.3g}"
+        frames, found, title=f"HoliTom on {title}: {len(frames)} frames, budget {100 * found.budget:.3g} %"
     )
     return save(fig, name, here("tiny", note=note), data, folder=folder)
 

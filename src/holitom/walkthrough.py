@@ -9,24 +9,24 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from holitom.methods import HoliTom
-from holitom.ops.segmentation import best_segments
-from holitom.ops.similarity import neighbour_similarity
+from holitom.ops.segmentation import Segments
+from holitom.ops.similarity import neighbour_cosine
 from holitom.types import TokenSet, VideoFeatures
 
 DROPPED, CARRIED, DYNAMIC, MERGED = range(4)
-FATES = ("dropped", "static, carried by a merged token", "dynamic, kept", "static, kept as a merged token")
+FATES = ("dropped", "static, carried by a merged token", "kept as it is", "static, kept as a merged token")
 
 
 @dataclass(frozen=True)
 class Walk:
-    """What happened to every cell of a video. segments: first and last frame of each, inclusive; static: cells whose
+    """What happened to every cell of a video. found: the segments and their static cells; static: cells whose
     similarity stays above tau through their whole segment; fate: one of DROPPED, CARRIED, DYNAMIC, MERGED per cell."""
 
     video: VideoFeatures
     method: HoliTom
     budget: float
     similarity: Float[Tensor, "pairs cells"]
-    segments: tuple[tuple[int, int], ...]
+    found: Segments
     static: Bool[Tensor, "frames cells"]
     kept: TokenSet
     fate: Int[Tensor, "frames cells"]
@@ -41,9 +41,14 @@ class Walk:
         return len(self.kept) / self.total
 
     @property
+    def segments(self) -> list[tuple[int, int]]:
+        """First and last frame of each segment, inclusive."""
+        return self.found.pairs
+
+    @property
     def removed_by_time(self) -> int:
         """Tokens that temporal merging alone removes: what the segmentation maximises."""
-        return sum(int(self.static[first].sum()) * (last - first) for first, last in self.segments)
+        return self.found.removed
 
     def per_frame(self, fate: int) -> Int[Tensor, " frames"]:
         """How many cells of each frame met ``fate``."""
@@ -56,19 +61,15 @@ def walk(video: VideoFeatures, method: HoliTom, budget: float) -> Walk:
     The kept tokens come from ``method`` itself; the steps before come from the same operations with the same
     parameters.
     """
-    similarity = neighbour_similarity(video.tokens)
-    segments = tuple(
-        (int(first), int(last)) for first, last in best_segments(similarity, method.tau, method.max_window)
-    )
-    static = torch.zeros(video.frames, video.cells, dtype=torch.bool)
-    for first, last in segments:
-        if last > first:
-            static[first : last + 1] = (similarity[first:last] > method.tau).all(dim=0)
+    similarity = neighbour_cosine(video.tokens)
+    found = method.segments(video)
+    static = torch.from_numpy(found.static).repeat_interleave(torch.from_numpy(found.lengths), dim=0)
     kept = method(video, budget)
-    fate = torch.full((video.frames, video.cells), DROPPED)
-    fate[static] = CARRIED
-    alive = torch.zeros_like(static)
+    alive, merged = torch.zeros_like(static), torch.zeros_like(static)
     alive[kept.frame, kept.cell] = True
-    fate[alive & static] = MERGED
-    fate[alive & ~static] = DYNAMIC
-    return Walk(video, method, budget, similarity, segments, static, kept, fate)
+    if kept.size is not None:
+        merged[kept.frame, kept.cell] = kept.size > 1
+    fate = torch.where(static, CARRIED, DROPPED)
+    fate[alive] = DYNAMIC
+    fate[merged & static] = MERGED
+    return Walk(video, method, budget, similarity, found, static, kept, fate)

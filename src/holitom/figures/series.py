@@ -1,0 +1,128 @@
+"""One panel of scores: a line per method, intervals, hollow quoted and filled measured points, the unreduced model
+dashed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from holitom.errors import BadUsage
+from holitom.figures.style import INK, LOOKS, MUTED, direct_labels, look, marker_style, require_sources
+
+COLUMNS = ("method", "x", "y", "low", "high", "source")
+MOST_DIRECT = 8  # more lines than this get a legend instead of labels at their ends
+
+
+def check_points(points: pd.DataFrame) -> pd.DataFrame:
+    """Points to plot: method, x, y, low, high (NaN where no interval is known) and a source for each. BadUsage
+    otherwise."""
+    missing = [name for name in COLUMNS if name not in points.columns]
+    if "source" in points.columns:
+        require_sources(points)
+    if missing:
+        raise BadUsage(
+            f"the points of a panel lack {', '.join(missing)}", fix="give one row per point with these columns"
+        )
+    bare = points[(points["source"] == "measured") & points[["low", "high"]].isna().any(axis=1)]
+    if len(bare):
+        raise BadUsage(
+            f"{len(bare)} measured points have no interval, the first is {bare.iloc[0].to_dict()}",
+            fix="give low and high",
+        )
+    return points
+
+
+def draw_panel(
+    ax: Axes,
+    points: pd.DataFrame,
+    *,
+    xlabel: str,
+    ylabel: str = "",
+    title: str = "",
+    log: bool = False,
+    ticks: Sequence[float] = (),
+    labels: bool = True,
+    ylim: tuple[float, float] | None = None,
+    dodge: float = 0.0,
+) -> None:
+    """Draw ``check_points`` data. The rows of ``baseline`` that have no x become a dashed line across the panel with
+    its interval as a band; all other methods become lines (or single points) through their rows in the order of x."""
+    points = check_points(points)
+    flat = points[points["x"].isna()]
+    lines = points[points["x"].notna()]
+    for row in flat.itertuples():
+        if pd.notna(row.low):
+            ax.axhspan(row.low, row.high, color=look(row.method).colour, alpha=0.07, lw=0)
+        ax.axhline(row.y, color=look(row.method).colour, lw=1.1, ls="--", zorder=1.5)
+    order = [name for name in LOOKS if name in set(lines["method"])]
+    ends = []
+    for place, method in enumerate(order):
+        mine = lines[lines["method"] == method].sort_values("x")
+        mine = mine.assign(x=mine["x"] + dodge * (place - (len(order) - 1) / 2))
+        for source, part in mine.groupby("source", sort=False):
+            style = marker_style(method, str(source))
+            ax.errorbar(
+                part["x"],
+                part["y"],
+                yerr=_errors(part),
+                ls=look(method).dash if len(part) > 1 else "none",
+                capsize=2,
+                elinewidth=0.8,
+                capthick=0.8,
+                lw=1.4 if source != "quoted" else 1.1,
+                ms=6 if method != "Vanilla" else 9,
+                zorder=3 if method.startswith("HoliTom") else 2,
+                label=method,
+                **style,
+            )
+        ends.append((float(mine["x"].iloc[-1]), float(mine["y"].iloc[-1]), baseline_name(method), look(method).colour))
+    if log:
+        ax.set_xscale("log")
+    if ticks:
+        ax.xaxis.set_major_locator(FixedLocator(list(ticks)))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.set_ylim(*(ylim or limits(points)))
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    if title:
+        ax.set_title(title)
+    for row in flat.itertuples():
+        ax.annotate(
+            f"{baseline_name(row.method)} {row.y:.1f}",
+            (0.01, row.y),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 2),
+            textcoords="offset points",
+            fontsize=7,
+            color=INK,
+        )
+    if labels and len(ends) <= MOST_DIRECT:
+        direct_labels(ax, ends)
+    elif len(ends) > MOST_DIRECT:
+        ax.legend(ncols=2, loc="lower right")
+
+
+def baseline_name(method: str) -> str:
+    """How the unreduced model is called in a figure."""
+    return "all tokens" if method == "Vanilla" else method
+
+
+def limits(points: pd.DataFrame) -> tuple[float, float]:
+    """Room below (also for a remark) and above the data, intervals included."""
+    low = float(points[["y", "low"]].min(axis=None))
+    high = float(points[["y", "high"]].max(axis=None))
+    return low - max((high - low) * 0.13, 0.2), high + max((high - low) * 0.08, 0.2)
+
+
+def note(ax: Axes, text: str) -> None:
+    """A remark in the lower left corner of a panel."""
+    ax.annotate(text, (0.01, 0.015), xycoords="axes fraction", fontsize=6.5, color=MUTED, va="bottom", ha="left")
+
+
+def _errors(part: pd.DataFrame) -> list[list[float]] | None:
+    if part[["low", "high"]].isna().any(axis=None):
+        return None
+    return [(part["y"] - part["low"]).clip(lower=0).tolist(), (part["high"] - part["y"]).clip(lower=0).tolist()]
