@@ -120,7 +120,7 @@ class HoliTom:
         return _Plan(segments, dynamic, keep_static, keep_dynamic)
 
     def _merge_static(self, tokens: Tensor, saliency: Tensor | None, plan: _Plan) -> tuple[Tensor, Tensor, Tensor]:
-        """Means over time of the static cells, then one token per cluster (or per salient cell): rows, sizes, flat ids."""
+        """Means over time of the static cells, then one token per cluster (or salient cell): rows, sizes, flat ids."""
         frames, cells, _ = tokens.shape
         alive = plan.segments.static & (plan.keep_static > 0)[:, None]
         segment, cell = np.nonzero(alive)
@@ -141,7 +141,7 @@ class HoliTom:
     def _keep_dynamic(
         self, tokens: Tensor, saliency: Tensor | None, plan: _Plan
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Flat ids of the dynamic tokens that are kept; merged rows and sizes too if they are clusters, not selections."""
+        """Flat ids of the dynamic tokens that are kept; merged rows and sizes too if they are clusters."""
         if self.dynamic_by == "saliency":
             score = saliency.masked_fill(~_to(plan.dynamic, tokens), -torch.inf)
             mask = top_per_row(score, _to(plan.keep_dynamic, tokens))
@@ -164,7 +164,7 @@ class HoliTom:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the host decides: segments; dynamic [T, N]; how many tokens each segment's static part and each frame keeps."""
+    """What the host decides: the segments, the dynamic tokens [T, N], and how many tokens each part keeps."""
 
     segments: Segments
     dynamic: np.ndarray

@@ -23,10 +23,10 @@ class HoliTomMerge:
 
     layer: first layer that sees the shorter sequence (the paper's K, 18 of 28 for 7B); ratio: share of visual tokens
     folded away (its R); round(V * (1 - ratio)) stay, half to even as in the release, at least one.
-    average "running": the release's repeated halving in ascending order, so that the last folded token weighs one half;
-    "mean": a true mean of each group. Nearness is the cosine of the states before merging, in float32.
-    causal False and include_newlines True: what the release does (layer - 1 attends without a causal mask in prefill, and
-    newline embeddings are visual tokens that may be folded). The defaults follow the paper's text.
+    average "running": the release's repeated halving in ascending order, so that the last folded token weighs one
+    half; "mean": a true mean of each group. Nearness is the cosine of the states before merging, in float32.
+    causal False and include_newlines True: what the release does (layer - 1 attends without a causal mask in prefill,
+    and newline embeddings are visual tokens that may be folded). The defaults follow the paper's text.
     """
 
     layer: int
@@ -53,7 +53,7 @@ class HoliTomMerge:
     def __call__(
         self, hidden: Float[Tensor, "seq dim"], score: Float[Tensor, " seq"], visual: Int[Tensor, " visual"], n0: int
     ) -> tuple[Int[Tensor, " kept"], Float[Tensor, "kept dim"]]:
-        """hidden [S, D] entering ``layer``, score [S] (mean over heads), visual: ascending ids -> (ids [S'], states)."""
+        """hidden [S, D] entering ``layer``, score [S] (mean over heads), visual: ascending ids -> (ids [S'], rows)."""
         kept = kept_visual(score, visual, self.ratio)
         if kept.shape[0] == visual.shape[0]:
             return torch.arange(hidden.shape[0], device=hidden.device), hidden

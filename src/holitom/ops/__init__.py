@@ -1,1 +1,1 @@
-"""Pure tensor functions: no model, no state, no host copy that is not named in a docstring. Ties go to the lowest index."""
+"""Pure tensor functions: no model, no state, no copy to the host that a docstring does not name. Ties: lowest index."""

@@ -22,9 +22,9 @@ def density_peaks(
     Returns the centre mask [n] and, for each row, the row id of its centre (a centre's own id).
 
     As in the release: distance = Euclidean / sqrt(dim); density = exp(-mean squared distance to the k nearest rows,
-    itself among them, k at most the number of clusters); delta = distance to the nearest denser row, for the densest the
-    largest distance in its group; centres = highest density * delta. Deviation: the release adds random noise of 1e-6
-    to break ties between densities; here the lower id counts as the denser one, so results are reproducible.
+    itself among them, k at most the number of clusters); delta = distance to the nearest denser row, for the densest
+    the largest distance in its group; centres = highest density * delta. Deviation: the release adds random noise of
+    1e-6 to break ties between densities; here the lower id counts as the denser one, so results are reproducible.
     """
     sizes, clusters = np.asarray(sizes, dtype=np.int64), np.asarray(clusters, dtype=np.int64)
     start = np.cumsum(sizes) - sizes

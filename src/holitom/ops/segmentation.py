@@ -96,7 +96,7 @@ def cut(similar: np.ndarray, max_window: int = 1024) -> Segments:
 
 
 def fixed_windows(similar: np.ndarray, length: int) -> Segments:
-    """Windows of ``length`` frames whatever the similarities: what a global optimum is compared with. 1 merges nothing."""
+    """Windows of ``length`` frames whatever the similarities, to compare the optimum with; 1 merges nothing."""
     frames = similar.shape[0] + 1
     runs = run_lengths(torch.from_numpy(similar)).numpy()
     return _segments(np.arange(0, frames, max(1, length)), runs, frames)

@@ -17,7 +17,7 @@ Rounding = Literal["ceil", "floor", "round"]
 
 
 def keep_count(n: int, ratio: float, mode: Rounding) -> int:
-    """``n * ratio`` as a count in [0, n]; "round" is Python's (half to even). The releases differ in the mode they use."""
+    """``n * ratio`` as a count in [0, n]; "round" is Python's (half to even). The releases differ in their mode."""
     if mode not in ("ceil", "floor", "round"):
         raise BadUsage(f"unknown rounding {mode!r}", fix="use 'ceil', 'floor' or 'round'")
     value = {"ceil": math.ceil, "floor": math.floor, "round": round}[mode](n * ratio)
