@@ -1,6 +1,6 @@
 """Does an environment hold what the kit needs? Compares installed versions with pyproject.toml and the lock files.
 
-Standard library only, and runnable by path before anything is installed: ``python -P src/holitom/pins.py declared|locked``.
+Standard library only, and runnable by path before anything is installed: ``python -P src/holitom/pins.py locked``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from urllib.parse import unquote, urlparse
 
 DISTRIBUTION = "holitom-repro"
-LOCK_FILES = ("core", "eval", "notebooks", "dev", "lmms-eval")  # installed on every host; eval-gpu only for the paper tier
+LOCK_FILES = ("core", "eval", "notebooks", "dev", "lmms-eval")  # on every host; eval-gpu only for the paper tier
 GROUPS = ("eval", "notebooks", "dev")
 
 Reading = Literal["declared", "locked"]
@@ -42,7 +42,7 @@ def locked(root: Path) -> dict[str, str]:
 
 
 def declared(root: Path) -> list[str]:
-    """The requirement strings of pyproject.toml (core and the groups every host installs), plus the one of lmms-eval."""
+    """The requirement strings of pyproject.toml (core and the groups every host installs), and lmms-eval."""
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     requirements = list(project["dependencies"])
     for group in GROUPS:

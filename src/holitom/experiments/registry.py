@@ -1,0 +1,110 @@
+"""The experiments: which question each answers, in which notebook, and what it costs in every tier. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from holitom.errors import BadUsage
+from holitom.suggestions import nearest
+
+TIERS = ("tiny", "speed", "paper")
+CPU, GPU = "2 CPU cores", "1 GPU of 80 GB"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Minutes from an empty cache on ``hardware``; ``measured`` False: an estimate that nobody has timed yet."""
+
+    minutes: float
+    hardware: str
+    measured: bool = True
+
+    def __str__(self) -> str:
+        span = f"{self.minutes:.0f} min" if self.minutes < 120 else f"{self.minutes / 60:.0f} h"
+        return f"{span}, {self.hardware}" + ("" if self.measured else " (estimate)")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One question with one notebook. costs: tier -> Cost; a tier that is absent does not offer the experiment.
+
+    measures: the notebook reads cells (settings x benchmarks) that are computed before it, in the terminal.
+    """
+
+    name: str
+    question: str
+    notebook: str
+    costs: dict[str, Cost]
+    measures: bool = False
+
+    @property
+    def target(self) -> str:
+        """Its name on the command line."""
+        return target(self.name)
+
+
+def target(name: str) -> str:
+    """fig_inner -> fig-inner: the command line spells names with hyphens."""
+    return name.replace("_", "-")
+
+
+def _anywhere(minutes: float) -> dict[str, Cost]:
+    """The cost of what only calculates: the same in the tiny and the paper tier."""
+    return {"tiny": Cost(minutes, CPU), "paper": Cost(minutes, CPU)}
+
+
+def _measuring(name: str, question: str, tiny: float, paper_hours: float, hardware: str = GPU) -> Experiment:
+    """An experiment whose notebook, of the same name, reads measured cells; the paper tier's cost is an estimate."""
+    costs = {"tiny": Cost(tiny, CPU, measured=False), "paper": Cost(60 * paper_hours, hardware, measured=False)}
+    return Experiment(name, question, name, costs, measures=True)
+
+
+_ALL = (
+    Experiment(
+        "start",
+        "What can be reproduced here, tier by tier, and what would the rest take?",
+        "00_start_here",
+        _anywhere(0.5),
+    ),
+    Experiment(
+        "method",
+        "What does HoliTom do to a real clip: which tokens merge, which survive?",
+        "01_method",
+        _anywhere(0.5),
+    ),
+    Experiment(
+        "flops",
+        "Do the FLOPs columns of Tables 1 and 2 come out to the printed digit, and what do they count?",
+        "02_flops",
+        _anywhere(0.5),
+    ),
+    _measuring("table1", "Table 1: how much of the score is left at 25, 20, 15 and 10 % of the visual tokens?", 15, 20),
+    _measuring("table2", "Table 2: does it hold on other backbones (LLaVA-Video, 72B)?", 10, 40, "8 GPUs of 80 GB"),
+    _measuring("fig_tradeoff", "Teaser figure: score over prefill FLOPs, down to 2 % of the visual tokens", 15, 30),
+    _measuring(
+        "fig_inner", "Inner-LLM ablation: which layer K, which ratio R, and does merging beat dropping?", 15, 30
+    ),
+    _measuring("fig_frames", "More frames: does reduction pay for a longer look at the video?", 15, 30),
+)
+
+EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in _ALL}
+ORDER = ("flops", "table1", "table2", "fig_tradeoff", "fig_inner", "fig_frames", "method", "start")
+"""The order of ``all``: what others reuse first, the overview last, when it has everything to show."""
+
+
+def find(name: str) -> Experiment:
+    """The experiment of a name in either spelling. BadUsage, with the nearest name, for an unknown one."""
+    if experiment := EXPERIMENTS.get(name.replace("-", "_")):
+        return experiment
+    targets = [e.target for e in EXPERIMENTS.values()]
+    raise BadUsage(f"there is no experiment {name!r}{nearest(name, targets)}", fix=f"use one of {', '.join(targets)}")
+
+
+def check_tier(experiment: Experiment, tier: str) -> Cost:
+    """The cost of an experiment in a tier. BadUsage for an unknown tier or one that does not offer it."""
+    if tier not in TIERS:
+        raise BadUsage(f"there is no tier {tier!r}{nearest(tier, TIERS)}", fix=f"use one of {', '.join(TIERS)}")
+    if tier not in experiment.costs:
+        offered = " or ".join(f"--tier {t}" for t in experiment.costs)
+        raise BadUsage(f"{experiment.target} measures nothing in the {tier} tier", fix=f"use {offered}")
+    return experiment.costs[tier]

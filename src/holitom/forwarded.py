@@ -1,0 +1,88 @@
+"""Targets that hand the rest of the line on: the demo, training, the benchmark, JupyterLab, and the tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import import_module
+
+from holitom import caches, machine, paths
+from holitom.errors import BadUsage, CannotRun
+
+CLIP = ("videos", "three_shots.mp4")
+START = "00_start_here.ipynb"
+
+
+def run(name: str, words: list[str]) -> int:
+    """Run one forwarded target with its own words; returns its exit code."""
+    caches.keep_inside()
+    return {"demo": demo, "train-tiny": train, "bench": bench, "lab": lab, "test": test}[name](words)
+
+
+def demo(words: list[str]) -> int:
+    """HoliTom on one video; without --video on the clip that is shipped."""
+    from holitom.demo import main
+
+    if not any(word in ("-h", "--help", "--video") or word.startswith("--video=") for word in words):
+        clip = paths.data(*CLIP)
+        print(f"no --video given: showing {clip.relative_to(paths.root())}", file=sys.stderr)
+        words = ["--video", str(clip), *words]
+    return main(words) or 0
+
+
+def train(words: list[str]) -> int:
+    """Rebuild the tiny models."""
+    from holitom.tiny.train import main
+
+    return main(words) or 0
+
+
+def bench(words: list[str]) -> int:
+    """The benchmark of the algorithms: ``bench ops``."""
+    if words[:1] not in (["ops"], ["-h"], ["--help"]):
+        asked = f"bench {words[0]!r} is not known" if words else "bench needs to know what to time"
+        raise BadUsage(asked, fix="use ./reproduce.sh bench ops")
+    if words[0] != "ops":
+        print("usage: ./reproduce.sh bench ops\n\nTime and memory of the outer stage against a plain loop, as ratios.")
+        return 0
+    return import_module("holitom.bench").run(words[1:]) or 0
+
+
+def lab(words: list[str]) -> int:
+    """JupyterLab, opened on the first notebook. Replaces this process, so that ctrl-C is JupyterLab's own."""
+    notebook = paths.root() / "notebooks" / START
+    if not notebook.is_file():
+        raise CannotRun(f"{notebook} is missing", fix="restore it: git checkout -- notebooks")
+    os.environ.pop("MPLBACKEND", None)  # the kernel chooses its inline backend
+    command = [sys.executable, "-m", "jupyterlab", str(notebook), f"--ServerApp.root_dir={paths.root()}"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command.append("--allow-root")  # a container's only user; the server keeps its token either way
+    sys.stdout.flush()
+    os.execv(sys.executable, [*command, *words])
+
+
+def test(words: list[str]) -> int:
+    """Style, then every test; the last line is pytest's. Fails (exit 1) at the first step that fails."""
+    root = paths.root()
+    if words[:1] in (["-h"], ["--help"]):
+        print("usage: ./reproduce.sh test [options of pytest]\n\nruff check, ruff format --check, then pytest.")
+        return 0
+    workers = [] if any(word.startswith(("-n", "--numprocesses")) for word in words) else ["-n", str(_workers())]
+    steps = (
+        ["ruff", "check", "--quiet", "."],
+        ["ruff", "format", "--check", "--quiet", "."],
+        ["pytest", *workers, *words],
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # one core for each worker
+    for module, *arguments in steps:
+        print(f"$ {' '.join([module, *arguments])}", flush=True)
+        code = subprocess.run([sys.executable, "-m", module, *arguments], cwd=root, env=environment).returncode
+        if code:
+            print(f"./reproduce.sh: {module} failed (exit {code})", file=sys.stderr)
+            return 130 if code in (130, -2) else 1
+    return 0
+
+
+def _workers() -> int:
+    return max(1, min(4, machine.cores()))
