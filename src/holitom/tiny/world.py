@@ -197,7 +197,13 @@ def _objects(rng, frames, starts, motion, change, glide) -> list[dict[str, Any]]
             later = int(rng.choice([c for c in range(6) if c not in colors]))
             paint[int(rng.integers(2 * seen, length - seen)) :] = later
         objects.append(
-            {"shape": int(shape), "color": int(color), "later": later, "direction": direction, "quadrant": int(quadrant)}
+            {
+                "shape": int(shape),
+                "color": int(color),
+                "later": later,
+                "direction": direction,
+                "quadrant": int(quadrant),
+            }
             | {"scene": scene, "begin": begin, "x": x, "y": y, "colors": paint}
         )
     return objects
