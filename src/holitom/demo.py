@@ -72,13 +72,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def picture(
-    frames: Frames, found: Walk, *, name: str, title: str, note: str = NO_MODEL, folder: Path | None = None
+    frames: Frames,
+    found: Walk,
+    *,
+    name: str,
+    title: str,
+    tier: str = "tiny",
+    note: str = NO_MODEL,
+    folder: Path | None = None,
 ) -> Saved:
     """Draw and write the page of ``method_figure`` for one video."""
-    fig, data = method_figure(
-        frames, found, title=f"HoliTom on {title}: {len(frames)} frames, budget {100 * found.budget:.3g} %"
-    )
-    return save(fig, name, here("tiny", note=note), data, folder=folder)
+    heading = f"HoliTom on {title}: {len(frames)} frames, budget {100 * found.budget:.3g} %"
+    fig, data = method_figure(frames, found, title=heading)
+    return save(fig, name, here(tier, note=note), data, folder=folder)
+
+
+def begins_at(frames: Frames, found: Walk, cut: float) -> bool:
+    """Whether a segment begins with the first sampled frame at or after ``cut`` seconds."""
+    return any(frames.seconds[first - 1] < cut <= frames.seconds[first] for first, _ in found.segments[1:])
 
 
 def report(frames: Frames, found: Walk) -> list[str]:

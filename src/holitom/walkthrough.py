@@ -50,6 +50,11 @@ class Walk:
         """Tokens that temporal merging alone removes: what the segmentation maximises."""
         return self.found.removed
 
+    @property
+    def remaining_ratio(self) -> float:
+        """The share kept of what temporal merging leaves (rho' of the paper), at most 1."""
+        return min(1.0, self.budget / (1 - self.removed_by_time / self.total))
+
     def per_frame(self, fate: int) -> Int[Tensor, " frames"]:
         """How many cells of each frame met ``fate``."""
         return (self.fate == fate).sum(dim=1)

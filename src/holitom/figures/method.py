@@ -79,6 +79,28 @@ def frame_table(frames: Frames, walk: Walk) -> pd.DataFrame:
     )
 
 
+def segment_table(frames: Frames, walk: Walk) -> pd.DataFrame:
+    """One row per segment: its time, its static cells and the tokens that stand for them, its dynamic tokens."""
+    owner = segment_of(walk)
+    rows = []
+    for number, (first, last) in enumerate(walk.segments):
+        static = int(walk.static[first].sum())
+        here = owner == number
+        rows.append(
+            {
+                "segment": f"S{number + 1}",
+                "from (s)": round(float(frames.seconds[first]), 2),
+                "to (s)": round(float(frames.seconds[last]), 2),
+                "frames": last - first + 1,
+                "static cells": static,
+                "merged tokens": int(walk.per_frame(MERGED).numpy()[here].sum()),
+                "dynamic cells": (walk.video.cells - static) * (last - first + 1),
+                "dynamic tokens": int(walk.per_frame(DYNAMIC).numpy()[here].sum()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def segment_of(walk: Walk) -> np.ndarray:
     """The index of the segment each frame belongs to."""
     return np.repeat(np.arange(len(walk.segments)), [last - first + 1 for first, last in walk.segments])
