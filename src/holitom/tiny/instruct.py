@@ -1,8 +1,8 @@
-"""Stage 2: the language model learns to answer questions about clips, several questions per clip in one masked sequence.
+"""Stage 2: the language model learns to answer questions about clips, several questions per clip in one sequence.
 
-Each question block sees the prompt head, the video and itself, at the positions it would have alone: one packed pass gives
-the logits of the ordinary forward. On most batches a random share of the video tokens is dropped, so that the model never
-relies on the raster index of a token.
+Each question block sees the prompt head, the video and itself, at the positions it would have alone: one packed pass
+gives the logits of the ordinary forward. On most batches a random share of the video tokens is dropped, so that the
+model never relies on the raster index of a token.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOST_DROPPED, DROP_CHANCE = 0.8, 0.6
 @dataclass(frozen=True)
 class Lessons:
     """pixels [B, T, 3, 32, 32]; looks [B * T, 16, 30]; scene [B * T]; words [B, Q, L] question, tail and answer;
-    answer_at [B, Q] index of the last tail word; answer [B, Q] word id, -100 where there is no question; type [B, Q]."""
+    answer_at [B, Q] index of the last tail word; answer [B, Q] word id, -100 where nothing is asked; type [B, Q]."""
 
     pixels: Tensor
     looks: Tensor
@@ -75,7 +75,7 @@ def video_rows(
     newline: Float[Tensor, " dim"],
     rows: bool,
 ) -> Float[Tensor, "clips rows dim"]:
-    """The video as the language model sees it: kept tokens, then one newline, or a newline after every non-empty row."""
+    """The video as the language model sees it: kept tokens, then one newline, or one after every non-empty row."""
     clips, count, dim = tokens.shape
     if kept is None:
         kept = torch.arange(count, device=tokens.device).expand(clips, -1)

@@ -33,9 +33,9 @@ def vision_config():
 def build(row_newlines: bool = False):
     """A model with fresh weights from torch's global generator.
 
-    Features come from the last layer but one (``vision_feature_layer=-2``), saliency from the last one: LLaVA-OneVision
-    takes both from the last layer of its truncated tower. ``row_newlines`` gives the LLaVA-Video manner: average pooling
-    and a newline token after every row of cells.
+    Features come from the last layer but one (``vision_feature_layer=-2``), saliency from the last one; LLaVA-OneVision
+    takes both from the last layer of its truncated tower. ``row_newlines`` gives the LLaVA-Video manner: average
+    pooling and a newline token after every row of cells.
     """
     from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Config
 

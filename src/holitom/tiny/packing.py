@@ -35,7 +35,7 @@ def block_attention(
 
 
 def use_block_attention(language_model) -> None:
-    """Let this language model run on packed question blocks (and on nothing else) until another implementation is set."""
+    """Let this language model run on packed question blocks, and on nothing else, until another one is set."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, block_attention)

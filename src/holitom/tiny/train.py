@@ -1,7 +1,7 @@
-"""``./reproduce.sh train-tiny``: rebuild every shipped tiny model from its seed, on CPU or GPU, with progress, resumable.
+"""``./reproduce.sh train-tiny``: rebuild every shipped tiny model from its seed, on CPU or GPU, resumable.
 
-Steps, not minutes, define the recipe. Every step draws its own batch from (seed, stage, step), so a run that was stopped
-and continued sees the same data as one that was not.
+Steps, not minutes, define the recipe. Every step draws its own batch from (seed, stage, step), so a run that was
+stopped and continued sees the same data as one that was not.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def run_stage(stage: Stage, model, heads: nn.Module, optimiser, folder: Path, de
             save()
             saved = last = time.monotonic()
     bar.close()
-    return curve + [{"step": step, "seconds": round(seconds), "end": True}]
+    return [*curve, {"step": step, "seconds": round(seconds), "end": True}]
 
 
 def decayed(parameters, decay: float) -> list[dict]:

@@ -28,8 +28,9 @@ CHANCE = {kind: 1 / len(choices) for kind, choices in CHOICES.items()}
 
 PAD, UNKNOWN, START, END, IMAGE, VIDEO = "<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"
 _SPECIAL = (PAD, UNKNOWN, START, END, IMAGE, VIDEO, "user", "assistant")
-_GRAMMAR = tuple(
-    "what color is the shape where which way does move become appeared first last how many shapes scenes in scene ? of".split()
+_GRAMMAR = (
+    *("what", "color", "is", "the", "shape", "where", "which", "way", "does", "move", "become", "appeared", "first"),
+    *("last", "how", "many", "shapes", "scenes", "in", "scene", "?", "of"),
 )
 WORDS = tuple(dict.fromkeys(_SPECIAL + _GRAMMAR + SHAPES + (NEEDLE,) + COLORS + SCENES + DIRECTIONS + PLACES + NUMBERS))
 WORD_ID = {word: i for i, word in enumerate(WORDS)}

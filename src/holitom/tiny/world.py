@@ -1,8 +1,8 @@
 """A synthetic video world with exact answers: scenes with cuts or a gliding camera, shapes that appear, move and change
 colour, and a star that shines for an instant.
 
-A clip is drawn at its own frame rate. Durations scale with the number of frames, so that 32 uniform samples of a clip of
-64 or 128 frames look like a clip of 32: whatever is asked about is visible in at least one of 32 samples.
+A clip is drawn at its own frame rate. Durations scale with the number of frames, so that 32 uniform samples of a clip
+of 64 or 128 frames look like a clip of 32: whatever is asked about is visible in at least one of 32 samples.
 """
 
 from __future__ import annotations
