@@ -283,17 +283,16 @@ def main(argv: list[str]) -> int:
         command = [sys.executable, "-m", "holitom.tiny.train", *argv]
         os.execve(sys.executable, command, os.environ | MALLOC)
     from holitom import paths
+    from holitom.tiny.card import measure
+    from holitom.tiny.card_text import write_card
 
+    out = args.out or paths.data("tiny")
     torch.set_num_threads(args.threads)
     for name in names:
-        train(
-            name,
-            args.out or paths.data() / "tiny",
-            args.work or paths.runs() / "train",
-            args.device,
-            args.workers,
-            args.steps,
-        )
+        train(name, out, args.work or paths.runs("train"), args.device, args.workers, args.steps)
+    for name in names:
+        measure(out / name)
+    write_card(out)
     return 0
 
 
