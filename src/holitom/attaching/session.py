@@ -1,0 +1,174 @@
+"""One ``with reduce_tokens(...)`` block: what is hooked into the model while it lasts, and what the user can ask it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from holitom.attaching.checks import check_cache, check_generation, check_not_training
+from holitom.attaching.continuation import continue_prompt
+from holitom.attaching.decoder import DecoderHooks
+from holitom.attaching.prefill import Prefill, begin_prefill
+from holitom.attaching.stats import RunStats, stage_names
+from holitom.attaching.views import recall
+from holitom.errors import BadUsage
+from holitom.models import Adapter
+from holitom.models.encoding import EncodedVideos
+from holitom.types import Reduction, VideoFeatures
+
+
+class Run:
+    """What ``with reduce_tokens(...) as run`` gives: ``stats``, ``provide`` and ``encode``."""
+
+    def __init__(self, model: nn.Module, adapter: Adapter, reduction: Reduction) -> None:
+        self.reduction = reduction
+        self.stats = RunStats(stage_names(reduction.outer, reduction.inner, reduction.decode))
+        self._model, self._adapter = model, adapter
+        self._decoder = DecoderHooks(adapter, reduction.inner, reduction.decode, self.stats)
+        self._requires = frozenset(reduction.outer.requires) if reduction.outer is not None else frozenset()
+        self._provided: EncodedVideos | None = None
+        self._prefill: Prefill | None = None
+        self._undo: list[Callable[[], None]] = []
+
+    def provide(self, videos: Sequence[VideoFeatures]) -> None:
+        """Features for the next prefill, one per video in prompt order, instead of ``pixel_values_videos``."""
+        if not videos or not all(isinstance(video, VideoFeatures) for video in videos):
+            raise BadUsage(
+                "provide(...) needs a list of VideoFeatures", fix="take it from run.encode(pixel_values_videos)"
+            )
+        self._provided = EncodedVideos(videos=tuple(videos), seconds={})
+
+    @torch.no_grad()
+    def encode(
+        self, pixel_values_videos: Tensor | Sequence[Tensor], saliency: bool | None = None
+    ) -> list[VideoFeatures]:
+        """Run the vision tower once: [B, T, 3, H, W] (or one [T, 3, H, W] per video) -> one VideoFeatures per video.
+
+        Fills what the outer stage requires; saliency True or False overrides that for the saliency.
+        """
+        requires = self._requires
+        if saliency is not None:
+            requires = requires | {"saliency"} if saliency else requires - {"saliency"}
+        return list(self._adapter.encode(pixel_values_videos, requires).videos)
+
+    def install(self) -> None:
+        """Hook into this model instance; ``remove`` takes everything out again."""
+        core, model = self._adapter.core, self._model
+        self._undo += [handle.remove for handle in self._decoder.install()]
+        self._undo.append(core.register_forward_pre_hook(self._before_core, with_kwargs=True).remove)
+        self._undo.append(core.register_forward_hook(self._after_core, with_kwargs=True, always_call=True).remove)
+        self._override(core, "get_video_features", self._get_video_features)
+        if model is not core:
+            self._undo.append(model.register_forward_pre_hook(_refuse_labels, with_kwargs=True).remove)
+            self._override(model, "generate", self._generate)
+
+    def remove(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+        self._decoder.call = self._prefill = self._provided = None
+
+    def _override(self, module: nn.Module, name: str, replacement: Callable[..., Any]) -> None:
+        """Give this instance a method of its own; the class, and every other instance, stay as they are."""
+        original = getattr(module, name)
+        setattr(module, name, functools.wraps(original)(functools.partial(replacement, original)))
+        self._undo.append(functools.partial(delattr, module, name))
+
+    def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        check_generation(self._model, kwargs)
+        if self._provided is not None:
+            if kwargs.get("pixel_values_videos") is not None:
+                raise BadUsage(
+                    "features were provided, and pixel_values_videos are given too", fix="give one of the two"
+                )
+            # carried along by generate, so that generation without a cache finds them at every step
+            kwargs["mm_encoder_outputs"] = {**(kwargs.get("mm_encoder_outputs") or {}), "video": self._provided}
+            self._provided = None
+        return original(*args, **kwargs)
+
+    def _get_video_features(
+        self, original: Callable[..., Any], pixel_values_videos: Any, **kwargs: Any
+    ) -> EncodedVideos:
+        """In place of the model's own: features per video, with what the outer stage requires, from one tower pass."""
+        for name in ("vision_feature_layer", "vision_feature_select_strategy"):
+            if kwargs.get(name) is not None:
+                raise BadUsage(
+                    f"{name} is given in the call", fix=f"set model.config.{name}, which reduce_tokens reads"
+                )
+        return self._adapter.encode(pixel_values_videos, self._requires)
+
+    def _before_core(self, core: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        check_not_training(core)
+        kwargs = {**dict(zip(inspect.signature(core.forward).parameters, args, strict=False)), **kwargs}
+        self._decoder.call = self._prefill = None
+        cache = kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length() > 0:
+            self._continue(kwargs)
+        elif self._has_video(kwargs.get("input_ids")):
+            inside = bool(self._decoder.stages) or self._decoder.decode is not None
+            check_cache(cache, needs_plain_layers=inside)
+            encoded = self._encoded(core, kwargs)
+            self._prefill = begin_prefill(kwargs, encoded, self._adapter, self.reduction, self.stats)
+            self._decoder.call = self._prefill.call
+        return (), kwargs
+
+    def _after_core(self, core: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        if self._prefill is not None and output is not None:
+            self._prefill.finish(self.stats)
+        self._decoder.call = self._prefill = None
+
+    def _continue(self, kwargs: dict[str, Any]) -> None:
+        """A further call on a filled cache: translated if a reduced prompt is in it, untouched if not."""
+        state = recall(kwargs["past_key_values"])
+        if state is not None:
+            self._decoder.call = continue_prompt(kwargs, state)
+        video = (kwargs.get("mm_encoder_outputs") or {}).get("video")
+        if (
+            self._has_video(kwargs.get("input_ids"))
+            or video is not None
+            or kwargs.get("pixel_values_videos") is not None
+        ):
+            self._decoder.call = None
+            raise BadUsage(
+                "a video is given on top of a cache that already holds a conversation",
+                fix="leave pixels and placeholders out of a further turn; for a new video prefill everything again",
+            )
+
+    def _has_video(self, ids: Tensor | None) -> bool:
+        return ids is not None and ids.shape[1] > 1 and bool((ids == self._adapter.video_token_id).any())
+
+    def _encoded(self, core: nn.Module, kwargs: dict[str, Any]) -> EncodedVideos:
+        """The features of this prefill's videos: encoded by generate, provided by the user, or encoded here."""
+        outputs = kwargs.get("mm_encoder_outputs") or {}
+        pixels = kwargs.pop("pixel_values_videos", None)
+        given = outputs.get("video")
+        if given is None and pixels is not None:
+            given = core.get_video_features(pixels)
+            if kwargs.get("pixel_values") is not None:  # the core takes pixels or features, not some of each
+                names = inspect.signature(core.get_image_features).parameters
+                image = core.get_image_features(**{n: kwargs[n] for n in names if kwargs.get(n) is not None})
+                kwargs["mm_encoder_outputs"] = {**outputs, "image": image}
+                kwargs["pixel_values"] = None
+        elif given is None and self._provided is not None:
+            given, self._provided = self._provided, None
+        if getattr(given, "videos", None) is None:
+            raise BadUsage(
+                "the prompt has video placeholders, but no video came with it",
+                fix="give pixel_values_videos, or call run.provide(features) first; features that were encoded outside of "
+                "the block lack what reduction needs",
+            )
+        return given
+
+
+def _refuse_labels(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    if kwargs.get("labels") is not None:
+        raise BadUsage(
+            "labels do not fit a reduced prompt, which has fewer logits than ids",
+            fix="compute losses outside of the block",
+        )
+    if isinstance(kwargs.get("logits_to_keep"), Tensor):
+        raise BadUsage("logits_to_keep as a tensor counts unreduced positions", fix="give the number of last tokens")

@@ -1,0 +1,108 @@
+"""Run one inner stage on a batch: score, reduce every sample by itself, pad again to the longest that remains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from holitom.attaching.calls import Call
+from holitom.attaching.prompt import TEXT, VISUAL
+from holitom.attaching.scores import attention_rows
+from holitom.attaching.views import PromptState, View, pad_left, select_slots
+from holitom.errors import BadUsage
+from holitom.types import Inner
+
+
+def candidates(stage: Inner, kind: Tensor) -> Tensor:
+    """Ids of the tokens that the stage may drop: visual ones, and newlines where it counts them as such."""
+    chosen = kind != TEXT if stage.include_newlines else kind == VISUAL
+    return chosen.nonzero().flatten()
+
+
+def score_samples(
+    call: Call,
+    stage: Inner,
+    view: View,
+    attention: nn.Module,
+    hidden: Tensor,
+    embeddings: tuple[Tensor, Tensor],
+    keys: Tensor | None = None,
+) -> list[Tensor | None]:
+    """The stage's score of every sample, without padding: [S] for query "last" (mean over heads), [heads, rows, S] for
+    "text"; None where there is no video. hidden [B, S, D]: what enters ``attention``; keys [B, kv, S, width]."""
+    scores: list[Tensor | None] = []
+    for b, kind in enumerate(call.kinds):
+        if not len(candidates(stage, kind)):
+            scores.append(None)
+            continue
+        first = len(kind) - 1
+        if stage.query == "text":
+            first = min(first, int((kind != TEXT).nonzero().max()) + 1)
+        rows = attention_rows(
+            attention,
+            view.real(hidden, b),
+            *(view.real(part, b) for part in embeddings),
+            torch.arange(first, len(kind)),
+            keys=None if keys is None else keys[b, :, view.pads[b] :],
+            causal=stage.causal,
+        ).to(hidden.device)
+        scores.append(rows if stage.query == "text" else rows[:, -1].mean(0))
+    return scores
+
+
+def reduce_samples(
+    call: Call, stage: Inner, before: View, hidden: Tensor, scores: list[Tensor | None]
+) -> tuple[Tensor, View]:
+    """hidden [B, S, D] with the layout ``before`` -> the states that remain [B, S', D] and their layout; updates
+    ``call.kinds``."""
+    rows, ids, positions, kinds = [], [], [], []
+    for b, kind in enumerate(call.kinds):
+        states, number, kept = before.real(hidden, b), before.real(before.positions, b), torch.arange(len(kind))
+        visual = candidates(stage, kind)
+        if len(visual):
+            n0 = len(candidates(stage, call.initial[b]))
+            keep, states = stage(states, scores[b], visual.to(hidden.device), n0)
+            kept = _checked(stage, keep, states, kind)
+        place = kept.to(number.device)
+        number = number[place]
+        if stage.positions == "contiguous":
+            number = number[0] + torch.arange(len(number), device=number.device)
+        rows.append(states.to(hidden.dtype))
+        ids.append(before.real(before.ids, b)[place])
+        positions.append(number)
+        kinds.append(kind[kept])
+    shift = before.shift
+    if stage.positions == "contiguous":
+        shift = call.state.next_position - 1 - torch.stack([p[-1] for p in positions])
+    call.kinds = kinds
+    return pad_left(rows, 0), View.of(ids, positions, shift)
+
+
+def prune_past(state: PromptState, layer: int, kept: View, cache: Any) -> None:
+    """Drop from the caches of the layers before ``layer`` what its stage has dropped."""
+    replaced: dict[View, tuple[View, Tensor]] = {}
+    for earlier in range(layer):
+        old = state.views[earlier]
+        if old not in replaced:
+            replaced[old] = old.restricted(kept), old.slots_of(kept)
+        state.views[earlier], slots = replaced[old]
+        held = cache.layers[earlier]
+        held.keys, held.values = (select_slots(t, slots, 2).contiguous() for t in (held.keys, held.values))
+
+
+def _checked(stage: Inner, keep: Tensor, states: Tensor, kind: Tensor) -> Tensor:
+    keep, name = keep.cpu(), type(stage).__name__
+    ascending = len(keep) > 0 and int(keep[0]) >= 0 and bool((keep.diff() > 0).all()) and int(keep[-1]) < len(kind)
+    if not ascending or len(states) != len(keep):
+        raise BadUsage(
+            f"{name} returned {len(keep)} ids and {len(states)} states for {len(kind)} tokens",
+            fix="return strictly ascending ids into the sequence, and one state for each",
+        )
+    lost = torch.ones(len(kind), dtype=torch.bool)
+    lost[candidates(stage, kind)] = False
+    lost[keep] = False
+    if lost.any():
+        raise BadUsage(f"{name} dropped {int(lost.sum())} tokens that are not visual", fix="keep every other token")
+    return keep

@@ -1,0 +1,99 @@
+"""What a vision tower says about a video beyond its features: the attention each patch receives, read from q and k."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from holitom.types import VideoFeatures
+
+CHUNK_BYTES = 64 * 2**20
+"""Size of one float32 block of attention maps [frames, heads, patches, patches]; bounds the memory of a saliency
+pass."""
+
+
+@dataclass
+class EncodedVideos(BaseModelOutputWithPooling):
+    """The features of every video of a call, in order, instead of the pooled tensor a stock model would pass on.
+
+    It travels through ``generate`` as ``mm_encoder_outputs["video"]``. pooler_output stays None, so that beam search
+    does not try to repeat it; the prompt's hook repeats the videos itself."""
+
+    videos: tuple[VideoFeatures, ...] | None = None
+    seconds: dict[str, float] | None = None
+
+
+@dataclass
+class Probe:
+    """What ``probe_attention`` has read after the tower ran: saliency [F, P] float32, keys [F, P, head_dim]."""
+
+    saliency: Tensor | None = None
+    keys: Tensor | None = None
+    seconds: float = 0.0
+    _chunks: list[tuple[Tensor | None, Tensor | None]] = field(default_factory=list)
+
+
+@contextmanager
+def probe_attention(attention: nn.Module, *, saliency: bool, keys: bool) -> Iterator[Probe]:
+    """While the tower runs inside the block, read q and k of ``attention`` from its input; the tower is not changed.
+
+    attention: a SigLIP attention (``q_proj``, ``k_proj``, ``num_heads``, ``head_dim``, ``scale``). The hook is removed
+    when the block ends, also after an exception.
+    """
+    probe = Probe()
+
+    def read(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        start = clock(hidden.device)
+        received = received_attention(module, hidden) if saliency else None
+        probe._chunks.append((received, mean_keys(module, hidden) if keys else None))
+        probe.seconds += clock(hidden.device) - start
+
+    handle = attention.register_forward_pre_hook(read, with_kwargs=True)
+    try:
+        yield probe
+    finally:
+        handle.remove()
+        if probe._chunks and saliency:
+            probe.saliency = torch.cat([a for a, _ in probe._chunks])
+        if probe._chunks and keys:
+            probe.keys = torch.cat([k for _, k in probe._chunks])
+
+
+def received_attention(
+    attention: nn.Module, hidden: Float[Tensor, "frames patches dim"], chunk_bytes: int = CHUNK_BYTES
+) -> Float[Tensor, "frames patches"]:
+    """Mean over heads and queries of softmax(q k^T * scale): each frame's row sums to 1, in float32.
+
+    Equal to the column mean of the released code's [F, heads, P, P] attention map (HoliTom's siglip_encoder), which is
+    never held here: frames are processed in blocks of at most chunk_bytes of scores.
+    """
+    frames, patches, _ = hidden.shape
+    heads, width, scale = attention.num_heads, attention.head_dim, attention.scale
+    out = hidden.new_empty(frames, patches, dtype=torch.float32)
+    step = max(1, chunk_bytes // (4 * heads * patches * patches))
+    for start in range(0, frames, step):
+        x = hidden[start : start + step]
+        q = attention.q_proj(x).unflatten(-1, (heads, width)).transpose(1, 2).float() * scale
+        k = attention.k_proj(x).unflatten(-1, (heads, width)).transpose(1, 2).float()
+        out[start : start + step] = (q @ k.transpose(-1, -2)).softmax(-1).mean(dim=(1, 2))
+    return out
+
+
+def mean_keys(attention: nn.Module, hidden: Float[Tensor, "frames patches dim"]) -> Float[Tensor, "frames patches key"]:
+    """The keys of every patch, mean over heads (the similarity metric of ToMe and VisionZip)."""
+    return attention.k_proj(hidden).unflatten(-1, (attention.num_heads, attention.head_dim)).mean(-2)
+
+
+def clock(device: torch.device) -> float:
+    """Seconds; on CUDA after the queued work has finished, so that a stage is charged for its own kernels."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,120 @@
+"""LLaVA-OneVision as transformers implements it: SigLIP tower, two-layer projector, pooling, Qwen2 (or Llama) decoder.
+
+LLaVA-Video checkpoints in the same format differ in two settings, named as in the LLaVA-NeXT repository and read from
+the model's config: ``mm_spatial_pool_mode`` "bilinear" (default: 27 x 27 patches -> 14 x 14) or "average" (2 x 2
+means, an odd last row and column left out: 27 x 27 -> 13 x 13), and ``mm_newline_position`` "one_token" (default),
+"grid" (a newline per row) or "no_token"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from holitom.errors import BadUsage, UnsupportedModel
+from holitom.models.encoding import EncodedVideos, clock, probe_attention
+from holitom.types import VideoFeatures
+
+NEWLINE_ORDERS = {"one_token": "end", "grid": "row", "no_token": "none"}
+POOL_MODES = ("bilinear", "average")
+
+
+class LlavaOnevision:
+    """Adapter of ``LlavaOnevisionForConditionalGeneration`` (or of its inner ``LlavaOnevisionModel``)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.core = getattr(model, "model", model)
+        self.config: Any = model.config
+        self.text = self.core.language_model
+        self.layers = self.text.layers
+        self.rotary = self.text.rotary_emb
+        self.video_token_id: int = self.config.video_token_id
+        self.pool_mode = getattr(self.config, "mm_spatial_pool_mode", None) or "bilinear"
+        newline_position = getattr(self.config, "mm_newline_position", None) or "one_token"
+        if self.pool_mode not in POOL_MODES:
+            raise UnsupportedModel(
+                f"mm_spatial_pool_mode {self.pool_mode!r} is not known", fix=f"use one of {', '.join(POOL_MODES)}"
+            )
+        if newline_position not in NEWLINE_ORDERS:
+            raise UnsupportedModel(
+                f"mm_newline_position {newline_position!r} is not known", fix=f"use one of {', '.join(NEWLINE_ORDERS)}"
+            )
+        self.newline_order = NEWLINE_ORDERS[newline_position]
+
+    @property
+    def newline(self) -> Tensor:
+        return self.core.image_newline
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a frame after pooling."""
+        side = self.config.vision_config.image_size // self.config.vision_config.patch_size
+        side = -(-side // 2) if self.pool_mode == "bilinear" else side // 2
+        return side, side
+
+    def vision_attention(self) -> nn.Module:
+        """The attention of the tower's last kept layer, found by class name, whatever the path to it."""
+        found = [m for m in self.core.vision_tower.modules() if type(m).__name__.lower() == "siglipattention"]
+        if not found:
+            raise UnsupportedModel(
+                f"the vision tower {type(self.core.vision_tower).__name__} has no SigLIP attention",
+                fix="use a model with a SigLIP tower, or give the features yourself with run.provide(...)",
+            )
+        return found[-1]
+
+    def pool(self, patches: Tensor) -> Tensor:
+        """[F, P, C] -> [F, N, C], as this model pools its features."""
+        if self.pool_mode == "bilinear":
+            return self.core.apply_pooling(patches)
+        side = self.config.vision_config.image_size // self.config.vision_config.patch_size
+        maps = patches.transpose(1, 2).unflatten(2, (side, side))
+        return F.avg_pool2d(maps, kernel_size=2, stride=2).flatten(2).transpose(1, 2)
+
+    def encode(self, pixels: Tensor | Sequence[Tensor], requires: frozenset[str] = frozenset()) -> EncodedVideos:
+        """One tower pass over all frames of all videos: pixels [B, T, 3, H, W], or one [T, 3, H, W] per video.
+
+        requires: the optional VideoFeatures fields to fill. frame_embed is the mean of the frame's tokens: SigLIP's own
+        pooling head is not part of these checkpoints. The features come from ``config.vision_feature_layer``, saliency
+        and keys always from the tower's last layer.
+        """
+        videos = list(pixels)
+        if not videos or any(v.ndim != 4 for v in videos):
+            shapes = [list(v.shape) for v in videos]
+            raise BadUsage(
+                f"pixel_values_videos of shapes {shapes}",
+                fix="give [videos, frames, 3, height, width], or a list of them",
+            )
+        saliency, keys = "saliency" in requires, "keys" in requires
+        frames = videos[0] if len(videos) == 1 else torch.cat(videos)
+        frames = frames.to(self.newline.device)
+        start = clock(frames.device)
+        if saliency or keys:
+            with probe_attention(self.vision_attention(), saliency=saliency, keys=keys) as probe:
+                patches = self._tower(frames)
+        else:
+            probe, patches = None, self._tower(frames)
+        tokens = self.pool(self.core.multi_modal_projector(patches))
+        pooled = {
+            "saliency": self.pool(probe.saliency[..., None]).squeeze(-1) if saliency else None,
+            "keys": self.pool(probe.keys) if keys else None,
+            "frame_embed": tokens.mean(1) if "frame_embed" in requires else None,
+        }
+        seconds = {"vision": clock(frames.device) - start, "saliency": probe.seconds if probe else 0.0}
+        seconds["vision"] -= seconds["saliency"]
+        sizes = [len(v) for v in videos]
+        split = {name: value.split(sizes) for name, value in pooled.items() if value is not None}
+        features = tuple(
+            VideoFeatures(part, self.grid, **{name: parts[i] for name, parts in split.items()})
+            for i, part in enumerate(tokens.split(sizes))
+        )
+        return EncodedVideos(videos=features, seconds=seconds)
+
+    def _tower(self, frames: Tensor) -> Tensor:
+        layer = self.config.vision_feature_layer
+        wanted = True if layer == 0 else layer  # transformers >= 5.20 keeps only these; a true value keeps all before
+        states = self.core.vision_tower(frames, output_hidden_states=wanted, return_dict=True).hidden_states
+        chosen = states[layer] if isinstance(layer, int) else torch.cat([states[i] for i in layer], dim=-1)
+        return chosen[:, 1:] if self.config.vision_feature_select_strategy == "default" else chosen
