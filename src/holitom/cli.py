@@ -67,7 +67,9 @@ def parser() -> argparse.ArgumentParser:
     pace = run.add_mutually_exclusive_group()
     pace.add_argument("--resume", action="store_true", help="keep finished cells (the default)")
     pace.add_argument("--fresh", action="store_true", help="compute every cell again")
-    run.add_argument("--limit", type=_positive, metavar="N", help="only the first N videos of each benchmark: a trial")
+    run.add_argument(
+        "--limit", type=_positive, metavar="N", help="only the first N questions of each benchmark: a trial"
+    )
     run.add_argument("--dry-run", action="store_true", help="say what would be computed, and compute nothing")
     run.add_argument("--strict", action="store_true", help="exit 1 when a checked claim does not hold")
 

@@ -16,6 +16,7 @@ from holitom.evaluation.sweep import Cell
 from holitom.experiments.registry import find
 from holitom.methods import FastV, RandomDrop, SaliencyTopK
 from holitom.methods.presets import preset
+from holitom.paper import TASKS, TINY_TASKS
 from holitom.types import Reduction
 
 PAPER_BUDGETS = (0.25, 0.20, 0.15, 0.10)
@@ -26,14 +27,15 @@ VANILLA = Reduction("Vanilla")
 
 @dataclass(frozen=True)
 class Stage:
-    """What a tier runs on: models by their role, the layers of the 7B-like language model, and the four benchmarks."""
+    """What a tier runs on: models by their role (None: there is none), decoder layers of the OneVision, benchmarks."""
 
     onevision: str
-    video: str
+    video: str | None
+    larger: str | None
+    second: str | None
     layers: int
     benchmarks: tuple[str, ...]
     long: str
-    others: tuple[str, ...] = ()
 
     def at(self, table: str, row: str, budget: float | None = None, model: str | None = None) -> Reduction:
         """The setting of one cell of a paper's table, at the depth of this tier's language model."""
@@ -48,18 +50,20 @@ STAGES = {
     "tiny": Stage(
         onevision="onevision",
         video="video",
+        larger=None,
+        second="onevision-seed1",
         layers=6,
-        benchmarks=("tiny_actions", "tiny_ego", "tiny_long", "tiny_general"),
-        long="tiny_long",
-        others=("onevision-seed1",),
+        benchmarks=tuple(TINY_TASKS.values()),
+        long=TINY_TASKS["longvideobench"],
     ),
     "paper": Stage(
-        onevision="ov-7b",
-        video="video-7b",
+        onevision="llava-hf/llava-onevision-qwen2-7b-ov-hf",
+        video=None,  # LLaVA-Video is published in its authors' own format only
+        larger="llava-hf/llava-onevision-qwen2-72b-ov-hf",
+        second=None,
         layers=28,
-        benchmarks=("mvbench", "egoschema", "longvideobench_val_v", "videomme"),
-        long="longvideobench_val_v",
-        others=("ov-72b",),
+        benchmarks=tuple(TASKS.values()),
+        long=TASKS["longvideobench"],
     ),
 }
 
@@ -107,23 +111,27 @@ def _table1_settings(stage: Stage) -> Iterator[Setting]:
 def _controls(stage: Stage, budgets: Iterable[float]) -> Iterator[Setting]:
     """Rows that could embarrass a method: chance, saliency alone, saliency upside down, and saliency from elsewhere."""
     for budget in budgets:
-        yield "RandomDrop", Reduction("RandomDrop", RandomDrop(seed=0), budget), "own"
-        yield "SaliencyTopK", Reduction("SaliencyTopK", SaliencyTopK(), budget), "own"
-        yield "SaliencyTopK, lowest", Reduction("SaliencyTopK, lowest", SaliencyTopK(lowest=True), budget), "own"
+        yield "Random", Reduction("Random", RandomDrop(seed=0), budget), "own"
+        yield "Saliency top-k", Reduction("Saliency top-k", SaliencyTopK(), budget), "own"
+        yield "Saliency bottom-k", Reduction("Saliency bottom-k", SaliencyTopK(lowest=True), budget), "own"
         for source in ("random", "control"):
             yield f"HoliTom, {source} saliency", stage.at("table1", "HoliTom", budget), source
 
 
 def _table2(stage: Stage) -> list[Cell]:
-    """LLaVA-Video's block, then OneVision's rows for comparison. The tiny tier has no model for the 72B block: its
-    second training seed shows how much of a difference is training luck, and never stands for the larger model."""
-    made = _over("table2", stage.video, 64, _table2_settings(stage, "video-7b"), stage.benchmarks)
-    for model in (stage.onevision, *stage.others):
-        if model == "ov-72b":
-            deep = replace(stage, layers=80)
-            made += _over("table2", model, 32, _table2_settings(deep, "ov-72b"), stage.benchmarks)
-        else:
-            made += _over("table2", model, 32, _seven_b(stage), stage.benchmarks)
+    """LLaVA-Video's block and the 72B block where there is a model for them, then OneVision's rows for comparison.
+
+    The tiny tier has none for the 72B block: its second training seed shows how much of a difference is training luck,
+    and never stands for the larger model.
+    """
+    made = []
+    if stage.video:
+        made += _over("table2", stage.video, 64, _table2_settings(stage, "video-7b"), stage.benchmarks)
+    if stage.larger:
+        deep = replace(stage, layers=80)
+        made += _over("table2", stage.larger, 32, _table2_settings(deep, "ov-72b"), stage.benchmarks)
+    for model in filter(None, (stage.onevision, stage.second)):
+        made += _over("table2", model, 32, _table1_at_15(stage), stage.benchmarks)
     return made
 
 
@@ -134,12 +142,11 @@ def _table2_settings(stage: Stage, model: str) -> Iterator[Setting]:
     yield "HoliTom", stage.at("table2", "HoliTom", 0.15, model=model), "own"
 
 
-def _seven_b(stage: Stage) -> Iterator[Setting]:
-    """Table 2's rows with Table 1's model and settings: shared with Table 1 cell by cell."""
-    yield "Vanilla", VANILLA, "own"
-    yield "FastV", stage.at("table1", "FastV"), "own"
-    yield "HoliTom (w/o M)", stage.at("table1", "HoliTom (w/o M)", 0.15), "own"
-    yield "HoliTom", stage.at("table1", "HoliTom", 0.15), "own"
+def _table1_at_15(stage: Stage) -> Iterator[Setting]:
+    """Table 2's rows with Table 1's model and settings, so that the two tables share these cells."""
+    for row, setting, saliency in _table1_settings(stage):
+        if row in ("Vanilla", "FastV") or (setting.budget == 0.15 and saliency == "own"):
+            yield row, setting, saliency
 
 
 def _fig_tradeoff(stage: Stage) -> list[Cell]:
@@ -147,7 +154,7 @@ def _fig_tradeoff(stage: Stage) -> list[Cell]:
 
 
 def _tradeoff_settings(stage: Stage) -> Iterator[Setting]:
-    yield from _table1_settings(stage)
+    yield from (setting for setting in _table1_settings(stage) if setting[2] == "own")
     for budget in LOW_BUDGETS:  # below the paper's table: its lowest preset, taken further
         for row in ("HoliTom (w/o M)", "HoliTom"):
             yield row, replace(stage.at("table1", row, PAPER_BUDGETS[-1]), budget=budget), "own"
@@ -155,8 +162,8 @@ def _tradeoff_settings(stage: Stage) -> Iterator[Setting]:
     for ratio in (0.5, 0.9, 0.95):  # the table's own point, 0.8, is there already
         yield "FastV", replace(first, inner=(replace(first.inner[0], ratio=ratio),)), "own"
     for budget in (0.15, *LOW_BUDGETS):
-        yield "RandomDrop", Reduction("RandomDrop", RandomDrop(seed=0), budget), "own"
-        yield "SaliencyTopK", Reduction("SaliencyTopK", SaliencyTopK(), budget), "own"
+        yield "Random", Reduction("Random", RandomDrop(seed=0), budget), "own"
+        yield "Saliency top-k", Reduction("Saliency top-k", SaliencyTopK(), budget), "own"
 
 
 PAPER_K = (2, 7, 14, 18, 21)
@@ -168,15 +175,18 @@ def _fig_inner(stage: Stage) -> list[Cell]:
 
 
 def _inner_settings(stage: Stage) -> Iterator[Setting]:
-    """Merging against dropping after the 10 % outer stage: over K at R = 0.5, then over R at the depth of K = 14."""
+    """Merging (HoliTom) against dropping (FastV) behind the 10 % outer stage: over K at R = 0.5, then over R at the
+    depth of K = 14. Rows are named after what happens inside; the outer stage alone is HoliTom (w/o M)."""
     outer = stage.at("table1", "HoliTom (w/o M)", 0.10)
-    yield "outer only", outer, "own"
+    yield "Vanilla", VANILLA, "own"
+    yield "HoliTom (w/o M)", outer, "own"
     middle = stage.depth(14)
-    grid = dict.fromkeys([*((stage.depth(k), 0.5) for k in PAPER_K), *((middle, ratio) for ratio in PAPER_R)])
-    operating = stage.at("table1", "HoliTom", 0.10).inner[0]
-    for layer, ratio in grid:
-        yield "merge", replace(outer, name="HoliTom", inner=(replace(operating, layer=layer, ratio=ratio),)), "own"
-        yield "drop", replace(outer, name="HoliTom + FastV", inner=(FastV(layer=layer, ratio=ratio),)), "own"
+    merging = stage.at("table1", "HoliTom", 0.10).inner[0]
+    for layer, ratio in dict.fromkeys(
+        [*((stage.depth(k), 0.5) for k in PAPER_K), *((middle, ratio) for ratio in PAPER_R)]
+    ):
+        yield "HoliTom", replace(outer, name="HoliTom", inner=(replace(merging, layer=layer, ratio=ratio),)), "own"
+        yield "FastV", replace(outer, name="outer + FastV", inner=(FastV(layer=layer, ratio=ratio),)), "own"
 
 
 def _fig_frames(stage: Stage) -> list[Cell]:

@@ -1,0 +1,118 @@
+"""Runs one notebook from its first cell to its last, with papermill, in a kernel of this very environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from holitom import paths
+from holitom.errors import BadUsage, CannotRun, KitError
+
+KERNEL = "python3"
+KERNEL_START_SECONDS = 120
+
+
+def execute(notebook: str, tier: str, parameters: dict[str, Any], *, progress: bool = True) -> Path:
+    """Execute notebooks/<notebook>.ipynb with these parameters; returns the executed copy in runs/<tier>/notebooks.
+
+    The copy is kept when a cell fails, too. KitError: what a cell raised, with the cell and the copy named; the exit
+    code is that of the error inside the notebook when it is one of the kit's own.
+    """
+    source = paths.root() / "notebooks" / f"{notebook}.ipynb"
+    if not source.is_file():
+        raise CannotRun(f"the notebook {source} is missing", fix="restore it: git checkout -- notebooks")
+    copy = paths.runs(tier, "notebooks", f"{notebook}.ipynb")
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    import papermill
+    from papermill.exceptions import PapermillException, PapermillExecutionError
+
+    kernel()
+    known = set(_parameters(source))
+    with _kernel_environment():
+        try:
+            papermill.execute_notebook(
+                str(source),
+                str(copy),
+                parameters={name: value for name, value in parameters.items() if name in known},
+                kernel_name=KERNEL,
+                cwd=str(paths.root()),
+                progress_bar={"desc": f"notebook {notebook}", "file": sys.stderr, "leave": False}
+                if progress
+                else False,
+                start_timeout=KERNEL_START_SECONDS,
+                request_save_on_cell_execute=False,
+            )
+        except PapermillExecutionError as error:
+            raise _explained(error, notebook, copy) from error
+        except PapermillException as error:
+            raise CannotRun(
+                f"the notebook {notebook} cannot be run: {_first_line(error)}",
+                fix="restore it: git checkout -- notebooks",
+            ) from error
+    return copy
+
+
+def _explained(error: Any, notebook: str, copy: Path) -> KitError:
+    """One line about a failed cell; the kit's own errors keep their exit code and their own words."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error.evalue)).strip()
+    first = plain.split("\n")[0] or "no message"
+    kind = BadUsage if error.ename == "BadUsage" else CannotRun
+    named = first if error.ename in {k.__name__ for k in _kit_errors()} else f"{error.ename}: {first}"
+    return kind(
+        f"cell {error.cell_index} of the notebook {notebook} failed: {named.rstrip('.')}",
+        fix=f"the executed copy, with the traceback, is {copy.relative_to(paths.root())}",
+    )
+
+
+def _kit_errors() -> Iterator[type[KitError]]:
+    queue = [KitError]
+    while queue:
+        kind = queue.pop()
+        yield kind
+        queue += kind.__subclasses__()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
+
+
+def _parameters(source: Path) -> list[str]:
+    """The names that the cell tagged ``parameters`` assigns."""
+    for cell in json.loads(source.read_text())["cells"]:
+        if "parameters" in cell.get("metadata", {}).get("tags", []):
+            text = cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
+            return re.findall(r"^(\w+)\s*(?::[^=\n]+)?=", text, flags=re.MULTILINE)
+    return []
+
+
+def kernel() -> str:
+    """Where the kernel "python3" comes from. CannotRun when there is none, or when it would start another Python than
+    this one (a kernel of the home folder, for instance)."""
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    fix = f"{sys.executable} -m pip install --force-reinstall --no-deps ipykernel"
+    try:
+        spec = KernelSpecManager().get_kernel_spec(KERNEL)
+    except NoSuchKernel as error:
+        raise CannotRun(f'Jupyter finds no kernel "{KERNEL}" in {sys.prefix}', fix=fix) from error
+    program = Path(spec.argv[0])  # a bare "python" is this interpreter: jupyter_client puts sys.executable in its place
+    if program.parent.name and program.parent.resolve() != Path(sys.executable).parent.resolve():
+        raise CannotRun(f'the kernel "{KERNEL}" ({spec.resource_dir}) starts {program}', fix=fix)
+    return f"{KERNEL} from {spec.resource_dir}"
+
+
+@contextmanager
+def _kernel_environment() -> Iterator[None]:
+    """The kernel chooses its inline backend; this process keeps its own."""
+    kept = os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            os.environ["MPLBACKEND"] = kept

@@ -1,0 +1,92 @@
+"""How far an experiment got on this machine: which of its cells are finished, and when it last ran to its end.
+
+Reading needs no torch: what an experiment consists of is written to runs/<tier>/plans/<name>.json when it is run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from holitom import machine, paths
+from holitom.experiments.registry import Experiment
+from holitom.provenance import code_fingerprint
+from holitom.results import write_atomic
+
+if TYPE_CHECKING:
+    from holitom.evaluation.cells import Cell
+
+
+@dataclass(frozen=True)
+class Status:
+    """done and total cells (0 and 0: it only calculates, or was never run); seconds and ended of the last full run."""
+
+    words: str
+    done: int = 0
+    total: int = 0
+    seconds: float | None = None
+    ended: str | None = None
+
+
+def plan_path(experiment: Experiment, tier: str) -> Path:
+    """Where the plan of an experiment lives."""
+    return paths.runs(tier, "plans", f"{experiment.name}.json")
+
+
+def remember_plan(experiment: Experiment, tier: str, cells: Sequence[Cell]) -> None:
+    """Note which cells the experiment consists of, so that ``list`` can count them."""
+    from holitom.evaluation.cells import key
+
+    keys = list(dict.fromkeys(key(cell, tier) for cell in cells))
+    _update(experiment, tier, {"code": code_fingerprint(), "keys": keys})
+
+
+def remember_run(experiment: Experiment, tier: str, measuring: float, notebook: float, computed: int) -> None:
+    """Note how long a run to the end took. The time to compute stays that of the last run that computed something."""
+    ended = datetime.now(UTC).isoformat(timespec="seconds")
+    update: dict[str, Any] = {"ended": ended, "ended_code": code_fingerprint(), "notebook_seconds": round(notebook, 1)}
+    if computed:
+        update |= {"measuring_seconds": round(measuring, 1), "computed": computed, "cores": machine.cores()}
+    _update(experiment, tier, update)
+
+
+def seconds_per_cell(experiment: Experiment, tier: str) -> float | None:
+    """What a cell of this experiment took here the last time, or None."""
+    plan = _plan(experiment, tier)
+    return plan["measuring_seconds"] / plan["computed"] if plan.get("computed") else None
+
+
+def status(experiment: Experiment, tier: str) -> Status:
+    """In words: done, cached cells k of n, not run, or what the tier lacks here."""
+    if tier not in experiment.costs:
+        return Status("not in this tier")
+    plan = _plan(experiment, tier)
+    folder = paths.runs(tier, "cells")
+    keys = plan.get("keys", [])
+    done = sum((folder / f"{key}.json").is_file() for key in keys)
+    seconds = plan.get("measuring_seconds", 0.0) + plan.get("notebook_seconds", 0.0) or None
+    numbers = {"done": done, "total": len(keys), "seconds": seconds, "ended": plan.get("ended")}
+    current = code_fingerprint()
+    if plan.get("ended_code") == current and done == len(keys):
+        return Status("done", **numbers)
+    if plan.get("code") == current and keys:
+        return Status(f"{done} of {len(keys)} cells cached", **numbers)
+    if missing := machine.lacking(tier):
+        return Status("needs " + " and ".join(text.split(" (")[0] for text in missing), **numbers)
+    return Status("not run since the code changed" if plan else "not run", **numbers)
+
+
+def _plan(experiment: Experiment, tier: str) -> dict[str, Any]:
+    try:
+        return json.loads(plan_path(experiment, tier).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _update(experiment: Experiment, tier: str, values: dict[str, Any]) -> None:
+    path = plan_path(experiment, tier)
+    write_atomic(path, json.dumps(_plan(experiment, tier) | values, indent=1) + "\n")

@@ -1,0 +1,177 @@
+"""Runs an experiment from its cells to its verdicts: measure in the terminal, execute the notebook, show the table."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from holitom import caches, execution, machine, paths, screen, verdicts
+from holitom.errors import CannotRun, KitError
+from holitom.experiments.registry import EXPERIMENTS, ORDER, Experiment, check_tier
+from holitom.experiments.status import remember_plan, remember_run, seconds_per_cell
+
+if TYPE_CHECKING:
+    from holitom.evaluation.cells import Cell
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run: tier; limit: only the first so many questions of each benchmark; fresh: nothing from the cache."""
+
+    tier: str = "tiny"
+    limit: int | None = None
+    fresh: bool = False
+    dry_run: bool = False
+    strict: bool = False
+
+
+@dataclass
+class Outcome:
+    """How far one experiment got; ``error`` says why it went no further."""
+
+    experiment: Experiment
+    seconds: float = 0.0
+    cells: int = 0
+    tables: list[Path] = field(default_factory=list)
+    judged: list[Any] = field(default_factory=list)
+    error: KitError | None = None
+
+
+def run(experiment: Experiment, options: Options) -> int:
+    """One experiment; returns the exit code. Raises KitError before any work when it cannot run here."""
+    _prepare([experiment], options)
+    if options.dry_run:
+        plan(experiment, options)
+        return 0
+    outcome = perform(experiment, options)
+    screen.show_tables(outcome.tables)
+    return verdicts.summary(outcome.judged, strict=options.strict)
+
+
+def run_all(options: Options) -> int:
+    """Every experiment of the tier in order, each as far as it gets; ends with one screen and the worst exit code."""
+    chosen = [EXPERIMENTS[name] for name in ORDER if options.tier in EXPERIMENTS[name].costs]
+    _prepare(chosen, options)
+    if options.dry_run:
+        for experiment in chosen:
+            plan(experiment, options)
+        return 0
+    outcomes = []
+    for number, experiment in enumerate(chosen, 1):
+        print(f"[{number}/{len(chosen)}] {experiment.target}: {experiment.question}", file=sys.stderr)
+        try:
+            outcomes.append(perform(experiment, options))
+        except KitError as error:
+            print(f"{experiment.target}: {error}", file=sys.stderr)
+            outcomes.append(Outcome(experiment, error=error))
+    return closing_screen(outcomes, strict=options.strict)
+
+
+def closing_screen(outcomes: Sequence[Outcome], *, strict: bool) -> int:
+    """One line for each experiment, then the verdicts of all; 2 when one could not run, else what the verdicts say."""
+    lines = [
+        (
+            outcome.experiment.target,
+            "failed" if outcome.error else "done",
+            screen.duration(outcome.seconds),
+            outcome.error.what if outcome.error else verdicts.counted(outcome.judged),
+        )
+        for outcome in outcomes
+    ]
+    screen.rows(lines, header=("experiment", "", "time", "verdicts"))
+    print()
+    code = verdicts.summary([verdict for outcome in outcomes for verdict in outcome.judged], strict=strict)
+    return 2 if any(outcome.error for outcome in outcomes) else code
+
+
+def plan(experiment: Experiment, options: Options) -> None:
+    """Print what a run would compute and write; computes nothing."""
+    from holitom.evaluation import sweep
+    from holitom.experiments import cells
+
+    wanted = cells(experiment.name, options.tier, options.limit)
+    print(f"{experiment.target}: {experiment.question}")
+    if wanted:
+        done = sweep.finished(wanted, options.tier, runs=paths.runs())
+        print(f"  cells     {_plan_line(experiment, options, wanted, done)}")
+        settings = dict.fromkeys((c.model, f"{c.frames} frames", c.row, c.reduction.budget) for c in wanted)
+        for model, frames, row, budget in settings:
+            print(f"            {model}, {frames}: {row}{f' at {budget:.0%}' if budget < 1 else ''}")
+    else:
+        print(f"  cells     none: it only calculates ({experiment.costs[options.tier]})")
+    print(f"  notebook  notebooks/{experiment.notebook}.ipynb -> runs/{options.tier}/notebooks/")
+    print(f"  writes    figures/{options.tier}/\n")
+
+
+def perform(experiment: Experiment, options: Options) -> Outcome:
+    """Measure the experiment's cells, execute its notebook, collect its tables and verdicts."""
+    from holitom.experiments import cells
+
+    started, moment = time.monotonic(), time.time()
+    wanted = cells(experiment.name, options.tier, options.limit)
+    computed = _measure(experiment, wanted, options) if wanted else 0
+    measured = time.monotonic()
+    parameters = {"tier": options.tier, "limit": options.limit}
+    copy = execution.execute(experiment.notebook, options.tier, parameters, progress=sys.stderr.isatty())
+    ended = time.monotonic()
+    if options.limit is None:
+        remember_run(experiment, options.tier, measured - started, ended - measured, computed)
+    took = screen.duration(ended - started)
+    print(f"{experiment.target}: {took}; executed notebook: {copy.relative_to(paths.root())}", file=sys.stderr)
+    judged = verdicts.of(experiment.name, options.tier) if options.limit is None else []
+    return Outcome(experiment, ended - started, len(wanted), screen.written_since(options.tier, moment), judged)
+
+
+def _prepare(experiments: Sequence[Experiment], options: Options) -> None:
+    """Everything that can be refused is refused here, before any work."""
+    machine.require(options.tier)
+    for experiment in experiments:
+        check_tier(experiment, options.tier)
+    if not experiments:
+        raise CannotRun(f"no experiment is offered in the {options.tier} tier", fix="use --tier tiny")
+    caches.keep_inside(options.tier)
+
+
+def _measure(experiment: Experiment, cells: Sequence[Cell], options: Options) -> int:
+    """Compute what is not finished; returns how many cells that were."""
+    from holitom.evaluation import sweep
+
+    if options.limit is None:
+        remember_plan(experiment, options.tier, cells)
+    done = 0 if options.fresh else sweep.finished(cells, options.tier, runs=paths.runs())
+    print(f"{experiment.target}: {_plan_line(experiment, options, cells, done)}", file=sys.stderr)
+    with _interruptible(cells, options.tier):
+        sweep.run_cells(cells, options.tier, runs=paths.runs(), fresh=options.fresh)
+    return len(cells) - done
+
+
+def _plan_line(experiment: Experiment, options: Options, cells: Sequence[Cell], done: int) -> str:
+    left = len(cells) - (0 if options.fresh else done)
+    text = f"{len(cells)} cells (settings x benchmarks), {len(cells) - left} finished, {left} to compute"
+    if not left:
+        return text
+    if options.limit:
+        return f"{text}, {options.limit} questions each"
+    here = seconds_per_cell(experiment, options.tier)
+    cost = experiment.costs[options.tier]
+    each = here or 60 * cost.minutes / len(cells)
+    basis = "as timed here" if here else f"on {cost.hardware}" + ("" if cost.measured else ", a guess")
+    return f"{text}: about {screen.duration(each * left)} ({basis})"
+
+
+@contextmanager
+def _interruptible(cells: Sequence[Cell], tier: str) -> Iterator[None]:
+    from holitom.evaluation import sweep
+
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        kept = sweep.finished(cells, tier, runs=paths.runs())
+        raise KeyboardInterrupt(
+            f"\nstopped; {kept} of {len(cells)} cells done and kept; run the same command to continue"
+        ) from stop
