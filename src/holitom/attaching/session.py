@@ -158,8 +158,8 @@ class Run:
         if getattr(given, "videos", None) is None:
             raise BadUsage(
                 "the prompt has video placeholders, but no video came with it",
-                fix="give pixel_values_videos, or call run.provide(features) first; features that were encoded outside of "
-                "the block lack what reduction needs",
+                fix="give pixel_values_videos, or call run.provide(features) first; features encoded outside of the block "
+                "lack what reduction needs",
             )
         return given
 

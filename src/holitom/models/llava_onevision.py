@@ -15,11 +15,43 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from holitom.errors import BadUsage, UnsupportedModel
+from holitom.layout import Order
 from holitom.models.encoding import EncodedVideos, clock, probe_attention
 from holitom.types import VideoFeatures
 
-NEWLINE_ORDERS = {"one_token": "end", "grid": "row", "no_token": "none"}
+NEWLINE_ORDERS: dict[str, Order] = {"one_token": "end", "grid": "row", "no_token": "none"}
 POOL_MODES = ("bilinear", "average")
+
+
+def pool_mode(config: Any) -> str:
+    """How features are pooled: "bilinear" or "average"."""
+    mode = getattr(config, "mm_spatial_pool_mode", None) or "bilinear"
+    if mode not in POOL_MODES:
+        raise UnsupportedModel(f"mm_spatial_pool_mode {mode!r} is not known", fix=f"use one of {', '.join(POOL_MODES)}")
+    return mode
+
+
+def newline_order(config: Any) -> Order:
+    """Where newlines go, in the words of holitom.layout."""
+    position = getattr(config, "mm_newline_position", None) or "one_token"
+    if position not in NEWLINE_ORDERS:
+        known = ", ".join(NEWLINE_ORDERS)
+        raise UnsupportedModel(f"mm_newline_position {position!r} is not known", fix=f"use one of {known}")
+    return NEWLINE_ORDERS[position]
+
+
+def pooled_grid(config: Any) -> tuple[int, int]:
+    """Rows and columns of a frame after pooling with stride 2."""
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    side = -(-side // 2) if pool_mode(config) == "bilinear" else side // 2
+    return side, side
+
+
+def full_length(config: Any, frames: int) -> int:
+    """Embeddings of an unreduced video in the prompt, newlines included: the placeholders that it needs."""
+    rows, columns = pooled_grid(config)
+    newlines = {"end": 1, "row": frames * rows, "none": 0}[newline_order(config)]
+    return frames * rows * columns + newlines
 
 
 class LlavaOnevision:
@@ -32,17 +64,7 @@ class LlavaOnevision:
         self.layers = self.text.layers
         self.rotary = self.text.rotary_emb
         self.video_token_id: int = self.config.video_token_id
-        self.pool_mode = getattr(self.config, "mm_spatial_pool_mode", None) or "bilinear"
-        newline_position = getattr(self.config, "mm_newline_position", None) or "one_token"
-        if self.pool_mode not in POOL_MODES:
-            raise UnsupportedModel(
-                f"mm_spatial_pool_mode {self.pool_mode!r} is not known", fix=f"use one of {', '.join(POOL_MODES)}"
-            )
-        if newline_position not in NEWLINE_ORDERS:
-            raise UnsupportedModel(
-                f"mm_newline_position {newline_position!r} is not known", fix=f"use one of {', '.join(NEWLINE_ORDERS)}"
-            )
-        self.newline_order = NEWLINE_ORDERS[newline_position]
+        self.pool_mode, self.newline_order = pool_mode(self.config), newline_order(self.config)
 
     @property
     def newline(self) -> Tensor:
@@ -51,9 +73,7 @@ class LlavaOnevision:
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of a frame after pooling."""
-        side = self.config.vision_config.image_size // self.config.vision_config.patch_size
-        side = -(-side // 2) if self.pool_mode == "bilinear" else side // 2
-        return side, side
+        return pooled_grid(self.config)
 
     def vision_attention(self) -> nn.Module:
         """The attention of the tower's last kept layer, found by class name, whatever the path to it."""
