@@ -48,7 +48,8 @@ def draw_lessons(rng: np.random.Generator, clips: int, frames: int, questions: i
         np.full((clips, questions), -1),
     )
     for i in range(clips):
-        clip = make_clip(rng, frames, rng.choice(KINDS, p=[KIND_SHARES[k] for k in KINDS]))
+        kind = KINDS[rng.choice(len(KINDS), p=[KIND_SHARES[k] for k in KINDS])]
+        clip = make_clip(rng, frames, kind)
         pixels.append(clip.frames)
         looks.append(cell_looks(clip.labels))
         scene.append(clip.scenes)

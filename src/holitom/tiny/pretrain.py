@@ -55,13 +55,13 @@ def draw_frames(rng: np.random.Generator, count: int) -> Frames:
     scene = rng.integers(0, len(SCENES), count)
     captions = np.zeros((count, 5, 3), np.int64)
     for i in range(count):
-        pixels[i] = background(scene[i], rng)
+        pixels[i] = background(int(scene[i]), rng)
         shapes = list(rng.permutation(len(SHAPES))[: rng.choice(5, p=[0.1, 0.3, 0.3, 0.2, 0.1])])
         if rng.random() < 0.3:
             shapes.append(len(SHAPES))
         for j, shape in enumerate(shapes):
             color, x, y = int(rng.integers(len(COLORS))), *map(int, rng.integers(RADIUS, SIZE - RADIUS, 2))
-            stamp(pixels[i], labels[i], shape, color, x, y)
+            stamp(pixels[i], labels[i], int(shape), color, x, y)
             place = PLACES[(x >= SIZE // 2) + 2 * (y >= SIZE // 2)]
             captions[i, j] = WORD_ID[COLORS[color]], WORD_ID[(*SHAPES, "star")[shape]], WORD_ID[place]
     looks = torch.from_numpy(cell_looks(labels)).float()

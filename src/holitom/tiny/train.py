@@ -10,20 +10,18 @@ import argparse
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from holitom.errors import BadUsage, CannotRun
 from holitom.tiny import instruct, pretrain
+from holitom.tiny.loop import Stage, decayed, run_stage
 from holitom.tiny.model import build
 from holitom.tiny.packing import use_block_attention
+from holitom.tiny.recipes import FRAMES_PER_STEP, QUESTIONS_PER_CLIP, RECIPES, Recipe
 from holitom.tiny.world import development_rng, training_rng
 
 # glibc gives every large buffer back to the system by default; keeping them makes the vision stage 3 to 5 times faster
@@ -33,150 +31,6 @@ MALLOC = {
     "MALLOC_TOP_PAD_": "268435456",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-
-
-@dataclass(frozen=True)
-class Phase:
-    """From this share of the steps on: clips of ``frames`` frames in batches of ``clips``."""
-
-    start: float
-    frames: int
-    clips: int
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one shipped folder is made. A stage of 0 steps is left out; ``parent`` names the folder it starts from."""
-
-    seed: int
-    head: pretrain.Head = "mean"
-    vision_steps: int = 1100
-    vision_rate: float = 2e-3
-    text_steps: int = 1700
-    text_rate: float = 1.5e-3
-    phases: tuple[Phase, ...] = (
-        Phase(0, 4, 64),
-        Phase(0.18, 8, 48),
-        Phase(0.42, 12, 32),
-        Phase(0.6, 16, 32),
-        Phase(0.85, 32, 16),
-    )
-    row_newlines: bool = False
-    parent: str | None = None
-
-
-RECIPES: dict[str, Recipe] = {
-    "onevision": Recipe(seed=0),
-    "onevision-seed1": Recipe(seed=1),
-    "video": Recipe(
-        seed=2,
-        vision_steps=0,
-        text_steps=600,
-        text_rate=7.5e-4,
-        phases=(Phase(0, 8, 32), Phase(0.3, 16, 24), Phase(0.6, 32, 12), Phase(0.8, 64, 6)),
-        row_newlines=True,
-        parent="onevision",
-    ),
-    "control_tower": Recipe(seed=3, head="attention", text_steps=0),
-}
-FRAMES_PER_STEP, QUESTIONS_PER_CLIP = 256, 10
-SAVE_SECONDS = 60.0
-
-
-class Batches(Dataset):
-    """Item i is the batch of step i and the generator to draw on for that step."""
-
-    def __init__(self, draw: Callable, steps: int) -> None:
-        self.draw, self.steps = draw, steps
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int):
-        return self.draw(step)
-
-
-def batches(draw: Callable, first: int, steps: int, workers: int) -> Iterator:
-    loader = DataLoader(Batches(draw, steps), batch_size=None, sampler=range(first, steps), num_workers=workers)
-    return iter(loader)
-
-
-def rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Linear warm-up, flat to the half, then linear to 2 % of the peak."""
-    done = step / steps
-    return peak * min(1.0, (step + 1) / warmup) * (1.0 if done <= 0.5 else max(0.02, (1 - done) / 0.5))
-
-
-def to(batch, device):
-    return type(batch)(**{k: v.to(device) for k, v in vars(batch).items()})
-
-
-@dataclass
-class Stage:
-    """One loop: what to train, with which batches and loss."""
-
-    name: str
-    steps: int
-    peak: float
-    warmup: int
-    draw: Callable
-    loss: Callable
-    check: Callable | None = None
-
-
-def run_stage(stage: Stage, model, heads: nn.Module, optimiser, folder: Path, device: str, workers: int) -> list[dict]:
-    """Train to the last step, saving about once a minute; a finished or half-finished stage is taken up where it is."""
-    file = folder / f"{stage.name}.pt"
-    step, seconds, curve = 0, 0.0, []
-    if file.exists():
-        state = torch.load(file, map_location=device, weights_only=False)
-        model.load_state_dict(state["model"])
-        heads.load_state_dict(state["heads"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, seconds, curve = state["step"], state["seconds"], state["curve"]
-
-    def save() -> None:
-        state = {"model": model.state_dict(), "heads": heads.state_dict(), "optimiser": optimiser.state_dict()}
-        part = file.with_suffix(".part")
-        torch.save(state | {"step": step, "seconds": seconds, "curve": curve}, part)
-        os.replace(part, file)
-
-    source = batches(stage.draw, step, stage.steps, workers)
-    bar = tqdm(total=stage.steps, initial=step, desc=f"{folder.name} {stage.name}", unit="step", mininterval=5)
-    saved = last = time.monotonic()
-    while step < stage.steps:
-        for group in optimiser.param_groups:
-            group["lr"] = rate(step, stage.steps, stage.peak, stage.warmup)
-        with torch.autocast(device, torch.bfloat16):
-            loss, parts = stage.loss(to(next(source), device), step)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], 1.0)
-        optimiser.step()
-        step += 1
-        now = time.monotonic()
-        seconds, last = seconds + now - last, now
-        bar.update()
-        bar.set_postfix({k: f"{v:.3f}" for k, v in parts.items()}, refresh=False)
-        if stage.check and step % max(1, stage.steps // 10) == 0:
-            scores = stage.check()
-            curve.append({"step": step, "seconds": round(seconds), **{k: round(v, 4) for k, v in scores.items()}})
-            bar.write(
-                f"{folder.name} {stage.name} {step}/{stage.steps}: {scores['all']:.3f} of development questions right"
-            )
-            last = time.monotonic()
-        if step == stage.steps or now - saved > SAVE_SECONDS:
-            save()
-            saved = last = time.monotonic()
-    bar.close()
-    return [*curve, {"step": step, "seconds": round(seconds), "end": True}]
-
-
-def decayed(parameters, decay: float) -> list[dict]:
-    """Weight decay for matrices only."""
-    wanted = [p for p in parameters if p.requires_grad]
-    matrices, vectors = [p for p in wanted if p.ndim > 1], [p for p in wanted if p.ndim <= 1]
-    return [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def vision_stage(recipe: Recipe, steps: int, model, training: pretrain.VisionTraining) -> Stage:

@@ -122,23 +122,23 @@ def make_clip(rng: np.random.Generator, frames: int, kind: Kind = "general") -> 
     labels = np.zeros((frames, SIZE, SIZE), np.uint8)
     for s, scene in enumerate(scenes):
         reach = glide.max(0)
-        texture = background(scene, rng, SIZE + reach[1], SIZE + reach[0])
+        texture = background(int(scene), rng, SIZE + int(reach[1]), SIZE + int(reach[0]))
         for t in range(starts[s], starts[s + 1]):
             dx, dy = glide[t]
             pixels[t] = texture[reach[1] - dy : reach[1] - dy + SIZE, reach[0] - dx : reach[0] - dx + SIZE]
     objects = _objects(rng, frames, starts, motion, change, glide)
     for o in objects:
         for i, (x, y, color) in enumerate(zip(o["x"], o["y"], o["colors"], strict=True)):
-            stamp(pixels[o["begin"] + i], labels[o["begin"] + i], o["shape"], color, x, y)
+            stamp(pixels[o["begin"] + i], labels[o["begin"] + i], o["shape"], int(color), int(x), int(y))
     star = None
     if rng.random() < needle:
         length = visible(frames)
         begin, color = int(rng.integers(frames - length + 1)), int(rng.integers(6))
         scene_index = int(np.searchsorted(starts, begin, side="right")) - 1
-        length = min(length, starts[scene_index + 1] - begin)
+        length = min(length, int(starts[scene_index + 1]) - begin)
         if length < visible(frames):  # keep the whole instant inside one scene
-            begin, length = starts[scene_index + 1] - visible(frames), visible(frames)
-        x, y = rng.integers(RADIUS, SIZE - RADIUS, 2)
+            begin, length = int(starts[scene_index + 1]) - visible(frames), visible(frames)
+        x, y = map(int, rng.integers(RADIUS, SIZE - RADIUS, 2))
         for t in range(begin, begin + length):
             stamp(pixels[t], labels[t], len(SHAPES), color, x, y)
         star = {"begin": begin, "length": length, "color": color, "scene": scene_index}

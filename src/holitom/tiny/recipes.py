@@ -1,0 +1,54 @@
+"""How each shipped folder of ``data/tiny`` is made: seeds, stages, steps, rates and clip lengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from holitom.tiny.pretrain import Head
+
+
+@dataclass(frozen=True)
+class Phase:
+    """From this share of the steps on: clips of ``frames`` frames in batches of ``clips``."""
+
+    start: float
+    frames: int
+    clips: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one shipped folder is made. A stage of 0 steps is left out; ``parent`` names the folder it starts from."""
+
+    seed: int
+    head: Head = "mean"
+    vision_steps: int = 1100
+    vision_rate: float = 2e-3
+    text_steps: int = 1700
+    text_rate: float = 1.5e-3
+    phases: tuple[Phase, ...] = (
+        Phase(0.0, 4, 64),
+        Phase(0.18, 8, 48),
+        Phase(0.42, 12, 32),
+        Phase(0.6, 16, 32),
+        Phase(0.85, 32, 16),
+    )
+    row_newlines: bool = False
+    parent: str | None = None
+
+
+RECIPES: dict[str, Recipe] = {
+    "onevision": Recipe(seed=0),
+    "onevision-seed1": Recipe(seed=1),
+    "video": Recipe(
+        seed=2,
+        vision_steps=0,
+        text_steps=600,
+        text_rate=7.5e-4,
+        phases=(Phase(0.0, 8, 32), Phase(0.3, 16, 24), Phase(0.6, 32, 12), Phase(0.8, 64, 6)),
+        row_newlines=True,
+        parent="onevision",
+    ),
+    "control_tower": Recipe(seed=3, head="attention", text_steps=0),
+}
+FRAMES_PER_STEP, QUESTIONS_PER_CLIP = 256, 10
