@@ -7,7 +7,7 @@ with the members of ``Adapter`` and one line in ``ADAPTERS``."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -18,6 +18,7 @@ from holitom.models.llava_onevision import LlavaOnevision
 __all__ = ["ADAPTERS", "Adapter", "EncodedVideos", "adapter_for"]
 
 
+@runtime_checkable
 class Adapter(Protocol):
     """One model of a supported family.
 

@@ -181,7 +181,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _image_settings(path: str | Path, config: Any) -> dict[str, Any]:
-    """Size, resampling and normalisation from the folder's preprocessing files; the config's image size decides last."""
+    """Resampling and normalisation from the folder's preprocessing files; the size is the vision tower's."""
     files = [
         ("video_preprocessor_config.json", None),
         ("processor_config.json", "video_processor"),
