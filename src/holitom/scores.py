@@ -1,0 +1,154 @@
+"""Measured cells in the shape that tables and figures need: one row per setting and benchmark, paired with the full
+model.
+
+A difference to the full model is taken question by question on the same model, benchmark and frames, and its interval
+is clustered by video. The average over benchmarks is the mean of their scores, as in the papers, not of their
+questions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from holitom import paths
+from holitom.errors import BadUsage
+from holitom.evaluation.cells import Cell, load_samples
+from holitom.evaluation.statistics import paired_difference
+from holitom.results import Record
+
+BASELINE = "Vanilla"
+AVERAGE = "average"
+Samples = Callable[[Cell], list[dict[str, Any]]]
+_SETTING = ["row", "model", "budget", "layer", "ratio", "saliency", "frames", "setting"]
+
+
+def score_frame(
+    cells: Sequence[Cell],
+    records: Sequence[Record],
+    tier: str,
+    *,
+    runs: Path | None = None,
+    samples: Samples | None = None,
+) -> pd.DataFrame:
+    """One row per cell: its labels, value with low and high, difference to the full model (diff, diff_low, diff_high,
+    p), share of visual tokens that enter the language model, FLOPs in per cent of the full model by the papers'
+    formula.
+
+    records: what ``run_cells(cells, tier)`` returned, in that order. samples: gives the per-question log of a cell
+    (default: from ``runs``). BadUsage when the two do not belong together.
+    """
+    if len(cells) != len(records):
+        raise BadUsage(
+            f"{len(cells)} cells but {len(records)} records", fix="pass what run_cells returned for these cells"
+        )
+    read = samples or (lambda cell: load_samples(cell, tier, runs=runs or paths.runs()))
+    full = {_where(c): (c, r) for c, r in zip(cells, records, strict=True) if c.row == BASELINE}
+    rows = []
+    for cell, record in zip(cells, records, strict=True):
+        base = full.get(_where(cell))
+        row = _labels(cell) | {
+            "benchmark": cell.benchmark,
+            "value": record.value,
+            "low": record.low,
+            "high": record.high,
+            "n": record.n,
+            "kept_pct": math.nan,
+            "flops_pct": math.nan,
+            "source": record.source,
+            "tier": record.tier,
+            "diff": math.nan,
+            "diff_low": math.nan,
+            "diff_high": math.nan,
+            "p": math.nan,
+        }
+        if base is not None:
+            row |= _relative(record, base[1])
+            if cell.row != BASELINE:
+                row |= _difference(read(cell), read(base[0]))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def with_average(scores: pd.DataFrame, benchmarks: Iterable[str]) -> pd.DataFrame:
+    """``score_frame`` plus one row per setting with benchmark "average", where all of ``benchmarks`` are measured.
+
+    The mean's interval combines those of the benchmarks as independent estimates (MOVER: squared distances to each end
+    add).
+    """
+    wanted = list(benchmarks)
+    means = []
+    for _, group in scores.groupby(_SETTING, sort=False, dropna=False):
+        part = group[group["benchmark"].isin(wanted)].drop_duplicates("benchmark")
+        if len(part) < len(wanted):
+            continue
+        mean = part.iloc[0].to_dict() | {"benchmark": AVERAGE, "n": int(part["n"].sum()), "p": math.nan}
+        mean |= {name: float(part[name].mean()) for name in ("kept_pct", "flops_pct")}
+        for value, low, high in (("value", "low", "high"), ("diff", "diff_low", "diff_high")):
+            mean[value], mean[low], mean[high] = _mover(part[value], part[low], part[high])
+        means.append(mean)
+    return pd.concat([scores, pd.DataFrame(means, columns=scores.columns)], ignore_index=True)
+
+
+def averages(scores: pd.DataFrame, benchmarks: Iterable[str]) -> pd.DataFrame:
+    """Only the rows with benchmark "average"."""
+    both = with_average(scores, benchmarks)
+    return both[both["benchmark"] == AVERAGE].reset_index(drop=True)
+
+
+def _labels(cell: Cell) -> dict[str, Any]:
+    setting = {key: value for key, value in cell.reduction.describe().items() if key != "name"}
+    inner = setting["inner"][0] if setting["inner"] else {}
+    return {
+        "row": cell.row,
+        "model": cell.model,
+        "budget": float(cell.reduction.budget),
+        "layer": inner.get("layer", math.nan),
+        "ratio": inner.get("ratio", math.nan),
+        "saliency": cell.saliency,
+        "frames": cell.frames,
+        "setting": json.dumps(setting, sort_keys=True),
+    }
+
+
+def _where(cell: Cell) -> tuple[Any, ...]:
+    return cell.model, cell.benchmark, cell.frames, cell.limit
+
+
+def _relative(record: Record, base: Record) -> dict[str, float]:
+    kept, total = record.realised_tokens, base.realised_tokens
+    cost, whole = record.extra.get("flops_paper"), base.extra.get("flops_paper")
+    return {
+        "kept_pct": 100 * kept / total if kept and total else math.nan,
+        "flops_pct": 100 * cost / whole if cost and whole else math.nan,
+    }
+
+
+def _difference(mine: list[dict[str, Any]], full: list[dict[str, Any]]) -> dict[str, float]:
+    """The same questions of both, in the same order; BadUsage when the logs hold different ones."""
+    name = lambda s: (s.get("task", ""), s["doc_id"])  # noqa: E731
+    theirs = {name(s): s for s in full}
+    if {name(s) for s in mine} != set(theirs):
+        raise BadUsage(
+            "two settings answered different questions, so they cannot be paired", fix="run both with the same limit"
+        )
+    pairs = [(s["correct"], theirs[name(s)]["correct"], f"{s.get('task', '')}/{s['video']}") for s in mine]
+    found = paired_difference([a for a, _, _ in pairs], [b for _, b, _ in pairs], [v for _, _, v in pairs])
+    return {
+        "diff": found.value,
+        "diff_low": found.low,
+        "diff_high": found.high,
+        "p": found.p if found.p is not None else math.nan,
+    }
+
+
+def _mover(value: pd.Series, low: pd.Series, high: pd.Series) -> tuple[float, float, float]:
+    mean = float(value.mean())
+    below = math.sqrt(float(((value - low) ** 2).sum(skipna=False))) / len(value)
+    above = math.sqrt(float(((high - value) ** 2).sum(skipna=False))) / len(value)
+    return mean, mean - below, mean + above

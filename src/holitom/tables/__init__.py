@@ -1,0 +1,68 @@
+"""Tables 1 and 2 in the paper's layout: what can be calculated, judged to the printed digit, and what was measured
+here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from holitom import paths
+from holitom.errors import BadUsage
+from holitom.figures.saving import Saved, Stamp, save, write_bytes
+from holitom.tables.derived import derived_part
+from holitom.tables.drawing import draw
+from holitom.tables.measured import measured_numbers, measured_part
+from holitom.tables.parts import Column, Part, Row, Text
+
+__all__ = ["Column", "Part", "Row", "TableView", "Text", "render"]
+TABLES = ("table1", "table2")
+CALCULATED = "calculated, no model was run"
+
+
+@dataclass(frozen=True)
+class TableView:
+    """A table in all its parts: (a) the paper's own, calculated again; (b) the same rows, measured."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+    def markdown(self) -> str:
+        """Both parts with their captions, for a terminal and for git."""
+        return "\n".join(part.markdown() for part in self.parts)
+
+    def _repr_html_(self) -> str:
+        return "<br>".join(part.styler().to_html() for part in self.parts)
+
+    @property
+    def numbers(self) -> pd.DataFrame:
+        """Every number of the table, one per line, with its source (quoted, derived, measured)."""
+        first = self.parts[0].numbers
+        rest = [row for part in self.parts[1:] for row in measured_numbers(part.numbers)]
+        return pd.concat([first, pd.DataFrame(rows)], ignore_index=True) if (rows := rest) else first
+
+    def save(self, origin: Stamp, *, folder: Path | None = None) -> list[Saved]:
+        """Write <name>.md and <name>.csv, and a picture of each part: <name>.png and <name>_measured.png, with .svg."""
+        target = paths.figures(origin.tier) if folder is None else Path(folder)
+        note = f"\n_{origin.headline}_" + (f" · {origin.footer}" if origin.footer else "") + "\n"
+        write_bytes(target / f"{self.name}.md", (self.markdown() + note).encode())
+        saved = []
+        for place, part in enumerate(self.parts):
+            name = self.name if place == 0 else part.key
+            mark = replace(origin, n="", note=CALCULATED) if place == 0 else origin
+            saved.append(save(draw(part), name, mark, self.numbers if place == 0 else None, folder=target))
+        return saved
+
+
+def render(table: str, scores: pd.DataFrame | None = None, tier: str = "tiny") -> TableView:
+    """The view of "table1" or "table2". scores: ``scores.score_frame`` of its measured cells; without any, only part
+    (a) is there, and nothing in it is measured. BadUsage for another table."""
+    name = table.replace("-", "").replace("_", "")
+    if name not in TABLES:
+        raise BadUsage(f"there is no table {table!r}", fix=f"use one of {', '.join(TABLES)}")
+    parts: Iterable[Part] = [derived_part(name)]
+    if scores is not None and len(scores):
+        parts = [*parts, measured_part(name, scores, tier)]
+    return TableView(name, tuple(parts))
