@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from holitom.errors import BadUsage
 
 Count = int | float
-"""A number of tokens: an integer, or a mean over videos."""
+"""A number or share of tokens: exact, or a mean over videos."""
 
 
 def paper_flops(tokens_per_layer: Sequence[Count], hidden_size: int, intermediate_size: int) -> float:
@@ -201,7 +201,7 @@ def measured_flops(run: Callable[..., Any], inputs: Mapping[str, Any] | Sequence
     return float(counter.get_total_flops())
 
 
-def outer_tokens(frames: int, cells: int, ratio: float) -> int:
+def outer_tokens(frames: int, cells: int, ratio: Count) -> int:
     """Visual tokens that the papers' tables assume before the language model: frames * ceil(cells * ratio).
 
     The released code's own count varies with the video around this number; the tables do not say so.
@@ -209,7 +209,7 @@ def outer_tokens(frames: int, cells: int, ratio: float) -> int:
     return frames * math.ceil(cells * ratio - 1e-9)
 
 
-def tokens_per_layer(n: int, layers: int, stages: Sequence[tuple[int, float]] = ()) -> list[int]:
+def tokens_per_layer(n: int, layers: int, stages: Sequence[tuple[int, Count]] = ()) -> list[int]:
     """Visual tokens entering each layer: ``n`` at first, floor(n * share) from each stage's layer on.
 
     stages: (0-based first layer that sees the shorter sequence, share of the original n), layers ascending. FastV:

@@ -16,21 +16,10 @@ from holitom import paths
 from holitom.errors import CannotRun
 
 PACKAGES = ("torch", "transformers", "lmms-eval", "av", "numpy", "tokenizers", "holitom-repro")
-SOURCES = (
-    "types.py",
-    "layout.py",
-    "video.py",
-    "attach*.py",
-    "ops/**/*.py",
-    "methods/**/*.py",
-    "models/**/*.py",
-    "tiny/world*.py",
-    "tiny/vocabulary.py",
-    "tiny/benchmarks*.py",
-    "tiny/tasks/**/*",
-    "evaluation/lmms*.py",
-)
-"""The files below src/holitom whose change can change a measured result."""
+ROOTS = ("evaluation/sweep.py", "ops/**/*.py", "methods/**/*.py", "models/**/*.py", "tiny/tasks/**/*")
+"""What measures, and what it reaches by name or by file instead of by import."""
+PLUMBING = ("__init__.py", "errors.py", "paths.py", "provenance.py", "results.py")
+"""Imported by everything, without influence on any result."""
 
 
 def provenance() -> dict[str, Any]:
@@ -63,16 +52,45 @@ def _machine() -> dict[str, Any]:
 
 @cache
 def code_fingerprint() -> str:
-    """Sixteen hex digits over the SOURCES: what the code does, not how it is written. Comments, docstrings and
-    layout of python files do not count, so only a change that can change a result makes a cached result stale."""
+    """Sixteen hex digits over ``influential_sources``: what the code does, not how it is written. Comments,
+    docstrings and layout of python files do not count, so only a change that can change a result makes a cached one
+    stale."""
     package = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(
-        {p for pattern in SOURCES for p in package.glob(pattern) if p.is_file() and "__pycache__" not in p.parts}
-    ):
+    for path in influential_sources():
         digest.update(path.relative_to(package).as_posix().encode() + b"\0")
         digest.update(meaning(path.read_text(encoding="utf-8")).encode() if path.suffix == ".py" else path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def influential_sources() -> list[Path]:
+    """The package's files that can change a measured result, in a fixed order: ROOTS and all that they import from
+    the package, directly or through others, except PLUMBING. Tables, figures, training and the command line are
+    not."""
+    package = Path(__file__).parent
+    plumbing = {package / name for name in PLUMBING}
+    pending = [path for pattern in ROOTS for path in package.glob(pattern) if path.is_file()]
+    found: set[Path] = set()
+    while pending:
+        path = pending.pop()
+        if path not in found | plumbing and "__pycache__" not in path.parts:
+            found.add(path)
+            pending += _imports(path, package) if path.suffix == ".py" else []
+    return sorted(found)
+
+
+def _imports(path: Path, package: Path) -> list[Path]:
+    """The files of this package that one of its files imports anywhere, also inside functions."""
+    wanted: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            wanted |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            wanted |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    ours = [name.split(".")[1:] for name in wanted if name.startswith(f"{package.name}.")]
+    places = {package.joinpath(*parts[:depth]) for parts in ours for depth in range(1, len(parts) + 1)}
+    files = (file for place in places for file in (place.with_suffix(".py"), place / "__init__.py"))
+    return [file for file in files if file.is_file()]
 
 
 def meaning(source: str) -> str:

@@ -24,7 +24,17 @@ from typing import Any, Literal, get_args
 from holitom.errors import BadUsage, CannotRun
 from holitom.provenance import code_fingerprint, provenance
 
-__all__ = ["Record", "Source", "Tier", "code_fingerprint", "load_records", "provenance", "save_records", "write_atomic"]
+__all__ = [
+    "Number",
+    "Record",
+    "Source",
+    "Tier",
+    "code_fingerprint",
+    "load_records",
+    "provenance",
+    "save_records",
+    "write_atomic",
+]
 
 Tier = Literal["tiny", "speed", "paper"]
 Source = Literal["measured", "derived", "quoted"]

@@ -1,0 +1,19 @@
+"""The papers' claims beside what was derived or measured, each with a verdict and its reason."""
+
+from holitom.claims.judging import Judged, Verdict, judge_score, judge_value
+from holitom.claims.ledger import all_claims, claims_of
+from holitom.claims.printed import score_claims, table_claims
+from holitom.claims.trends import trend_claims, trends
+
+__all__ = [
+    "Judged",
+    "Verdict",
+    "all_claims",
+    "claims_of",
+    "judge_score",
+    "judge_value",
+    "score_claims",
+    "table_claims",
+    "trend_claims",
+    "trends",
+]
