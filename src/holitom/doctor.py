@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass
 
 from holitom import machine, paths, pins
 from holitom.errors import KitError
-from holitom.experiments.registry import TIERS
+from holitom.experiments.registry import TIERS, TINY_MODELS, missing_models
 
-TINY_MODELS = ("onevision", "video")
 DISK_GIB = {"tiny": 1, "speed": 10, "paper": 500}  # paper: the videos of four benchmarks and the weights, about
 MEMORY_GIB = {"tiny": 4, "speed": 16, "paper": 32}
 
@@ -82,7 +81,7 @@ def _kernel() -> Check:
 
 
 def _models() -> Check:
-    absent = [name for name in TINY_MODELS if not paths.data("tiny", name, "config.json").is_file()]
+    absent = missing_models("tiny")
     found = f"data/tiny: {', '.join(TINY_MODELS)}" if not absent else f"missing below data/tiny: {', '.join(absent)}"
     return Check("tiny models", not absent, found, "git checkout -- data/tiny, or ./reproduce.sh train-tiny", ("tiny",))
 

@@ -46,6 +46,7 @@ def execute(notebook: str, tier: str, parameters: dict[str, Any], *, progress: b
                 if progress
                 else False,
                 start_timeout=KERNEL_START_SECONDS,
+                extra_arguments=["--log-level=ERROR"],  # ipykernel warns about its own default transport otherwise
                 request_save_on_cell_execute=False,
             )
         except PapermillExecutionError as error:

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from holitom import machine, verdicts
+from holitom import machine
 from holitom.experiments.registry import EXPERIMENTS, TIERS, Experiment
 from holitom.experiments.status import status
 from holitom.screen import duration
@@ -18,7 +18,7 @@ def entry(experiment: Experiment, tier: str) -> dict[str, Any]:
         "target": experiment.target,
         "question": experiment.question,
         "notebook": f"notebooks/{experiment.notebook}.ipynb",
-        "claims": verdicts.claims_of(experiment.name),
+        "claims": experiment.claims,
         "costs": {name: asdict(cost) for name, cost in experiment.costs.items()},
         "tier": tier,
         "status": asdict(status(experiment, tier)),
@@ -37,17 +37,10 @@ def show(tier: str, *, as_json: bool = False) -> int:
         print(f"{experiment.target:<13} {experiment.question}")
         costs = "; ".join(f"{name}: {cost}" for name, cost in experiment.costs.items())
         print(f"{'':<13} cost    {costs}")
-        print(f"{'':<13} claims  {_claims(experiment)}")
+        print(f"{'':<13} claims  {experiment.claims}")
         print(f"{'':<13} status  {found.words}{took}\n")
     for name in TIERS:
         missing = machine.lacking(name)
         print(f"{name:<6} tier: {'can run here' if not missing else 'needs ' + ' and '.join(missing)}")
     print("\nrun one: ./reproduce.sh <name> [--tier tiny|speed|paper]; see first what it would do: --dry-run")
     return 0
-
-
-def _claims(experiment: Experiment) -> str:
-    names = verdicts.claims_of(experiment.name)
-    if not names:
-        return "none is judged here"
-    return ", ".join(names) if len(names) <= 8 else f"{len(names)} ({', '.join(names[:3])} ... {names[-1]})"

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from holitom import caches, execution, machine, paths, screen, verdicts
 from holitom.errors import CannotRun, KitError
-from holitom.experiments.registry import EXPERIMENTS, ORDER, Experiment, check_tier
+from holitom.experiments.registry import EXPERIMENTS, ORDER, Experiment, check_tier, missing_models
 from holitom.experiments.status import remember_plan, remember_run, seconds_per_cell
 
 if TYPE_CHECKING:
     from holitom.evaluation.cells import Cell
+    from holitom.results import Record
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Outcome:
     """How far one experiment got; ``error`` says why it went no further."""
 
     experiment: Experiment
-    seconds: float = 0.0
+    seconds: float | int = 0.0
     cells: int = 0
     tables: list[Path] = field(default_factory=list)
     judged: list[Any] = field(default_factory=list)
@@ -114,7 +115,7 @@ def perform(experiment: Experiment, options: Options) -> Outcome:
 
     started, moment = time.monotonic(), time.time()
     wanted = cells(experiment.name, options.tier, options.limit)
-    computed = _measure(experiment, wanted, options) if wanted else 0
+    records, computed = _measure(experiment, wanted, options) if wanted else ([], 0)
     measured = time.monotonic()
     parameters = {"tier": options.tier, "limit": options.limit}
     copy = execution.execute(experiment.notebook, options.tier, parameters, progress=sys.stderr.isatty())
@@ -123,7 +124,7 @@ def perform(experiment: Experiment, options: Options) -> Outcome:
         remember_run(experiment, options.tier, measured - started, ended - measured, computed)
     took = screen.duration(ended - started)
     print(f"{experiment.target}: {took}; executed notebook: {copy.relative_to(paths.root())}", file=sys.stderr)
-    judged = verdicts.of(experiment.name, options.tier) if options.limit is None else []
+    judged = verdicts.of(experiment, records, options.tier) if options.limit is None else []
     return Outcome(experiment, ended - started, len(wanted), screen.written_since(options.tier, moment), judged)
 
 
@@ -132,13 +133,18 @@ def _prepare(experiments: Sequence[Experiment], options: Options) -> None:
     machine.require(options.tier)
     for experiment in experiments:
         check_tier(experiment, options.tier)
+    if any(experiment.measures for experiment in experiments) and (absent := missing_models(options.tier)):
+        raise CannotRun(
+            f"the tiny tier's models are missing below data/tiny: {', '.join(absent)}",
+            fix="restore them with git checkout -- data/tiny, or train them again: ./reproduce.sh train-tiny",
+        )
     if not experiments:
         raise CannotRun(f"no experiment is offered in the {options.tier} tier", fix="use --tier tiny")
     caches.keep_inside(options.tier)
 
 
-def _measure(experiment: Experiment, cells: Sequence[Cell], options: Options) -> int:
-    """Compute what is not finished; returns how many cells that were."""
+def _measure(experiment: Experiment, cells: Sequence[Cell], options: Options) -> tuple[list[Record], int]:
+    """Compute what is not finished; returns the records of all cells, and how many had to be computed."""
     from holitom.evaluation import sweep
 
     if options.limit is None:
@@ -146,8 +152,8 @@ def _measure(experiment: Experiment, cells: Sequence[Cell], options: Options) ->
     done = 0 if options.fresh else sweep.finished(cells, options.tier, runs=paths.runs())
     print(f"{experiment.target}: {_plan_line(experiment, options, cells, done)}", file=sys.stderr)
     with _interruptible(cells, options.tier):
-        sweep.run_cells(cells, options.tier, runs=paths.runs(), fresh=options.fresh)
-    return len(cells) - done
+        records = sweep.run_cells(cells, options.tier, runs=paths.runs(), fresh=options.fresh)
+    return records, len(cells) - done
 
 
 def _plan_line(experiment: Experiment, options: Options, cells: Sequence[Cell], done: int) -> str:

@@ -20,7 +20,7 @@ _RULE = re.compile(r"^\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?$")
 _MARKS = re.compile(r"\*\*|(?<!\w)_|_(?!\w)|`")
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """45 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from holitom import paths
 from holitom.errors import BadUsage
 from holitom.suggestions import nearest
 
 TIERS = ("tiny", "speed", "paper")
+TINY_MODELS = ("onevision", "onevision-seed1", "video", "control_tower")  # below data/tiny
 CPU, GPU = "2 CPU cores", "1 GPU of 80 GB"
 
 
@@ -15,12 +17,15 @@ CPU, GPU = "2 CPU cores", "1 GPU of 80 GB"
 class Cost:
     """Minutes from an empty cache on ``hardware``; ``measured`` False: an estimate that nobody has timed yet."""
 
-    minutes: float
+    minutes: float | int
     hardware: str
     measured: bool = True
 
     def __str__(self) -> str:
-        span = f"{self.minutes:.0f} min" if self.minutes < 120 else f"{self.minutes / 60:.0f} h"
+        if self.minutes < 1:
+            span = "under a minute"
+        else:
+            span = f"{self.minutes:.0f} min" if self.minutes < 120 else f"{self.minutes / 60:.0f} h"
         return f"{span}, {self.hardware}" + ("" if self.measured else " (estimate)")
 
 
@@ -28,12 +33,14 @@ class Cost:
 class Experiment:
     """One question with one notebook. costs: tier -> Cost; a tier that is absent does not offer the experiment.
 
-    measures: the notebook reads cells (settings x benchmarks) that are computed before it, in the terminal.
+    claims: which claims it touches, in words (holitom.claims judges them one by one); measures: the notebook reads
+    cells (settings x benchmarks) that are computed before it, in the terminal.
     """
 
     name: str
     question: str
     notebook: str
+    claims: str
     costs: dict[str, Cost]
     measures: bool = False
 
@@ -48,43 +55,61 @@ def target(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _anywhere(minutes: float) -> dict[str, Cost]:
+def _anywhere(minutes: float | int) -> dict[str, Cost]:
     """The cost of what only calculates: the same in the tiny and the paper tier."""
     return {"tiny": Cost(minutes, CPU), "paper": Cost(minutes, CPU)}
 
 
-def _measuring(name: str, question: str, tiny: float, paper_hours: float, hardware: str = GPU) -> Experiment:
+def _measuring(name: str, question: str, claims: str, tiny: int, paper_hours: int, hardware: str = GPU) -> Experiment:
     """An experiment whose notebook, of the same name, reads measured cells; the paper tier's cost is an estimate."""
     costs = {"tiny": Cost(tiny, CPU, measured=False), "paper": Cost(60 * paper_hours, hardware, measured=False)}
-    return Experiment(name, question, name, costs, measures=True)
+    return Experiment(name, question, name, claims, costs, measures=True)
 
 
+_TABLE = "FLOPs, ratios and averages of every row (derived); every score (paper tier); trends (tiny tier)"
 _ALL = (
     Experiment(
         "start",
         "What can be reproduced here, tier by tier, and what would the rest take?",
         "00_start_here",
+        "none of its own; it shows the verdicts of the others",
         _anywhere(0.5),
     ),
     Experiment(
         "method",
         "What does HoliTom do to a real clip: which tokens merge, which survive?",
         "01_method",
+        "none is judged; it shows the mechanism behind them",
         _anywhere(0.5),
     ),
     Experiment(
         "flops",
         "Do the FLOPs columns of Tables 1 and 2 come out to the printed digit, and what do they count?",
         "02_flops",
+        "every FLOPs cell of both tables (derived)",
         _anywhere(0.5),
     ),
-    _measuring("table1", "Table 1: how much of the score is left at 25, 20, 15 and 10 % of the visual tokens?", 15, 20),
-    _measuring("table2", "Table 2: does it hold on other backbones (LLaVA-Video, 72B)?", 10, 40, "8 GPUs of 80 GB"),
-    _measuring("fig_tradeoff", "Teaser figure: score over prefill FLOPs, down to 2 % of the visual tokens", 15, 30),
     _measuring(
-        "fig_inner", "Inner-LLM ablation: which layer K, which ratio R, and does merging beat dropping?", 15, 30
+        "table1", "Table 1: how much of the score is left at 25, 20, 15 and 10 % of the tokens?", _TABLE, 15, 20
     ),
-    _measuring("fig_frames", "More frames: does reduction pay for a longer look at the video?", 15, 30),
+    _measuring("table2", "Table 2: does it hold on LLaVA-Video and on 72B?", _TABLE, 10, 40, "8 GPUs of 80 GB"),
+    _measuring(
+        "fig_tradeoff",
+        "Teaser figure: score over prefill FLOPs, down to 2 % of the tokens",
+        "trends (tiny tier)",
+        15,
+        30,
+    ),
+    _measuring(
+        "fig_inner",
+        "Inner-LLM ablation: which layer K, which ratio R, and does merging beat dropping?",
+        "merging against dropping over K and R: trends (tiny tier)",
+        15,
+        30,
+    ),
+    _measuring(
+        "fig_frames", "More frames: does reduction pay for a longer look at the video?", "trends (tiny tier)", 15, 30
+    ),
 )
 
 EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in _ALL}
@@ -108,3 +133,8 @@ def check_tier(experiment: Experiment, tier: str) -> Cost:
         offered = " or ".join(f"--tier {t}" for t in experiment.costs)
         raise BadUsage(f"{experiment.target} measures nothing in the {tier} tier", fix=f"use {offered}")
     return experiment.costs[tier]
+
+
+def missing_models(tier: str) -> list[str]:
+    """The models of the tiny tier that are not where they are shipped; other tiers ship none."""
+    return [name for name in TINY_MODELS if tier == "tiny" and not paths.data("tiny", name, "config.json").is_file()]

@@ -45,7 +45,9 @@ def remember_plan(experiment: Experiment, tier: str, cells: Sequence[Cell]) -> N
     _update(experiment, tier, {"code": code_fingerprint(), "keys": keys})
 
 
-def remember_run(experiment: Experiment, tier: str, measuring: float, notebook: float, computed: int) -> None:
+def remember_run(
+    experiment: Experiment, tier: str, measuring: float | int, notebook: float | int, computed: int
+) -> None:
     """Note how long a run to the end took. The time to compute stays that of the last run that computed something."""
     ended = datetime.now(UTC).isoformat(timespec="seconds")
     update: dict[str, Any] = {"ended": ended, "ended_code": code_fingerprint(), "notebook_seconds": round(notebook, 1)}
