@@ -12,9 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
 from holitom.errors import BadUsage
 
 Count = int | float
@@ -194,6 +191,9 @@ def measured_flops(run: Callable[..., Any], inputs: Mapping[str, Any] | Sequence
     kernel out (it reports 0 for it) and refuses shared key-value heads; like torch's, it counts the full score matrix
     whether causal or not, so compare with ``exact_flops(..., causal=False)``.
     """
+    import torch  # here, so that tables and claims, which only calculate, start without it
+    from torch.utils.flop_counter import FlopCounterMode
+
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs or ()), {})
     counter = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(_attention_kernels(), _attention_flops))
     with torch.no_grad(), counter:
@@ -239,6 +239,8 @@ def _counts(tokens_per_layer: Sequence[Count]) -> Sequence[Count]:
 
 
 def _attention_kernels() -> list[Any]:
+    import torch
+
     names = (
         "flash_attention_for_cpu",
         "flash_attention",
