@@ -5,23 +5,32 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from holitom.figures.series import check_points, draw_panel, note
+from holitom.figures.series import check_points, draw_panel, note, shared_legend
 from holitom.figures.style import DOUBLE, styled
 
 
-def frames_figure(quoted: pd.DataFrame, measured: pd.DataFrame, *, model: str) -> tuple[Figure, pd.DataFrame]:
-    """Printed curves on the left, measured ones on the right; x = frames, log scale. Values that were read off the
-    paper's axis carry the reading error as their interval."""
+def frames_figure(
+    quoted: pd.DataFrame, measured: pd.DataFrame, long: pd.DataFrame, *, model: str, benchmark: str
+) -> tuple[Figure, pd.DataFrame]:
+    """Printed averages, measured averages, and the measured benchmark with the longest videos; x = frames, log scale.
+
+    Values that were read off the paper's axis carry the reading error as their interval. A common legend names the
+    lines.
+    """
+    panels = (
+        ("printed", quoted, "Printed: OneVision-7B"),
+        ("measured", measured, f"Measured: {model}"),
+        ("long", long, f"{benchmark} alone"),
+    )
     with styled():
         fig = Figure(figsize=(DOUBLE, 3.2), layout="constrained")
-        panels = ((quoted, "Printed: LLaVA-OneVision-7B, 15 % kept"), (measured, f"Measured: {model}, 15 % kept"))
-        for ax, (points, title) in zip(fig.subplots(1, 2), panels, strict=True):
+        for ax, (_, points, title) in zip(fig.subplots(1, 3), panels, strict=True):
             ticks = sorted(check_points(points)["x"].dropna().unique())
-            draw_panel(
-                ax, points, xlabel="frames (log scale)", ylabel="average score (%)", title=title, log=True, ticks=ticks
-            )
-            ax.set_xlim(ticks[0] / 1.15, ticks[-1] * 1.15)
-        note(fig.axes[0], "hollow: quoted; bars ±0.1: read off the axis")
-        note(fig.axes[1], "filled: measured, bars: 95 % intervals")
-    parts = [part.assign(panel=panel) for part, panel in ((quoted, "printed"), (measured, "measured"))]
-    return fig, pd.concat(parts, ignore_index=True)
+            draw_panel(ax, points, xlabel="frames (log scale)", title=title, log=True, ticks=ticks, labels=False)
+            ax.set_xlim(ticks[0] / 1.2, ticks[-1] * 1.2)
+        fig.axes[0].set_ylabel("average score (%)")
+        fig.axes[2].set_ylabel("score (%)")
+        note(fig.axes[0], "bars: reading error ±0.1")
+        note(fig.axes[1], "bars: 95 % intervals")
+        shared_legend(fig, [points for _, points, _ in panels])
+    return fig, pd.concat([points.assign(panel=panel) for panel, points, _ in panels], ignore_index=True)

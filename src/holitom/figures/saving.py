@@ -118,7 +118,7 @@ def stamp(fig: Figure, origin: Stamp) -> None:
     if origin.footer:
         fig.text(0.995, 0.004, origin.footer, ha="right", va="bottom", fontsize=6, color=MUTED, gid="footer")
     height = fig.get_figheight()
-    fig.get_layout_engine().set(rect=(0.0, 0.13 / height, 1.0, 1.0 - 0.36 / height))  # type: ignore[union-attr]
+    fig.get_layout_engine().set(rect=(0.0, 0.17 / height, 1.0, 1.0 - 0.4 / height))  # type: ignore[union-attr]
 
 
 def save(

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from holitom.errors import BadUsage
@@ -57,6 +59,8 @@ def draw_panel(
         if pd.notna(row.low):
             ax.axhspan(row.low, row.high, color=look(row.method).colour, alpha=0.07, lw=0)
         ax.axhline(row.y, color=look(row.method).colour, lw=1.1, ls="--", zorder=1.5)
+    for method in set(points["method"]):
+        look(method)  # refuse a method without a look before anything is drawn
     order = [name for name in LOOKS if name in set(lines["method"])]
     ends = []
     for place, method in enumerate(order):
@@ -98,11 +102,26 @@ def draw_panel(
             textcoords="offset points",
             fontsize=7,
             color=INK,
+            zorder=5,
+            bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6},
         )
     if labels and len(ends) <= MOST_DIRECT:
         direct_labels(ax, ends)
-    elif len(ends) > MOST_DIRECT:
+    elif labels:
         ax.legend(ncols=2, loc="lower right")
+
+
+def shared_legend(fig: Figure, panels: Sequence[pd.DataFrame], columns: int = 5) -> None:
+    """One legend below all panels, in the fixed order of the methods; it names every method drawn as points."""
+    drawn = {method for points in panels for method in points.loc[points["x"].notna(), "method"]}
+    names = [name for name in LOOKS if name in drawn]
+    handles = [
+        Line2D([], [], color=look(n).colour, marker=look(n).marker, ls=look(n).dash, lw=1.3, markersize=6)
+        for n in names
+    ]
+    labels = [baseline_name(name) for name in names]
+    place = {"loc": "outside lower center", "borderaxespad": 2.4}  # room for the footer below
+    fig.legend(handles, labels, ncols=min(columns, len(names)), handlelength=2.6, **place)
 
 
 def baseline_name(method: str) -> str:

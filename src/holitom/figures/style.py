@@ -93,7 +93,14 @@ LOOKS: dict[str, Look] = {
     "Saliency bottom-k": Look("#8C7A00", "p", (0, (1, 2))),
     "Vanilla": Look("#222222", "*", "--"),
 }
-ALIASES = {"Full tokens": "Vanilla", "PyramidDrop": "PDrop", "HoliTom w/o M": "HoliTom (w/o M)", "RandomDrop": "Random"}
+ALIASES = {
+    "PyramidDrop": "PDrop",
+    "RandomDrop": "Random",
+    "UniformStride": "Uniform stride",
+    "AveragePool": "Average pooling",
+    "SaliencyTopK": "Saliency top-k",
+}
+"""Class names of methods -> the names that tables and figures show."""
 
 
 def look(method: str) -> Look:

@@ -25,14 +25,9 @@ MODEL_NAMES = {
     "onevision-seed1": "tiny model in the manner of LLaVA-OneVision, trained with a second seed",
     "video": "tiny model in the manner of LLaVA-Video",
 }
-ROW_NAMES = {
-    "RandomDrop": "Random",
-    "SaliencyTopK": "Saliency top-k",
-    "SaliencyTopK, lowest": "Saliency bottom-k",
-    "HoliTom, random saliency": "HoliTom, random saliency",
-    "HoliTom, control saliency": "HoliTom, control tower",
-}
-"""Rows that the paper does not have: controls."""
+
+
+_PRINTED = {"Vanilla", "FastV", "PDrop", "DyCoke", "VisionZip", "PruneVid", "FastVID", "HoliTom (w/o M)", "HoliTom"}
 
 
 def tasks(tier: str) -> dict[str, str]:
@@ -115,8 +110,9 @@ def _cells(
     mean = by.get(AVERAGE)
     cells.append(Text(f"{retained(mean):.1f}", "measured") if mean is not None else Text("–", "muted"))
     status = ("measured" if len(by) > len(tasks(tier)) else "measured in part") if by else why_not
-    control = status == "measured" and printed is None and label in ROW_NAMES.values()
-    cells.append(Text("control" if control else status, "muted" if status != "measured" else "plain"))
+    if status == "measured" and label not in _PRINTED:
+        status = "control of this kit"
+    cells.append(Text(status, "plain" if by else "muted"))
     return tuple(cells)
 
 
@@ -136,7 +132,7 @@ def _further(found: pd.DataFrame, used: set[int], model: str | None, tier: str) 
     rows = []
     for _, mine in rest.groupby(["row", "setting", "saliency"], sort=False):
         asked = 100 * mine["budget"].iloc[0]
-        label = ROW_NAMES.get(mine["row"].iloc[0], mine["row"].iloc[0])
+        label = mine["row"].iloc[0]
         rows.append((asked, Row(_cells(label, asked, mine.drop_duplicates("benchmark"), tier, ""))))
     rows.sort(key=lambda pair: -pair[0])
     return [Row(row.cells, rule=i == 0 or asked != rows[i - 1][0]) for i, (asked, row) in enumerate(rows)]
@@ -165,12 +161,13 @@ def _caption(tier: str, found: pd.DataFrame) -> str:
         "much a row loses, never the levels. "
     )
     stamp = TIER_STAMPS[tier][0].upper() + TIER_STAMPS[tier][1:]
+    level = level if tier == "tiny" else ""
     return (
-        f"{stamp}. {level if tier == 'tiny' else ''}Measured: accuracy in %, ± half of the 95 % interval clustered by "
+        f"{stamp}. {level}Measured: accuracy in %, ± half of the 95 % interval clustered by "
         f"video, n = {n} questions per benchmark; in the second line (in brackets in text) the difference to all tokens "
-        "on the same questions, * where its 95 % interval leaves out 0. tokens kept: share of visual tokens that "
-        "enter the language model, asked for and realised. FLOPs %: of all tokens, by the papers' formula, at the "
-        "realised counts."
+        "on the same questions, * where its 95 % interval leaves out 0. Tokens kept: share of visual tokens that "
+        "enter the language model, asked for and realised. FLOPs %: of all tokens, by the papers' formula, at realised "
+        "counts."
     )
 
 

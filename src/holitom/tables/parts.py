@@ -87,6 +87,7 @@ class Part:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     numbers: pd.DataFrame = field(repr=False, compare=False)
+    wrap: Literal["nowrap", "normal"] = "nowrap"
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -123,7 +124,7 @@ class Part:
                     "props": "caption-side: bottom; text-align: left; font-size: 90%; max-width: 70em",
                 },
                 {"selector": "th.col_heading.level0", "props": "text-align: center"},
-                {"selector": "td, th", "props": "padding: 2px 8px; white-space: nowrap"},
+                {"selector": "td, th", "props": f"padding: 2px 8px; white-space: {self.wrap}"},
                 *aligned,
                 *border,
             ]

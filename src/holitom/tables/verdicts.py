@@ -1,0 +1,65 @@
+"""Claims with their verdicts as a table: what was claimed, what came out, and why it was judged so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from holitom.claims import Judged
+from holitom.claims.judging import tally
+from holitom.tables.parts import Column, Part, Row, Text, verdict
+
+COLUMNS = (
+    Column("", "verdict", 1.4, "left"),
+    Column("", "claim", 4.6, "left"),
+    Column("", "printed", 0.7),
+    Column("", "here", 0.7),
+    Column("", "reason", 5.0, "left"),
+)
+_KIND = {"derived": "derived", "measured": "measured", "quoted": "quoted"}
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Judged claims for a notebook: a count of the verdicts, and a line for each claim that was selected."""
+
+    counts: dict[str, int]
+    part: Part
+
+    @property
+    def summary(self) -> str:
+        """ "90 REPRODUCED, 2 WITHIN NOISE": only what occurs."""
+        return ", ".join(f"{n} {word}" for word, n in self.counts.items() if n) or "no claim is judged here"
+
+    def markdown(self) -> str:
+        return f"{self.summary}\n\n{self.part.markdown()}"
+
+    def _repr_html_(self) -> str:
+        table = self.part.styler().to_html() if self.part.rows else ""
+        return f"<p><b>{self.summary}</b></p>{table}"
+
+
+def verdicts_of(judged: Sequence[Judged], *, only: Sequence[str] = ()) -> Verdicts:
+    """The verdicts on ``judged``. only: show the lines of these sources ("derived", "measured", "quoted"); what does
+    not reproduce is always shown. The counts cover all claims."""
+    shown = [c for c in judged if not only or c.source in only or str(c.verdict) == "NOT REPRODUCED"]
+    rows = tuple(Row(_cells(claim)) for claim in shown)
+    numbers = pd.DataFrame([claim.to_dict() for claim in judged])
+    title = "Claims and verdicts"
+    caption = "Tolerances were stated before the computation. printed: the paper's number, for its own model."
+    return Verdicts(tally(judged), Part("verdicts", title, caption, COLUMNS, rows, numbers, wrap="normal"))
+
+
+def _cells(claim: Judged) -> tuple[Text, ...]:
+    printed = Text(f"{claim.printed:g}", "quoted") if claim.printed is not None else Text("–", "muted")
+    kind = _KIND.get(claim.source, "plain")
+    here = Text(f"{claim.computed:.2f}", kind) if claim.computed is not None else Text("–", "muted")  # type: ignore[arg-type]
+    return (
+        verdict(str(claim.verdict)),
+        Text(f"{claim.statement} ({claim.place})"),
+        printed,
+        here,
+        Text(claim.reason, "muted"),
+    )
