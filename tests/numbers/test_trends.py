@@ -248,7 +248,7 @@ NOT_IN_THE_GRID_YET = {"trend-saliency-matters-less"}  # needs saliency top-k wi
     [pytest.param(t, id=t.id, marks=[pytest.mark.xfail] if t.id in NOT_IN_THE_GRID_YET else []) for t in trends()],
 )
 def test_every_trend_is_measured_by_its_experiment(trend: Trend) -> None:
-    """The grid of each experiment holds the settings that its trends compare (the records are made up, the cells not)."""
+    """The grid of each experiment holds the settings that its trends compare: made-up records, real cells."""
     from holitom.experiments import cells
 
     records = [
