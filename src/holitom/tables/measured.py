@@ -164,10 +164,10 @@ def _caption(tier: str, found: pd.DataFrame) -> str:
     level = level if tier == "tiny" else ""
     return (
         f"{stamp}. {level}Measured: accuracy in %, ± half of the 95 % interval clustered by "
-        f"video, n = {n} questions per benchmark; in the second line (in brackets in text) the difference to all tokens "
-        "on the same questions, * where its 95 % interval leaves out 0. Tokens kept: share of visual tokens that "
-        "enter the language model, asked for and realised. FLOPs %: of all tokens, by the papers' formula, at realised "
-        "counts."
+        f"video, n = {n} questions per benchmark; in the second line (in brackets in text) the difference to all "
+        "tokens on the same questions, * where its 95 % interval leaves out 0. Tokens kept: share of visual tokens "
+        "that enter the language model, asked for and realised. FLOPs %: of all tokens, by the papers' formula, at "
+        "realised counts."
     )
 
 
