@@ -1,0 +1,60 @@
+"""What the merging baselines share before they start: the fields they read, their check, a count per frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holitom.errors import BadUsage
+from holitom.methods.controls import budget_tokens
+from holitom.ops.selection import spread
+from holitom.types import VideoFeatures
+
+_MEANING = {
+    "saliency": "[T, N], the attention each token receives in the vision tower",
+    "keys": "[T, N, Dk], the tower's keys, mean over heads",
+    "frame_embed": "[T, E], one vector per frame",
+}
+
+
+def need_field(method: object, video: VideoFeatures, name: str) -> Tensor:
+    """An optional field of the video in float32. Raises BadUsage when it is missing."""
+    value = getattr(video, name)
+    if value is None:
+        raise BadUsage(
+            f"{type(method).__name__} reads VideoFeatures.{name}, which is None",
+            fix=f"let reduce_tokens compute it, or pass {name}={_MEANING[name]}",
+        )
+    return value.float()
+
+
+def refuse_non_finite(fields: Mapping[str, Tensor], rider: Tensor | None = None) -> np.ndarray:
+    """Raise BadUsage naming the first field [T, ...] with a NaN or an infinity, and the first frame where.
+
+    One copy to the host; ``rider``, a vector wanted there anyway, travels in the same copy and is returned as float32.
+    For the tokens give their norms: those are small, and non-finite where a token is.
+    """
+    flags = torch.stack([value.isfinite().all() for value in fields.values()]).float()
+    packed = (flags if rider is None else torch.cat([flags, rider.flatten().float()])).cpu().numpy()
+    for (name, value), fine in zip(fields.items(), packed, strict=False):
+        if not fine:
+            frame = int((~value.isfinite()).flatten(1).any(dim=1).nonzero()[0])
+            raise BadUsage(
+                f"{name} hold a NaN or an infinity, first in frame {frame}",
+                fix="check the vision tower's precision (float16 overflows; use bfloat16 or float32)",
+            )
+    return packed[len(fields) :]
+
+
+def frame_counts(video: VideoFeatures, budget: float) -> np.ndarray:
+    """[T] tokens to keep in each frame: round(budget * T * N) in all, at least one, spread so that two frames differ by
+    at most one; below one token per frame some frames get none."""
+    return spread(budget_tokens(video, budget), video.frames)
+
+
+def on(array: np.ndarray, like: Tensor) -> Tensor:
+    """A host array as a tensor on the device of ``like``."""
+    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device)

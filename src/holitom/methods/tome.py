@@ -1,0 +1,192 @@
+"""ToMe (arXiv 2210.09461): merge tokens pairwise by bipartite soft matching, here within each frame after pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import embedding_bag, normalize
+
+from holitom.errors import BadUsage
+from holitom.methods.checks import every_token
+from holitom.methods.inputs import frame_counts, need_field, on, refuse_non_finite
+from holitom.ops.merging import merge_members
+from holitom.ops.selection import mask_ids
+from holitom.ops.similarity import row_norms
+from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures, check_budget
+
+Order = Literal["index", "score"]
+
+
+@dataclass(frozen=True)
+class ToMe:
+    """Merge each frame's most similar tokens, in as many rounds as the budget needs (a round halves at most).
+
+    In a round the even tokens look for the most similar odd one (cosine of the metric), and the best pairs are merged
+    into the odd one, as averages weighted by the number of source tokens.
+
+    metric: "keys" of the vision tower, as the paper chooses, or the "tokens" themselves. rounds: at least this many,
+    the work spread evenly over them (the paper merges a little in every block of the tower).
+    released True: after a round the even tokens left over stand in the order of their scores, as in the released code
+    for inputs without a class token; that order decides who meets whom in the next round, and is the output's.
+
+    The clean reading keeps round(budget * T * N) tokens, at least one, in raster order; below one token per frame some
+    frames are left out. A token stands in the cell of the odd token that began it. Raises BadUsage for missing keys and
+    a NaN.
+    """
+
+    metric: Literal["keys", "tokens"] = "keys"
+    rounds: int = 1
+    released: bool = False
+
+    positions: ClassVar[Positions] = "contiguous"
+    deviations: ClassVar[tuple[str, ...]] = (
+        "It acts once, after the projector and the pooling; the paper merges in every block of the vision tower.",
+        "No proportional attention: the language model does not know how many tokens stand behind one.",
+        "Left-over even tokens keep their order; the release orders them by score when there is no class token.",
+        "Below one token per frame some frames are left out; budget 1 keeps every token.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.metric not in ("keys", "tokens"):
+            raise BadUsage(f"metric={self.metric!r} is unknown", fix="choose from keys, tokens")
+        if not isinstance(self.rounds, int) or self.rounds < 1:
+            raise BadUsage(f"rounds={self.rounds!r} is not a positive number", fix="use 1 or more")
+
+    @property
+    def requires(self) -> frozenset[str]:
+        return frozenset({"keys"} if self.metric == "keys" else ())
+
+    @property
+    def fidelity(self) -> Fidelity:
+        return "golden" if self.released else "port"
+
+    def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
+        """Reduce one video. One copy to the host (the check for NaN)."""
+        budget = check_budget(budget)
+        norms = row_norms(video.tokens)
+        if self.metric == "keys":
+            metric = need_field(self, video, "keys")
+            refuse_non_finite({"tokens": norms, "keys": metric})
+        else:
+            metric = video.tokens
+            refuse_non_finite({"tokens": norms})
+        if budget == 1.0:
+            return every_token(video)
+        counts = frame_counts(video, budget)
+        plan = plan_rounds(video.cells, counts, self.rounds)
+        merged = match_rounds(metric, torch.ones_like(norms), plan, order="score" if self.released else "index")
+        del metric
+
+        alive = merged.alive & on(counts > 0, norms)[:, None]  # every frame has a token left, wanted or not
+        frame = torch.arange(video.frames, device=norms.device)[:, None] * video.cells
+        heads = (merged.heads + frame).flatten()[mask_ids(alive.flatten(), int(counts.sum()))]
+        if not self.released:
+            heads = heads.sort().values
+        every = (merged.heads + frame).flatten()[mask_ids(merged.alive.flatten(), int(np.maximum(counts, 1).sum()))]
+        every = every.sort().values
+        rows = video.tokens.reshape(-1, video.tokens.shape[-1])
+        tokens, size = merge_members(rows, (merged.owner + frame).flatten(), every, beta=None)
+        kept = torch.searchsorted(every, heads)
+        return TokenSet(tokens[kept].to(rows.dtype), heads // video.cells, heads % video.cells, size[kept].float())
+
+
+class Merged(NamedTuple):
+    """owner: [F, n] the token that each source token went into (one of ``heads``); heads: [F, m] in output order, true
+    where ``alive`` [F, m]."""
+
+    owner: Int[Tensor, "frames n"]
+    heads: Int[Tensor, "frames m"]
+    alive: Bool[Tensor, "frames m"]
+
+
+def plan_rounds(cells: int, counts: np.ndarray, rounds: int) -> list[np.ndarray]:
+    """How many tokens each frame merges away in each round, [F] per round, to end with max(1, counts[f]) of ``cells``.
+    At most half of the tokens go in a round. Frames differ in the last round only, by one; so must ``counts``."""
+    wanted = np.maximum(counts, 1)
+    most, plan, n, room = int(wanted.max()), [], cells, 0
+    while n > most:
+        away = min(n // 2, -(-(n - most) // max(1, rounds - len(plan))))
+        plan.append(np.full(len(wanted), away))
+        n, room = n - away, n // 2 - away
+    extra = most - wanted
+    if extra.any() and room:
+        plan[-1] = plan[-1] + extra
+    elif extra.any():
+        plan.append(extra)
+    return plan
+
+
+def match_rounds(
+    metric: Float[Tensor, "frames n dim"],
+    size: Float[Tensor, "frames n"],
+    plan: Sequence[np.ndarray],
+    *,
+    order: Order = "index",
+    protect_first: bool = False,
+) -> Merged:
+    """Run the rounds of ``plan`` on the metric alone; tokens are merged once, afterwards, by their owners.
+
+    size: source tokens behind each token, the weights of the metric's average. order: how the even tokens left over are
+    listed before the odd ones. protect_first: token 0 is a class token, which is never merged away.
+    """
+    frames, n, dim = metric.shape
+    base = torch.arange(frames, device=metric.device)[:, None] * n
+    own = torch.arange(n, device=metric.device).expand(frames, n)
+    owner, heads, alive = own, own, torch.ones_like(own, dtype=torch.bool)
+    now = metric
+    for i, away in enumerate(plan):
+        if i:
+            flat = (heads + base).flatten()
+            ascending, where = flat.sort()
+            means, _ = weighted_means(metric.reshape(-1, dim), (owner + base).flatten(), ascending, size.flatten())
+            now = torch.empty_like(means).index_copy_(0, where, means).view(frames, -1, dim)
+        into, slots, alive = _match(now, on(away, metric), int(away.min()), order, protect_first)
+        target = own.scatter(1, heads, heads.gather(1, into))  # token -> head it is merged into, itself if it is not
+        owner = target.gather(1, owner)
+        heads = heads.gather(1, slots)
+    return Merged(owner, heads, alive)
+
+
+def _match(
+    metric: Tensor, away: Tensor, fewest: int, order: Order, protect_first: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One round: the slot that each slot goes into [F, n], the slots left [F, n - fewest], and which of those are."""
+    frames, n, _ = metric.shape
+    # An eighth of the frames at a time: a metric of tokens is as large as the input.
+    units = (normalize(part.float(), dim=-1) for part in metric.split(-(-frames // 8)))
+    pairs = [(unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(dim=-1) for unit in units]
+    best, partner = (torch.cat(part) for part in zip(*pairs, strict=True))
+    if protect_first:
+        best[:, 0] = -torch.inf
+    ranked = torch.sort(best, dim=1, descending=True, stable=True).indices
+    place = torch.arange(ranked.shape[1], device=metric.device).expand_as(ranked)
+    rank = torch.empty_like(ranked).scatter_(1, ranked, place)
+    into = torch.arange(n, device=metric.device).repeat(frames, 1)
+    into[:, ::2] = torch.where(rank < away[:, None], 2 * partner + 1, into[:, ::2])
+
+    even, alive = 2 * ranked[:, fewest:], place[:, fewest:] >= away[:, None]
+    if order == "index":
+        even, by = even.masked_fill(~alive, n).sort(dim=1)
+        alive = alive.gather(1, by)
+        even = even.masked_fill(~alive, 0)
+    odd = torch.arange(1, n, 2, device=metric.device).expand(frames, -1)
+    return into, torch.cat([even, odd], dim=1), torch.cat([alive, torch.ones_like(odd, dtype=torch.bool)], dim=1)
+
+
+def weighted_means(
+    rows: Float[Tensor, "n dim"], owner: Int[Tensor, " n"], heads: Int[Tensor, " m"], weight: Float[Tensor, " n"]
+) -> tuple[Float[Tensor, "m dim"], Float[Tensor, " m"]]:
+    """Means of the rows of each owner in float32, and the weight behind each; heads: all owners, ascending."""
+    owners, order = torch.sort(owner, stable=True)
+    edges = torch.cat([torch.searchsorted(owners, heads), heads.new_full((1,), len(owner))])
+    bag = torch.searchsorted(heads, owners)
+    total = weight.new_zeros(len(heads)).scatter_add_(0, bag, weight[order])
+    share = weight[order] / total[bag]
+    means = embedding_bag(order, rows.float(), edges, mode="sum", per_sample_weights=share, include_last_offset=True)
+    return means, total
