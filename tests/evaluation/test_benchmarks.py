@@ -20,8 +20,8 @@ NAMES = tuple(BENCHMARKS)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_questions_are_complete_balanced_and_not_answered_by_guessing(name: str, tmp_path: Path) -> None:
-    docs = benchmarks.questions(name, tmp_path)
+def test_questions_are_complete_balanced_and_not_answered_by_guessing(name: str) -> None:
+    docs = benchmarks.questions(name)
     assert [d["doc_id"] for d in docs] == list(range(VIDEOS * QUESTIONS_PER_VIDEO))
     assert len({d["video"] for d in docs}) == VIDEOS
     for video in range(VIDEOS):
@@ -113,7 +113,7 @@ def test_the_recipe_hash_names_the_folder_and_ignores_comments(tmp_path: Path) -
     assert meaning("x = 1  # one") == meaning('"""Doc."""\nx = 1') != meaning("x = 2")
 
 
-def test_the_questions_file_is_plain_json_lines(tmp_path: Path) -> None:
-    benchmarks.questions("tiny_actions", tmp_path)
-    line = (benchmarks.folder("tiny_actions", tmp_path) / "questions.jsonl").read_text().splitlines()[4]
+def test_the_questions_file_is_plain_json_lines() -> None:
+    benchmarks.questions("tiny_actions")
+    line = (benchmarks.folder("tiny_actions") / "questions.jsonl").read_text().splitlines()[4]
     assert list(json.loads(line)) == ["doc_id", "video", "type", "question", "answer", "choices"]

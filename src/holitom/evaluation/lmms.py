@@ -1,0 +1,228 @@
+"""The lmms-eval model ``holitom``: a LLaVA-OneVision with a token reduction, evaluated in batches.
+
+    python -m lmms_eval --model holitom --include_path src/holitom/tiny/tasks --tasks tiny_general
+        --model_args pretrained=data/tiny/onevision,method=HoliTom,tau=0.8,budget=0.1
+
+The same class serves notebooks and the sweep, which keep one instance and change ``reduction``, ``frames`` and
+``saliency`` between benchmarks: features are computed once per video.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from tqdm import tqdm
+
+from holitom.attach import reduce_tokens
+from holitom.errors import BadUsage, CannotRun
+from holitom.evaluation.arguments import reduction_from
+from holitom.evaluation.cells import check_saliency
+from holitom.evaluation.features import FeatureStore
+from holitom.models import adapter_for
+from holitom.models.processing import VideoProcessor, load_model
+from holitom.types import Reduction
+
+_WINDOW = 8  # batches whose questions are sorted by length together; videos stay close enough to be kept
+_GREEDY = ("max_new_tokens", "until", "do_sample", "temperature", "top_p", "num_beams")
+
+
+def manifest() -> Any:
+    """The entry point of the group ``lmms_eval.models``."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest(model_id="holitom", simple_class_path="holitom.evaluation.lmms.ReducedVideoModel")
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What is known about one question beside its answer: the video file, prompt tokens, and tokens per layer."""
+
+    video: str
+    frames: int
+    requested: int
+    kept: int
+    prompt: int
+    per_layer: tuple[int, ...]
+    flops_paper: float
+    flops_exact: float
+
+
+@dataclass(frozen=True)
+class _Job:
+    place: int  # among the requests
+    key: tuple[str, int]  # task, doc_id
+    video: str
+    question: str
+    tokens: int
+    new_tokens: int
+    until: tuple[str, ...]
+
+
+class ReducedVideoModel(lmms):
+    """A video model and a Reduction. Constructor arguments are lmms-eval's ``--model_args``.
+
+    pretrained: folder or hub id; method, budget, preset and the method's fields: ``arguments.reduction_from``; frames:
+    per video; saliency: "own", "random" or "control" (of the tower in ``control``); cache_gb: memory for features.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        pretrained: str,
+        method: str = "full",
+        budget: float | int = 1.0,
+        preset: str | None = None,
+        frames: int = 32,
+        saliency: str = "own",
+        control: str | None = None,
+        batch_size: int | str = 1,
+        device: str | None = None,
+        dtype: str = "auto",
+        cache_gb: float | int = 2.0,
+        max_batch_size: int | None = None,
+        **fields: Any,
+    ) -> None:
+        super().__init__()
+        from accelerate import Accelerator
+
+        self.accelerator = Accelerator()
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        self.device = torch.device(device) if device else self.accelerator.device
+        self.batch_size = _positive("batch_size", batch_size)
+        self.frames = _positive("frames", frames)
+        self.saliency = check_saliency(saliency)
+        if dtype == "auto" and self.device.type == "cpu":
+            dtype = "float32"  # CPUs compute bfloat16 slowly; the weights are the same
+        self.model = load_model(pretrained, dtype=dtype, device=str(self.device))
+        self.processor = VideoProcessor.from_pretrained(pretrained)
+        self.adapter = adapter_for(self.model)
+        self.reduction: Reduction = reduction_from(
+            method, float(budget), preset, layers=len(self.adapter.layers), fields=fields
+        )
+        self.store = FeatureStore(
+            self.adapter,
+            self.processor.pixels,
+            control=Path(control) if control else None,
+            max_bytes=int(cache_gb * 2**30),
+        )
+        self.answered: dict[tuple[str, int], Answered] = {}
+        self.on_progress: Callable[[int], object] | None = None
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
+        """Greedy answers. CannotRun if a stage of the reduction never acted: the score would not mean what it says."""
+        answers: list[GenerationResult | None] = [None] * len(requests)
+        jobs = [self._job(place, request) for place, request in enumerate(requests)]
+        hidden = self.on_progress is not None or self.rank != 0
+        with (
+            torch.inference_mode(),
+            reduce_tokens(self.model, reduction=self.reduction) as run,
+            tqdm(total=len(jobs), desc=self.reduction.name, unit="question", disable=hidden) as bar,
+        ):
+            for batch in self._batches(jobs):
+                for job, answer in zip(batch, self._answer(run, batch), strict=True):
+                    answers[job.place] = answer
+                bar.update(len(batch))
+                if self.on_progress:
+                    self.on_progress(len(batch))
+            if jobs:
+                run.stats.check_acted()
+        return answers  # type: ignore[return-value]
+
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+        raise CannotRun("the model holitom answers by generating, not by likelihood", fix="use generate_until tasks")
+
+    def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
+        raise CannotRun("the model holitom answers one question at a time", fix="use single-round tasks")
+
+    def clean(self) -> None:
+        """lmms-eval calls this after a run and would delete the model; the next run needs it again."""
+
+    def _job(self, place: int, request: Instance) -> _Job:
+        question, options, doc_to_visual, doc_id, task, split = request.args
+        visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or []
+        if len(visuals) != 1 or not isinstance(visuals[0], (str, Path)):
+            raise CannotRun(
+                f"{task}, document {doc_id}: {len(visuals)} visuals, of which a video file is needed",
+                fix="use video tasks",
+            )
+        new_tokens, until = _generation(task, options)
+        tokens = len(self.processor.tokenizer(question)["input_ids"])
+        return _Job(place, (task, doc_id), str(visuals[0]), question, tokens, new_tokens, until)
+
+    def _batches(self, jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
+        """Batches of one length limit each; questions of about equal length together, questions of one video near."""
+        groups: dict[int, list[_Job]] = defaultdict(list)
+        for job in jobs:
+            groups[job.new_tokens].append(job)
+        window = _WINDOW * self.batch_size
+        for group in groups.values():
+            for start in range(0, len(group), window):
+                near = sorted(group[start : start + window], key=lambda job: job.tokens)
+                for at in range(0, len(near), self.batch_size):
+                    yield near[at : at + self.batch_size]
+
+    def _answer(self, run: Any, batch: Sequence[_Job]) -> list[GenerationResult]:
+        requires = self.reduction.outer.requires if self.reduction.outer is not None else frozenset()
+        videos = {
+            job.video: self.store.get(job.video, self.frames, requires=requires, saliency=self.saliency)
+            for job in batch
+        }
+        inputs = self.processor.prompts([job.question for job in batch])
+        inputs = {name: value.to(self.device) for name, value in inputs.items()}
+        before = len(run.stats.samples)
+        run.provide([videos[job.video] for job in batch])
+        output = self.model.generate(**inputs, max_new_tokens=batch[0].new_tokens, do_sample=False, num_beams=1)
+        samples = run.stats.samples[before:]
+        written = output[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
+        results = []
+        for job, sample, text, tokens in zip(batch, samples, texts, written, strict=True):
+            self.answered[job.key] = Answered(
+                video="/".join(Path(job.video).parts[-2:]),
+                frames=sample.frames,
+                requested=sample.requested,
+                kept=sample.kept,
+                prompt=sample.prompt_after,
+                per_layer=tuple(sample.per_layer),
+                flops_paper=sample.flops_paper,
+                flops_exact=sample.flops_exact,
+            )
+            length = int((tokens != self.processor.tokenizer.pad_token_id).sum())
+            counts = TokenCounts(input_tokens=sample.prompt_after, output_tokens=length)
+            results.append(GenerationResult(_cut(text, job.until), counts))
+        return results
+
+
+def _generation(task: str, options: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
+    """max_new_tokens and stop strings of a task; anything but greedy decoding is refused."""
+    sampled = options.get("do_sample") or (options.get("temperature") or 0) > 0 or (options.get("num_beams") or 1) > 1
+    unknown = [name for name in options if name not in _GREEDY]
+    if sampled or unknown:
+        what = f"generation_kwargs {', '.join(unknown)}" if unknown else "sampling or beams"
+        raise CannotRun(f"{task} asks for {what}", fix="the model holitom decodes greedily; override with --gen_kwargs")
+    until = options.get("until") or ()
+    return int(options.get("max_new_tokens") or 16), (until,) if isinstance(until, str) else tuple(until)
+
+
+def _cut(text: str, until: Sequence[str]) -> str:
+    for stop in until:
+        text = text.split(stop)[0] if stop else text
+    return text.strip()
+
+
+def _positive(name: str, value: int | str) -> int:
+    try:
+        number = int(value)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise BadUsage(f"{name}={value!r}", fix="give a whole number, 1 or more")
+    return number
