@@ -61,12 +61,16 @@ class TokenSet:
 
     tokens: [M, D]; frame: [M] the frame that owns each token (a token merged over time belongs to the first frame of
     its segment); cell: [M] row * W + column; size: [M] how many source tokens each one stands for (None: one each).
+    group: [M] which of the method's groups (a segment, the static part of a window) each token belongs to, and gain:
+    [M] what that group is worth, for stages inside the language model that choose group by group (None: no groups).
     """
 
     tokens: Float[Tensor, "kept dim"]
     frame: Int[Tensor, " kept"]
     cell: Int[Tensor, " kept"]
     size: Float[Tensor, " kept"] | None = None
+    group: Int[Tensor, " kept"] | None = None
+    gain: Float[Tensor, " kept"] | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -95,7 +99,8 @@ class Inner(Protocol):
     gives score [S]; "text": every prompt row after the video gives score [heads, rows, S]. positions "original" keeps the
     rotary positions (with gaps), "contiguous" renumbers. prune_past: also drop the tokens from the caches of earlier layers.
     causal False: layer - 1 attends without a causal mask in prefill, as one release does. include_newlines True: newline
-    tokens count as visual tokens and may be dropped, as in the releases.
+    tokens count as visual tokens and may be dropped, as in the releases. A stage with the attribute ``reads_groups =
+    True`` also takes ``group`` and ``gain`` [V], the TokenSet's fields for the tokens in ``visual`` (None: no groups).
     """
 
     layer: int
