@@ -43,12 +43,12 @@ RECIPES: dict[str, Recipe] = {
     "video": Recipe(
         seed=2,
         vision_steps=0,
-        text_steps=600,
+        text_steps=450,
         text_rate=7.5e-4,
         phases=(Phase(0.0, 8, 32), Phase(0.3, 16, 24), Phase(0.6, 32, 12), Phase(0.8, 64, 6)),
         row_newlines=True,
         parent="onevision",
     ),
-    "control_tower": Recipe(seed=3, head="attention", text_steps=0),
+    "control_tower": Recipe(seed=3, head="attention", vision_steps=700, text_steps=0),
 }
 FRAMES_PER_STEP, QUESTIONS_PER_CLIP = 256, 10
