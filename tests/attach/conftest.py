@@ -1,4 +1,4 @@
-"""A LLaVA-OneVision of 0.2 M random weights, large enough in scale that a wrong mask or position shows in the logits."""
+"""A tiny LLaVA-OneVision whose random weights are large enough for a wrong mask or position to show in the logits."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The oracle of the seam tests: one forward without a cache over all tokens, with a mask and positions for every layer.
 
-Dropping a token is the same as never reading it, so a reduced run, prefill and decoding together, must give the logits of
-this forward. It knows nothing of the code under test.
+Dropping a token is the same as never reading it, so a reduced run, prefill and decoding together, must give the logits
+of this forward. It knows nothing of the code under test.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 
 @torch.no_grad()
 def embed(model, ids, videos):
-    """Embeddings of a prompt [S]; ``videos``: for each run of video ids the rows to put there, whatever their number."""
+    """Embeddings of a prompt [S]; ``videos``: for each run of video ids the rows that take its place."""
     table, video = model.get_input_embeddings(), model.config.video_token_id
     parts, rest, is_video = [], list(videos), (ids == video).tolist()
     for i, token in enumerate(ids):
@@ -39,7 +39,9 @@ def recompute(model, embeds, masks, positions):
         def hook(module, args, kwargs):
             allowed = masks[layer][None, None]
             if model.model.language_model.config._attn_implementation == "eager":
-                allowed = torch.zeros(allowed.shape, dtype=embeds.dtype).masked_fill(~allowed, torch.finfo(embeds.dtype).min)
+                allowed = torch.zeros(allowed.shape, dtype=embeds.dtype).masked_fill(
+                    ~allowed, torch.finfo(embeds.dtype).min
+                )
             kwargs["attention_mask"] = allowed
             kwargs["position_embeddings"] = text.rotary_emb(args[0], positions[layer][None])
             return args, kwargs

@@ -135,7 +135,7 @@ def test_several_tokens_at_once_equal_one_by_one(model, name, padded):
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("whole", [True, False])
 def test_second_turn_through_generate(model, name, rows, whole):
-    """The conversation goes on from the cache, with the whole text or with the new turn alone; nothing is reduced twice."""
+    """The conversation goes on from the cache, with the whole text or the new turn alone; nothing is reduced twice."""
     reduction = SETTINGS[name]
     start = batch(*ROWS[:rows])
     clips = CLIPS[:rows]
@@ -147,9 +147,7 @@ def test_second_turn_through_generate(model, name, rows, whole):
         mask = torch.cat([start["attention_mask"], torch.ones(rows, NEW + 4, dtype=torch.long)], dim=1)
         held = first.past_key_values.get_seq_length(LAYERS - 1)
         given = ids if whole else ids[:, -5:]  # the last answer token is not in the cache yet
-        second = model.generate(
-            input_ids=given, attention_mask=mask, past_key_values=first.past_key_values, **GENERATE
-        )
+        second = model.generate(input_ids=given, attention_mask=mask, past_key_values=first.past_key_values, **GENERATE)
         assert run.stats.calls == calls and len(run.stats.samples) == rows
         assert second.past_key_values.get_seq_length(LAYERS - 1) == held + 5 + NEW - 1
         # the same by hand: prefill, then every later token one by one

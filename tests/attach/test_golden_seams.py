@@ -1,8 +1,7 @@
-"""The seams against the released code: what runs inside a model must give the released hidden states, logits and ids."""
+"""The seams against the released code: what runs inside a model gives the released hidden states, logits and ids."""
 
 import pytest
 import torch
-from golden.loader import Golden
 from transformers import (
     LlamaConfig,
     LlavaOnevisionConfig,
@@ -11,6 +10,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from golden.loader import Golden
 from holitom.attach import reduce_tokens
 from holitom.methods import FastV, HoliTom, HoliTomMerge
 from holitom.types import VideoFeatures
@@ -47,7 +47,9 @@ def test_end_to_end(e2e, number):
     run, text = E2E.runs[number], E2E.params
     video = e2e.config.video_token_id
     ids = torch.tensor([[*text["pre_ids"], *[video] * 393, *text["post_ids"]]])
-    outer = HoliTom(tau=run["tau"], beta=run["beta"], k=run["K"], max_window=run["max_window"]) if run["outer"] else None
+    outer = (
+        HoliTom(tau=run["tau"], beta=run["beta"], k=run["K"], max_window=run["max_window"]) if run["outer"] else None
+    )
     inner = [released_merge(run["k"], run["r"])] if run["k"] is not None else []
     with reduce_tokens(e2e, outer, run["ratio"] if run["outer"] else 1.0, inner) as done:
         out = e2e.generate(

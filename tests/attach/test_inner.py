@@ -74,7 +74,11 @@ def test_drop_equals_mask(model, name):
 
 def test_ratio_zero_is_the_unmodified_model(model):
     stock = model.generate(**inputs(), **GENERATE)
-    for stage in (HoliTomMerge(layer=2, ratio=0.0), Drop(2, 1.0, positions="contiguous"), Drop(3, 1.0, prune_past=True)):
+    for stage in (
+        HoliTomMerge(layer=2, ratio=0.0),
+        Drop(2, 1.0, positions="contiguous"),
+        Drop(3, 1.0, prune_past=True),
+    ):
         with reduce_tokens(model, inner=stage):
             ours = model.generate(**inputs(), **GENERATE)
         torch.testing.assert_close(torch.cat(ours.logits), torch.cat(stock.logits), atol=1e-5, rtol=0)

@@ -45,7 +45,9 @@ def test_generation_equals_one_forward_over_explicit_embeddings(model, positions
     answer = out.sequences[0, len(ids) :]
     embeds = embed(model, torch.cat([ids, answer]), [torch.cat([tokens[flat], newline[None]])])
     length = len(embeds) - len(answer)
-    video = torch.cat([flat, torch.tensor([FRAMES * CELLS])]) if positions == "original" else torch.arange(len(kept) + 1)
+    video = (
+        torch.cat([flat, torch.tensor([FRAMES * CELLS])]) if positions == "original" else torch.arange(len(kept) + 1)
+    )
     after = torch.arange(7 + len(answer))
     numbers = torch.cat([torch.arange(5), 5 + video, 5 + video[-1] + 1 + after])
     expected = recompute(model, embeds, *layout(LAYERS, length, len(embeds), numbers=numbers))
@@ -143,7 +145,9 @@ def test_row_newlines(model):
         assert (run.stats.last.kept, run.stats.last.newlines) == (64, 16)
         assert run.stats.last.prompt_after == run.stats.last.prompt_before == 92
     newline = grid.model.image_newline
-    patches = grid.model.vision_tower(clip[0], output_hidden_states=True).hidden_states[grid.config.vision_feature_layer]
+    patches = grid.model.vision_tower(clip[0], output_hidden_states=True).hidden_states[
+        grid.config.vision_feature_layer
+    ]
     means = grid.model.multi_modal_projector(patches).unflatten(1, (4, 2, 4, 2)).mean((2, 4)).flatten(1, 2)
     torch.testing.assert_close(video.tokens, means, atol=1e-5, rtol=0)
     rows = torch.cat([means.unflatten(1, (4, 4)), newline.expand(FRAMES, 4, 1, -1)], dim=2).flatten(0, 2)

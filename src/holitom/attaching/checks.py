@@ -36,7 +36,7 @@ def check_stages(
     adapter: Adapter, outer: Outer | None, budget: float, inner: Sequence[Inner], decode: Decode | None
 ) -> None:
     """Stages of the wrong kind, layers out of range or out of order, and sliding-window decoders are refused."""
-    if outer is not None and not (callable(outer) and hasattr(outer, "requires")):
+    if outer is not None and (isinstance(outer, type) or not callable(outer) or not hasattr(outer, "requires")):
         raise BadUsage(f"{outer!r} is not an outer stage", fix="give an instance, for instance HoliTom(tau=0.65)")
     if outer is None and budget < 1:
         raise BadUsage(
@@ -44,7 +44,7 @@ def check_stages(
         )
     depth = len(adapter.layers)
     for stage in (*inner, *([decode] if decode is not None else [])):
-        if not callable(stage) or not hasattr(stage, "layer"):
+        if isinstance(stage, type) or not callable(stage) or not hasattr(stage, "layer"):
             raise BadUsage(
                 f"{stage!r} is not a stage with a layer", fix="give instances, e.g. HoliTomMerge(layer=18, ratio=.5)"
             )

@@ -21,6 +21,8 @@ from holitom.models import Adapter
 from holitom.models.encoding import EncodedVideos
 from holitom.types import Reduction, VideoFeatures
 
+_TOWER_SETTINGS = ("vision_feature_layer", "vision_feature_select_strategy")
+
 
 class Run:
     """What ``with reduce_tokens(...) as run`` gives: ``stats``, ``provide`` and ``encode``."""
@@ -94,8 +96,8 @@ class Run:
         self, original: Callable[..., Any], pixel_values_videos: Any, **kwargs: Any
     ) -> EncodedVideos:
         """In place of the model's own: features per video, with what the outer stage requires, from one tower pass."""
-        for name in ("vision_feature_layer", "vision_feature_select_strategy"):
-            if kwargs.get(name) is not None:
+        for name in _TOWER_SETTINGS:
+            if kwargs.get(name) not in (None, getattr(self._model.config, name)):
                 raise BadUsage(
                     f"{name} is given in the call", fix=f"set model.config.{name}, which reduce_tokens reads"
                 )
@@ -147,7 +149,7 @@ class Run:
         pixels = kwargs.pop("pixel_values_videos", None)
         given = outputs.get("video")
         if given is None and pixels is not None:
-            given = core.get_video_features(pixels)
+            given = core.get_video_features(pixels, **{name: kwargs.get(name) for name in _TOWER_SETTINGS})
             if kwargs.get("pixel_values") is not None:  # the core takes pixels or features, not some of each
                 names = inspect.signature(core.get_image_features).parameters
                 image = core.get_image_features(**{n: kwargs[n] for n in names if kwargs.get(n) is not None})
@@ -158,8 +160,8 @@ class Run:
         if getattr(given, "videos", None) is None:
             raise BadUsage(
                 "the prompt has video placeholders, but no video came with it",
-                fix="give pixel_values_videos, or call run.provide(features) first; features encoded outside of the block "
-                "lack what reduction needs",
+                fix="give pixel_values_videos, or call run.provide(features) first; what was encoded outside of "
+                "the block lacks what reduction needs",
             )
         return given
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, LlavaOnevisionForConditionalGeneration
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
@@ -159,7 +160,7 @@ def load_model(
         dtype = _DTYPES[dtype]
     try:
         model = LlavaOnevisionForConditionalGeneration.from_pretrained(str(path), dtype=dtype or "auto")
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _cannot_load(path, error) from error
     return model.to(device).eval()
 
