@@ -19,6 +19,9 @@ from holitom.ops.selection import apportion, keep_count, mask_ids, top_per_row
 from holitom.ops.similarity import neighbour_cosine, row_norms
 from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures, check_budget
 
+# Float32 elements of clustering workspace: what stays in a CPU's cache; on a GPU, room for all segments of most videos.
+_ROOM = {"cpu": 1 << 20, "cuda": 1 << 27}
+
 
 @dataclass(frozen=True)
 class HoliTom:
@@ -112,7 +115,7 @@ class HoliTom:
             share = apportion(np.concatenate([n_static, n_dynamic]), max(1, round(budget * total)))
             keep_static, keep_dynamic = np.split(share, [len(segments)])
         else:
-            ratio = min(budget / (left / total), 1)
+            ratio = min(budget / (left / total), 1.0)
             keep_static = np.array([keep_count(int(n), ratio, "round") for n in n_static])
             keep_dynamic = np.array([keep_count(int(n), ratio, "ceil") for n in n_dynamic])
             if not keep_static.sum() + keep_dynamic.sum():
@@ -129,10 +132,10 @@ class HoliTom:
         step = np.arange(length.sum()) - np.repeat(offsets, length)
         first = plan.segments.first[segment] * cells + cell
         members = _to(np.repeat(first, length) + step * cells, tokens)
-        means = bag_means(tokens.reshape(frames * cells, -1), members, _to(offsets, tokens))
+        means = bag_means(tokens.reshape(frames * cells, -1), members, _to(length, tokens)).to(tokens.dtype)
         sizes, keep = alive.sum(axis=1)[plan.keep_static > 0], plan.keep_static[plan.keep_static > 0]
         if self.static_by == "saliency":
-            salient = bag_means(saliency.reshape(-1, 1), members, _to(offsets, tokens))[:, 0]
+            salient = bag_means(saliency.reshape(-1, 1), members, _to(length, tokens))[:, 0]
             chosen = _top_per_group(salient, alive, plan.keep_static)
             return means[chosen], _to(length, tokens)[chosen].float(), _to(first, tokens)[chosen]
         merged, count, chosen = self._cluster(means, sizes, keep, tokens)
@@ -156,10 +159,11 @@ class HoliTom:
     def _cluster(
         self, rows: Tensor, sizes: np.ndarray, clusters: np.ndarray, tokens: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        room = tokens.numel() * tokens.element_size() // 4  # workspace of at most the size of the input
+        room = min(tokens.nbytes // 4, _ROOM.get(tokens.device.type, 1 << 24))  # at most the size of the input
         centre, owner = density_peaks(rows, sizes, clusters, self.k, room)
         chosen = mask_ids(centre, int(clusters.sum()))
-        return *merge_members(rows, owner, chosen, self.beta), chosen
+        merged, count = merge_members(rows, owner, chosen, self.beta)
+        return merged.to(tokens.dtype), count, chosen
 
 
 @dataclass(frozen=True)
@@ -195,11 +199,11 @@ def _assemble(
     ids = torch.empty(len(slot), dtype=torch.long, device=video.tokens.device)
     ids[here], ids[there] = static_ids, dynamic_ids
     tokens = video.tokens.reshape(-1, video.tokens.shape[-1])[ids]
-    tokens[here] = static_rows.to(tokens.dtype)
+    tokens[here] = static_rows
     size = torch.ones(len(slot), device=ids.device)
     size[here] = static_size
     if dynamic_rows is not None:
-        tokens[there], size[there] = dynamic_rows.to(tokens.dtype), dynamic_size
+        tokens[there], size[there] = dynamic_rows, dynamic_size
     return TokenSet(tokens, ids // video.cells, ids % video.cells, size)
 
 

@@ -1,8 +1,8 @@
 """The settings behind the cells of HoliTom's tables and figures, as far as the methods here cover their rows.
 
-Sources: the ratios, K and r of every cell follow from its FLOPs (2 to 3 digits, one setting fits each); tau, beta, k and
-the window from the scripts of cokeshao/HoliTom at e9b2972. The 72B script sets K and r under names that nothing reads;
-K = 60, r = 0.5 is what its printed FLOPs need.
+Sources: the ratios, K and r of every cell follow from its FLOPs (2 to 3 digits, one setting fits each); tau, beta, k
+and the window from the scripts of cokeshao/HoliTom at e9b2972. The 72B script sets K and r under names that nothing
+reads; K = 60, r = 0.5 is what its printed FLOPs need.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def preset(
 ) -> Preset:
     """The exact setting of one cell: preset("table1", "HoliTom", 0.10), preset("table2", "HoliTom", model="ov-72b").
 
-    budget and model may be left out where only one cell fits. ``released`` turns the inner stage into what the released
-    code does: layer K - 1 attends without a causal mask, and newlines count as visual tokens. Raises BadUsage that names
-    the choices when nothing or more than one cell fits.
+    budget and model may be left out where only one cell fits. ``released`` turns the inner stage into what the
+    released code does: layer K - 1 attends without a causal mask, and newlines count as visual tokens. Raises BadUsage
+    that names the choices when nothing or more than one cell fits.
     """
     table = table.replace("_", "-")
     cells = [cell for cell in _cells() if cell.table == table]
@@ -117,8 +117,8 @@ def _holitom(table: str, model: str, budget: float) -> Iterator[Preset]:
 
 
 def _inner_sweep() -> Iterator[Preset]:
-    """Merging against dropping inside the language model, both behind the 10 % outer stage: the figure's K = 18, r = 0.5
-    point is Table 1's HoliTom at 10 %."""
+    """Merging against dropping inside the language model, both behind the 10 % outer stage: the figure's point at
+    K = 18, r = 0.5 is Table 1's HoliTom at 10 %."""
     settings = [(layer, 0.5) for layer in (2, 7, 14, 18, 21)] + [(14, ratio) for ratio in (0.3, 0.4, 0.6, 0.7)]
     for layer, ratio in settings:
         for name, stage in (("FastV", FastV(layer, ratio)), ("HoliTom", HoliTomMerge(layer, ratio))):

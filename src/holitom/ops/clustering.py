@@ -82,8 +82,12 @@ def _squared_distances(rows: Tensor, ids: Tensor) -> Tensor:
     x = rows[ids].float()
     x = x.sub_(x[:, :1].clone())
     square = x @ x.transpose(1, 2)
+    del x
     norm = square.diagonal(dim1=1, dim2=2).clone()
-    return square.mul_(-2).add_(norm[:, :, None]).add_(norm[:, None, :]).clamp_(min=0).div_(rows.shape[1])
+    square.mul_(-2).add_(norm[:, :, None]).add_(norm[:, None, :]).clamp_(min=0).div_(rows.shape[1])
+    # A matrix product need not round [i, j] and [j, i] alike. With two neighbours, mutual nearest ones have equal
+    # densities, and only equal distances keep that tie a tie.
+    return torch.minimum(square, square.transpose(1, 2))
 
 
 def _chunks(groups: np.ndarray, sizes: np.ndarray, dim: int, room: int) -> Iterator[np.ndarray]:

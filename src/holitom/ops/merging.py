@@ -13,36 +13,44 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from holitom.ops.selection import mask_ids
+
 Average = Literal["running", "mean"]
 
 
 def bag_means(
-    rows: Float[Tensor, "n dim"], ids: Int[Tensor, " m"], offsets: Int[Tensor, " bags"]
+    rows: Float[Tensor, "n dim"], ids: Int[Tensor, " m"], lengths: Int[Tensor, " bags"]
 ) -> Float[Tensor, "bags dim"]:
-    """Mean of rows[ids] over consecutive bags that begin at ``offsets``; in the rows' precision."""
-    return embedding_bag(ids, rows, offsets, mode="mean")
+    """Mean of rows[ids] over consecutive bags of ``lengths``, as float32 [bags, D]; zero for an empty bag.
+
+    Half-precision rows are read as they are, added in float32, and rounded once to their own precision after the sum.
+    """
+    offsets = lengths.cumsum(0) - lengths
+    if rows.dtype == torch.float32:
+        return embedding_bag(ids, rows, offsets, mode="mean")
+    # The sum of a bag is returned in half precision, where it could overflow: scale by a power of two, which is exact.
+    filled = lengths.clamp_min(1)
+    power = torch.exp2(-torch.ceil(torch.log2(filled.float())))
+    weight = power.to(rows.dtype).repeat_interleave(lengths, output_size=ids.shape[0])
+    scaled = embedding_bag(ids, rows, offsets, mode="sum", per_sample_weights=weight)
+    return scaled.float().div_((filled * power)[:, None])
 
 
 def merge_members(
-    rows: Float[Tensor, "n dim"],
-    owner: Int[Tensor, " n"],
-    centres: Int[Tensor, " c"],
-    beta: float | None,
+    rows: Float[Tensor, "n dim"], owner: Int[Tensor, " n"], centres: Int[Tensor, " c"], beta: float | None
 ) -> tuple[Float[Tensor, "c dim"], Float[Tensor, " c"]]:
     """Merge every row into its centre: beta * centre + (1 - beta) * mean(other members), a centre alone stays itself.
 
     owner: [n] id of the centre each row belongs to (a centre owns itself); centres: [c] ascending ids. beta None is the
-    plain mean of centre and members. Returns the merged rows and the number of rows behind each.
+    plain mean of centre and members. Returns the merged rows as float32 and the number of rows behind each (float32).
     """
-    order, offsets, size = _grouped(owner, centres)
-    own = owner[order] == order
-    members = size[_bag_of(offsets, order.shape[0])]
+    order, size = _grouped(owner, centres)
     if beta is None:
-        weight = 1 / members
-    else:
-        shared = torch.where(own, beta, (1 - beta) / (members - 1).clamp_min(1))
-        weight = torch.where(members > 1, shared, 1.0)
-    return _weighted(rows, order, offsets, weight), size
+        return bag_means(rows, order, size), size.float()
+    others = order[mask_ids(owner[order] != order, rows.shape[0] - centres.shape[0])]
+    mean = bag_means(rows, others, size - 1)
+    weight = torch.where(size > 1, beta, 1.0)[:, None]
+    return mean.mul_(1 - beta).addcmul_(rows[centres].float(), weight), size.float()
 
 
 def fold_into(
@@ -51,34 +59,26 @@ def fold_into(
     """Fold every row into the kept row it belongs to (a kept row owns itself), in ascending order of the row ids.
 
     "running": the release's repeated h_kept <- (h_kept + h_row) / 2 in closed form. With q rows the kept one ends up
-    with weight 2^-q and the j-th row (from 1) with 2^-(q - j + 1), so that the last always weighs one half.
+    with weight 2^-q and the j-th row (from 1) with 2^-(q - j + 1), so that the last always weighs one half. Powers of
+    two are exact in every precision, and half-precision states are rounded once, not q times as by the release.
     "mean": every row of the group weighs the same.
     """
-    order, offsets, size = _grouped(owner, kept)
-    bag = _bag_of(offsets, order.shape[0])
+    order, size = _grouped(owner, kept)
     if average == "mean":
-        return _weighted(rows, order, offsets, 1 / size[bag])
+        return bag_means(rows, order, size)
+    offsets = size.cumsum(0) - size
+    bag = torch.repeat_interleave(size, output_size=order.shape[0])
     own = owner[order] == order
     # Number the folded rows of a group 1..q; the kept row may stand anywhere among them and does not count.
-    place = (~own).cumsum(0) - torch.cat([own.new_zeros(1, dtype=torch.long), (~own).cumsum(0)])[offsets[:-1]][bag]
-    folded = size[bag] - 1
-    return _weighted(rows, order, offsets, torch.exp2(torch.where(own, -folded, place - folded - 1)))
+    seen = (~own).cumsum(0)
+    place = seen - (seen - (~own).long())[offsets][bag]
+    exponent = torch.where(own, 1 - size[bag], place - size[bag])
+    weight = torch.exp2(exponent.float()).to(rows.dtype)
+    return embedding_bag(order, rows, offsets, mode="sum", per_sample_weights=weight)
 
 
-def _grouped(owner: Tensor, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Row ids grouped by owner (ascending inside a group), the bags' edges [c + 1], and their sizes as float32."""
+def _grouped(owner: Tensor, heads: Tensor) -> tuple[Tensor, Tensor]:
+    """Row ids grouped by owner (ascending inside a group), and the size of each group."""
     owners, order = torch.sort(owner, stable=True)
     edges = torch.cat([torch.searchsorted(owners, heads), heads.new_full((1,), owner.shape[0])])
-    return order, edges, edges.diff().float()
-
-
-def _bag_of(offsets: Tensor, rows: int) -> Tensor:
-    return torch.searchsorted(offsets, torch.arange(rows, device=offsets.device), right=True) - 1
-
-
-def _weighted(rows: Tensor, order: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
-    if offsets.shape[0] == 1:
-        return rows.new_empty(0, rows.shape[1], dtype=torch.float32)
-    return embedding_bag(
-        order, rows.float(), offsets, mode="sum", per_sample_weights=weight.float(), include_last_offset=True
-    )
+    return order, edges.diff()

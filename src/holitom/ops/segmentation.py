@@ -85,8 +85,8 @@ def cut(similar: np.ndarray, max_window: int = 1024) -> Segments:
         total = best[start] + gains[start, :reach]
         window = slice(start + 1, start + reach + 1)
         better = total >= best[window]
-        best[window][better] = total[better]
-        origin[window][better] = start
+        np.copyto(best[window], total, where=better)
+        np.copyto(origin[window], start, where=better)
     first = []
     end = frames
     while end:

@@ -1,0 +1,105 @@
+"""CPU and CUDA give the same tokens: every method here, every precision, and no hidden copies to the host."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from holitom.bench import synthetic_video
+from holitom.layout import arrange
+from holitom.methods import AveragePool, FastV, HoliTom, HoliTomMerge, RandomDrop, SaliencyTopK, UniformStride
+
+pytestmark = pytest.mark.gpu
+METHODS = [
+    HoliTom(),
+    HoliTom(counts="exact"),
+    HoliTom(static_by="saliency", dynamic_by="cluster"),
+    RandomDrop(),
+    UniformStride(),
+    SaliencyTopK(),
+    AveragePool(),
+]
+
+
+def on_cuda(video):
+    return replace(video, tokens=video.tokens.cuda(), saliency=video.saliency.cuda())
+
+
+def assert_same(cpu, cuda):
+    assert cuda.tokens.is_cuda
+    assert cpu.frame.tolist() == cuda.frame.tolist()
+    assert cpu.cell.tolist() == cuda.cell.tolist()
+    assert cpu.size.tolist() == cuda.size.tolist()
+    tolerance = 1e-5 if cpu.tokens.dtype == torch.float32 else 2 * torch.finfo(cpu.tokens.dtype).eps
+    torch.testing.assert_close(cpu.tokens, cuda.tokens.cpu(), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, (3, 5)), (7, (1, 1)), (32, (14, 14)), (40, (4, 4))])
+def test_outer_methods(method, dtype, shape):
+    frames, grid = shape
+    video = synthetic_video(frames, grid, 64, seed=frames, dtype=dtype)
+    for budget in (0.1, 0.25, 1.0):
+        assert_same(method(video, budget), method(on_cuda(video), budget))
+
+
+def test_the_size_of_a_7b_model():
+    video = synthetic_video(32, (14, 14), 3584, dtype=torch.bfloat16)
+    assert_same(HoliTom()(video, 0.15), HoliTom()(on_cuda(video), 0.15))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stage", [HoliTomMerge(3, 0.5), HoliTomMerge(3, 0.8, "mean"), FastV(2, 0.7)], ids=str)
+def test_inner_methods(stage, dtype):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(300, 64, generator=generator).to(dtype)
+    score, visual = torch.rand(300, generator=generator), torch.arange(10, 280)
+    keep, rows = stage(hidden, score, visual, n0=270)
+    keep_cuda, rows_cuda = stage(hidden.cuda(), score.cuda(), visual.cuda(), n0=270)
+    assert keep.tolist() == keep_cuda.tolist()
+    tolerance = 1e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
+    torch.testing.assert_close(rows, rows_cuda.cpu(), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("order", ["end", "row"])
+def test_layouts(order):
+    video = synthetic_video(6, (4, 5), 16)
+    newline = torch.ones(16)
+    cpu = arrange(HoliTom()(video, 0.3), video.grid, newline, order)
+    cuda = arrange(HoliTom()(on_cuda(video), 0.3), video.grid, newline.cuda(), order)
+    assert torch.equal(cpu.visual, cuda.visual.cpu())
+    assert torch.equal(cpu.cell, cuda.cell.cpu())
+
+
+def test_copies_to_the_host():
+    """One per video in the outer stage, none in the inner stage."""
+    video = on_cuda(synthetic_video(16, (8, 8), 64))
+    hidden, score, visual = (x.cuda() for x in (torch.randn(80, 16), torch.rand(80), torch.arange(5, 70)))
+    HoliTom()(video, 0.2)
+    HoliTomMerge(3, 0.5)(hidden, score, visual, n0=65)
+    with torch.profiler.profile() as profile:
+        HoliTom()(video, 0.2)
+        torch.cuda.synchronize()
+    assert copies(profile) == 1
+    with torch.profiler.profile() as profile:
+        HoliTomMerge(3, 0.5)(hidden, score, visual, n0=65)
+        torch.cuda.synchronize()
+    assert copies(profile) == 0
+
+
+def copies(profile):
+    return sum("DtoH" in event.name for event in profile.events())
+
+
+def test_deterministic_mode_changes_nothing():
+    """The results are the same in torch's deterministic mode (no operation refuses), and twice in a row."""
+    video = on_cuda(synthetic_video(24, (14, 14), 256))
+    first = HoliTom()(video, 0.2)
+    torch.use_deterministic_algorithms(True)
+    try:
+        second = HoliTom()(video, 0.2)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(first.tokens, second.tokens)
+    assert torch.equal(first.cell, second.cell)

@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from golden.loader import Golden, cases
+from holitom.ops import similarity
+from holitom.ops.similarity import cosine_matrix, neighbour_cosine, row_norms
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in cases("holitom_outer_*")}))
+def test_equals_the_release(name):
+    golden = Golden(name)
+    torch.testing.assert_close(neighbour_cosine(golden["features"]), golden["sim"], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("chunk", [1, 40, 1 << 21])
+def test_chunks_and_precision(dtype, chunk, monkeypatch):
+    """However the frames are cut into chunks, half precision is upcast before anything is multiplied."""
+    monkeypatch.setattr(similarity, "_CHUNK", {"cpu": chunk})
+    tokens = torch.randn(9, 5, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = neighbour_cosine(tokens)
+    expected = torch.nn.functional.cosine_similarity(tokens[:-1].double(), tokens[1:].double(), dim=-1)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=0)
+
+
+def test_float16_does_not_overflow():
+    tokens = torch.full((2, 1, 64), 60000.0, dtype=torch.float16)
+    torch.testing.assert_close(neighbour_cosine(tokens), torch.ones(1, 1))
+
+
+def test_zero_vectors_one_frame_and_nan():
+    assert neighbour_cosine(torch.zeros(3, 2, 4)).tolist() == [[0, 0], [0, 0]]
+    assert neighbour_cosine(torch.ones(1, 2, 4)).shape == (0, 2)
+    broken = torch.ones(2, 2, 4)
+    broken[1, 0, 3] = torch.nan
+    assert row_norms(broken).isfinite().tolist() == [[True, True], [False, True]]
+
+
+def test_cosine_matrix():
+    a = torch.tensor([[3.0, 0.0], [0.0, 0.0]])
+    b = torch.tensor([[1.0, 1.0], [-2.0, 0.0]])
+    torch.testing.assert_close(cosine_matrix(a, b), torch.tensor([[0.5**0.5, -1.0], [0.0, 0.0]]))

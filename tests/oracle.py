@@ -1,0 +1,139 @@
+"""HoliTom as plain loops: one cell, one pair, one token at a time, straight from the description of the algorithm.
+
+Slow on purpose. The batched code must give the same tokens, and ``python -m holitom bench ops`` compares speed with it.
+"""
+
+import math
+
+import torch
+
+
+def cosine(a, b):
+    a, b = a.float(), b.float()
+    return float(a @ b / (a.norm().clamp_min(1e-12) * b.norm().clamp_min(1e-12)))
+
+
+def similarities(tokens):
+    """s[t][n] = cosine of cell n in frames t and t + 1."""
+    frames, cells, _ = tokens.shape
+    return [[cosine(tokens[t, n], tokens[t + 1, n]) for n in range(cells)] for t in range(frames - 1)]
+
+
+def segment(similar, frames, cells, max_window=1024):
+    """similar[t][n]: whether cell n stays the same from t to t + 1. -> [(first, last)], tokens removed."""
+    best = [0] * frames
+    start = [0] * frames
+    for end in range(frames):
+        best[end] = best[end - 1] if end else 0
+        start[end] = end
+        static = [True] * cells
+        for first in range(end - 1, max(-1, end - max_window), -1):
+            static = [static[n] and similar[first][n] for n in range(cells)]
+            gain = sum(static) * (end - first)
+            before = best[first - 1] if first else 0
+            if before + gain > best[end]:
+                best[end] = before + gain
+                start[end] = first
+    segments = []
+    end = frames - 1
+    while end >= 0:
+        segments.insert(0, (start[end], end))
+        end = start[end] - 1
+    return segments, best[-1]
+
+
+def density_peaks(rows, count, k):
+    """-> (ids of ``count`` centres ascending, {centre: its members})."""
+    n = len(rows)
+    scale = math.sqrt(rows.shape[1])
+    distance = [[float((rows[i].float() - rows[j].float()).norm()) / scale for j in range(n)] for i in range(n)]
+    k = min(k, count)
+    density = [math.exp(-sum(d * d for d in sorted(distance[i])[:k]) / k) for i in range(n)]
+    farthest = max(max(row) for row in distance)
+    score = []
+    for i in range(n):
+        denser = [distance[i][j] for j in range(n) if density[j] > density[i] or (density[j] == density[i] and j < i)]
+        score.append(density[i] * (min(denser) if denser else farthest))
+    centres = sorted(sorted(range(n), key=lambda i: (-score[i], i))[:count])
+    members = {centre: [] for centre in centres}
+    for i in range(n):
+        if i not in members:
+            members[min(centres, key=lambda centre: (distance[i][centre], centre))].append(i)
+    return centres, members
+
+
+def merge_clusters(rows, centres, members, beta):
+    merged = []
+    for centre in centres:
+        if not members[centre]:
+            merged.append(rows[centre].float())
+            continue
+        mean = sum(rows[i].float() for i in members[centre]) / len(members[centre])
+        if beta is None:
+            group = [centre, *members[centre]]
+            merged.append(sum(rows[i].float() for i in group) / len(group))
+        else:
+            merged.append(beta * rows[centre].float() + (1 - beta) * mean)
+    return merged
+
+
+def outer(tokens, saliency, budget, tau=0.8, beta=0.6, k=7, max_window=1024):
+    """-> dict of tokens [M, D], frame, cell, size (lists), segments, removed."""
+    frames, cells, _ = tokens.shape
+    threshold = float(torch.tensor(tau, dtype=torch.float32))
+    similar = [[s > threshold for s in row] for row in similarities(tokens)]
+    segments, removed = segment(similar, frames, cells, max_window)
+    ratio = min(budget / ((frames * cells - removed) / (frames * cells)), 1)
+    rows, frame, cell, size = [], [], [], []
+    for first, last in segments:
+        static = [n for n in range(cells) if last > first and all(similar[t][n] for t in range(first, last))]
+        dynamic = [n for n in range(cells) if n not in static]
+        count = round(len(static) * ratio)
+        if count:
+            means = []
+            for n in static:
+                total = tokens[first, n].float().clone()
+                for t in range(first + 1, last + 1):
+                    total += tokens[t, n]
+                means.append((total / (last - first + 1)).to(tokens.dtype))
+            means = torch.stack(means)
+            centres, members = density_peaks(means, count, k)
+            rows += [row.to(tokens.dtype) for row in merge_clusters(means, centres, members, beta)]
+            frame += [first] * count
+            cell += [static[i] for i in centres]
+            size += [(last - first + 1) * (1 + len(members[i])) for i in centres]
+        for t in range(first, last + 1):
+            ranked = sorted(dynamic, key=lambda n: (-float(saliency[t, n]), n))
+            kept = sorted(ranked[: math.ceil(len(dynamic) * ratio)])
+            rows += [tokens[t, n] for n in kept]
+            frame += [t] * len(kept)
+            cell += kept
+            size += [1] * len(kept)
+    return {
+        "tokens": torch.stack(rows) if rows else tokens.new_empty(0, tokens.shape[2]),
+        "frame": frame,
+        "cell": cell,
+        "size": size,
+        "segments": segments,
+        "removed": removed,
+    }
+
+
+def fold(hidden, score, visual, ratio, average="running"):
+    """The inner stage: -> (kept ids, their rows), one visual token folded after the other."""
+    visual = [int(v) for v in visual]
+    count = max(1, round(len(visual) * (1 - ratio)))
+    kept = sorted(sorted(visual, key=lambda v: (-float(score[v]), v))[:count])
+    state = {v: hidden[v].float().clone() for v in kept}
+    weight = dict.fromkeys(kept, 1)
+    for v in visual:
+        if v in state:
+            continue
+        target = max(kept, key=lambda u: (cosine(hidden[v], hidden[u]), -u))
+        if average == "running":
+            state[target] = (state[target] + hidden[v].float()) / 2
+        else:
+            state[target] = (state[target] * weight[target] + hidden[v].float()) / (weight[target] + 1)
+            weight[target] += 1
+    ids = [i for i in range(len(hidden)) if i not in visual or i in state]
+    return ids, torch.stack([state[i].to(hidden.dtype) if i in state else hidden[i] for i in ids])
