@@ -66,7 +66,7 @@ def _explained(error: Any, notebook: str, copy: Path) -> KitError:
     kind = BadUsage if error.ename == "BadUsage" else CannotRun
     named = first if error.ename in {k.__name__ for k in _kit_errors()} else f"{error.ename}: {first}"
     return kind(
-        f"cell {error.cell_index} of the notebook {notebook} failed: {named.rstrip('.')}",
+        f"cell In [{error.exec_count}] of the notebook {notebook} failed: {named.rstrip('.')}",
         fix=f"the executed copy, with the traceback, is {copy.relative_to(paths.root())}",
     )
 

@@ -1,0 +1,156 @@
+"""The registry, the cells of each experiment, what ``list`` knows of them, and how tables reach the terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from holitom import caches, paths, runner, screen
+from holitom.errors import BadUsage
+from holitom.evaluation.cells import Cell
+from holitom.experiments import EXPERIMENTS, cells, find, status
+from holitom.experiments.registry import check_tier
+
+MEASURING = [name for name, experiment in EXPERIMENTS.items() if experiment.measures]
+
+
+def same(cell: Cell) -> str:
+    """What makes two cells one computation, without looking at weights."""
+    method = {key: value for key, value in cell.reduction.describe().items() if key != "name"}
+    return json.dumps([cell.model, method, cell.benchmark, cell.frames, cell.limit, cell.saliency], sort_keys=True)
+
+
+@pytest.mark.parametrize("tier", ["tiny", "paper"])
+@pytest.mark.parametrize("name", MEASURING)
+def test_cells_are_distinct_complete_and_limited(name, tier):
+    made = cells(name, tier, 5)
+    assert made and all(cell.experiment == name and cell.limit == 5 for cell in made)
+    assert len({same(cell) for cell in made}) == len(made)
+    settings = {(c.model, c.row, json.dumps(c.reduction.describe()), c.frames, c.saliency) for c in made}
+    assert len(made) == 4 * len(settings)  # every setting on every benchmark
+    for cell in made:  # a difference to the full model needs the full model on the same benchmark and frames
+        assert any(
+            (c.row, c.model, c.benchmark, c.frames) == ("Vanilla", cell.model, cell.benchmark, cell.frames)
+            for c in made
+        )
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in MEASURING])
+def test_what_only_calculates_has_no_cells(name):
+    assert cells(name, "tiny") == []
+
+
+def test_table1_holds_the_papers_rows_and_the_adverse_controls():
+    made = {(c.row, c.reduction.budget) for c in cells("table1", "tiny")}
+    for budget in (0.25, 0.20, 0.15, 0.10):
+        assert {("HoliTom", budget), ("HoliTom (w/o M)", budget)} <= made
+    for budget in (0.25, 0.10):
+        rows = (
+            "Random",
+            "Saliency top-k",
+            "Saliency bottom-k",
+            "HoliTom, random saliency",
+            "HoliTom, control saliency",
+        )
+        assert {(row, budget) for row in rows} <= made
+
+
+def test_inner_stages_keep_their_relative_depth():
+    tiny = {c.reduction.inner[0].layer for c in cells("fig_inner", "tiny") if c.reduction.inner}
+    full = {c.reduction.inner[0].layer for c in cells("fig_inner", "paper") if c.reduction.inner}
+    assert tiny == {1, 2, 3, 4, 5} and full == {2, 7, 14, 18, 21}
+
+
+def test_figures_reuse_the_tables_cells():
+    table1 = {same(cell) for cell in cells("table1", "tiny")}
+    for name, at_least in (("table2", 16), ("fig_tradeoff", 60), ("fig_inner", 12), ("fig_frames", 8)):
+        assert len(table1 & {same(cell) for cell in cells(name, "tiny")}) >= at_least, name
+
+
+def test_nothing_stands_for_the_72b_model_in_the_tiny_tier():
+    assert {c.model for c in cells("table2", "tiny")} == {"video", "onevision", "onevision-seed1"}
+    assert not {c.model for c in cells("table2", "paper")} & {"video", "onevision"}
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(BadUsage, match="nearest: table1"):
+        find("tabel1")
+    with pytest.raises(BadUsage, match="nearest: tiny"):
+        check_tier(EXPERIMENTS["table1"], "tinny")
+    with pytest.raises(BadUsage, match="no cells in the speed tier"):
+        cells("table1", "speed")
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "runs", lambda *parts: tmp_path.joinpath(*parts))
+    return tmp_path
+
+
+def test_status_follows_the_cells_on_disk(runs):
+    table1 = EXPERIMENTS["table1"]
+    made = cells("table1", "tiny", 1)[:3]
+    assert status.status(table1, "tiny").words == "not run"
+    status.remember_plan(table1, "tiny", made)
+    assert status.status(table1, "tiny").words == "0 of 3 cells cached"
+    keys = json.loads(status.plan_path(table1, "tiny").read_text())["keys"]
+    (runs / "tiny" / "cells").mkdir()
+    for done, key in enumerate(keys, 1):
+        (runs / "tiny" / "cells" / f"{key}.json").write_text("{}")
+        assert status.status(table1, "tiny").words == f"{done} of 3 cells cached"
+    status.remember_run(table1, "tiny", measuring=30.0, notebook=4.0, computed=3)
+    found = status.status(table1, "tiny")
+    assert (found.words, found.done, found.total, found.seconds) == ("done", 3, 3, 34.0)
+    assert status.seconds_per_cell(table1, "tiny") == 10.0
+    status.remember_run(table1, "tiny", measuring=0.1, notebook=4.0, computed=0)
+    assert status.seconds_per_cell(table1, "tiny") == 10.0  # a run that found everything finished says nothing about it
+
+
+def test_status_knows_when_the_code_changed(runs, monkeypatch):
+    status.remember_run(EXPERIMENTS["flops"], "tiny", measuring=0.0, notebook=4.0, computed=0)
+    assert status.status(EXPERIMENTS["flops"], "tiny").words == "done"
+    monkeypatch.setattr(status, "code_fingerprint", lambda: "another")
+    assert status.status(EXPERIMENTS["flops"], "tiny").words == "not run since the code changed"
+
+
+def test_dry_run_says_what_would_be_computed(monkeypatch, capsys, runs):
+    from holitom.evaluation import sweep
+
+    monkeypatch.setattr(sweep, "finished", lambda cells, tier, *, runs: 10)
+    runner.plan(EXPERIMENTS["table1"], runner.Options())
+    said = capsys.readouterr().out
+    total = len(cells("table1", "tiny"))
+    assert f"{total} cells (settings x benchmarks), 10 finished, {total - 10} to compute: about" in said
+    assert "HoliTom (w/o M) at 15%" in said and "figures/tiny/" in said
+
+
+def test_caches_stay_inside_and_the_users_choice_wins(runs, monkeypatch):
+    for variable in (*caches.FOLDERS, *caches.OFFLINE):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HF_HOME", "/mine")
+    caches.keep_inside("paper")
+    import os
+
+    assert os.environ["HF_HOME"] == "/mine"
+    assert os.environ["JUPYTER_DATA_DIR"].startswith(str(runs))
+    assert "HF_HUB_OFFLINE" not in os.environ
+    caches.keep_inside("tiny")
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_markdown_tables_are_drawn():
+    text = "**Table 1**, tiny tier\n\n| Method | FLOPs |\n|:--|--:|\n| **HoliTom** | 2.8 |\n| a\\|b | 40.8 |\n\nnote"
+    out = io.StringIO()
+    screen.draw(text, Console(file=out, width=60))
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert lines[0] == "Table 1, tiny tier" and lines[-1] == "note"
+    assert any(line.split() == ["HoliTom", "2.8"] for line in lines)
+    assert any(line.split() == ["a|b", "40.8"] for line in lines)
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(9.6, "10 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
+def test_durations(seconds, words):
+    assert screen.duration(seconds) == words
