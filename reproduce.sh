@@ -63,6 +63,7 @@ set_up() {
   command -v flock >/dev/null && { flock -n 9 || { say "waiting for another set-up of this checkout ..."; flock 9; }; }
   trap 'say; say "stopped during set-up; run the same command to continue"; exit 130' INT
   export PIP_CACHE_DIR=${PIP_CACHE_DIR:-$ROOT/runs/cache/pip} PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_USER=0
+  export RUSTUP_HOME=${RUSTUP_HOME:-$ROOT/runs/cache/rustup} # pip asks rustc for its version, and rustup writes a file
   PIP=("$VENV/bin/python" -m pip install --no-input -c "$ROOT/requirements/constraints.txt")
   local started=$SECONDS req=$ROOT/requirements
   say "setting up $VENV (once; about 2 minutes and 2 GB; log: $LOG)"
@@ -75,7 +76,7 @@ set_up() {
   step "the package itself" "${PIP[@]}" --no-deps --no-build-isolation -e "$ROOT"
   "$VENV/bin/python" -P "$ROOT/src/holitom/pins.py" locked >>"$LOG" 2>&1 ||
     die "the environment differs from the lock: $(tail -n 1 "$LOG")" "remove $VENV and run the same command again"
-  rm -rf "$ROOT/runs/cache/pip"
+  rm -rf "$ROOT/runs/cache/pip" "$ROOT/runs/cache/rustup"
   fingerprint >"$STAMP"
   trap - INT
   exec 9>&-

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
-from holitom import machine, paths, pins
+from holitom import caches, machine, paths, pins
 from holitom.errors import KitError
 from holitom.experiments.registry import TIERS, TINY_MODELS, missing_models
 
@@ -27,7 +28,7 @@ class Check:
 
 
 def checks() -> list[Check]:
-    """Every check, cheapest first. Nothing is installed, downloaded or written."""
+    """Every check, cheapest first. Nothing is installed or downloaded."""
     return [
         _python(),
         *_packages(),
@@ -134,6 +135,8 @@ def lacking(found: list[Check]) -> dict[str, list[str]]:
 
 def show(*, as_json: bool = False) -> int:
     """Print the findings; exit code 0 when the tiny tier can run here, else 2."""
+    with suppress(OSError):  # a checkout that may only be read can still be looked at
+        caches.keep_inside()
     found = checks()
     tiers = lacking(found)
     if as_json:

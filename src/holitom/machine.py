@@ -9,6 +9,7 @@ import subprocess
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple
 from urllib.parse import urlparse
 from urllib.request import getproxies, proxy_bypass
@@ -54,7 +55,7 @@ def _nvidia_smi() -> str:
 
 
 @cache
-def hub(timeout: float = 2.0) -> Answer:
+def hub(timeout: float | int = 2) -> Answer:
     """Does the model hub (HF_ENDPOINT, else huggingface.co), or the proxy in front of it, take a connection?"""
     if _on("HF_HUB_OFFLINE") or _on("TRANSFORMERS_OFFLINE"):
         return Answer(False, "offline by choice: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set")
@@ -64,11 +65,20 @@ def hub(timeout: float = 2.0) -> Answer:
     if proxy and not proxy_bypass(host):
         through = urlparse(proxy if "//" in proxy else f"//{proxy}")
         host, port = through.hostname or "", through.port or 80
-    try:
-        socket.create_connection((host, port), timeout=timeout).close()
-    except (OSError, UnicodeError) as error:
-        return Answer(False, f"{host} does not answer ({getattr(error, 'strerror', None) or error})")
-    return Answer(True, f"{host} answers")
+    said: list[str] = []
+
+    def knock() -> None:
+        try:
+            socket.create_connection((host, port), timeout=timeout).close()
+            said.append("")
+        except (OSError, UnicodeError) as error:
+            said.append(str(getattr(error, "strerror", None) or error))
+
+    thread = Thread(target=knock, daemon=True)  # looking up a name has no timeout of its own
+    thread.start()
+    thread.join(timeout)
+    problem = said[0] if said else f"no answer within {timeout:g} s"
+    return Answer(False, f"{host} does not answer ({problem})") if problem else Answer(True, f"{host} answers")
 
 
 def _on(variable: str) -> bool:
