@@ -42,8 +42,8 @@ def check(kept, video):
     assert kept.tokens.dtype == video.tokens.dtype
     assert kept.tokens.isfinite().all()
     assert len(kept) == len(kept.frame) == len(kept.cell) == len(kept.size) >= 1
-    assert 0 <= int(kept.frame.min()) and int(kept.frame.max()) < video.frames
-    assert 0 <= int(kept.cell.min()) and int(kept.cell.max()) < video.cells
+    assert int(kept.frame.min()) >= 0 and int(kept.frame.max()) < video.frames
+    assert int(kept.cell.min()) >= 0 and int(kept.cell.max()) < video.cells
     places = kept.frame * video.cells + kept.cell
     assert len(places.unique()) == len(places)
     assert (kept.size >= 1).all()

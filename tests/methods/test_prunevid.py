@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
+import shapes
 import torch
 
-import shapes
 from golden.loader import HERE, Golden, cases
 from holitom.errors import BadUsage
+from holitom.methods.controls import budget_tokens
 from holitom.methods.prunevid import PruneVid, refine_runs
 from holitom.types import Outer, VideoFeatures
 
@@ -50,7 +51,7 @@ def test_counts_and_shapes(shape, released):
             assert torch.equal(kept.tokens, video.tokens.flatten(0, 1))
         elif not released:
             left = total - method.segments(video).removed
-            assert len(kept) == min(left, max(1, round(budget * total)))
+            assert len(kept) == min(left, budget_tokens(video, budget))
         if budget < 1 and released:
             assert kept.size.sum() == total
 

@@ -14,6 +14,7 @@ from torch.nn.functional import embedding_bag
 
 from holitom.errors import BadUsage
 from holitom.methods.checks import every_token
+from holitom.methods.controls import budget_tokens
 from holitom.methods.inputs import on, refuse_non_finite
 from holitom.ops.density import ranked_clusters
 from holitom.ops.merging import bag_means
@@ -89,7 +90,7 @@ class PruneVid:
         owner = np.repeat(np.arange(len(windows)), windows.lengths)  # the window of every frame
         dynamic = ~windows.static[owner]
         sizes = np.concatenate([windows.static.sum(1), dynamic.sum(1)])
-        keep = self._counts(sizes, budget, video.frames * cells)
+        keep = self._counts(sizes, budget, video)
         group = np.concatenate([np.arange(len(windows)), owner])
         order = np.argsort(group, kind="stable")  # per window: static, then its frames
         begin = np.empty_like(keep)
@@ -144,10 +145,10 @@ class PruneVid:
         label = rank.gather(1, nearest)[0]
         return refuse_non_finite({"tokens": norms}, label).astype(np.int64)
 
-    def _counts(self, sizes: np.ndarray, budget: float, total: int) -> np.ndarray:
+    def _counts(self, sizes: np.ndarray, budget: float, video: VideoFeatures) -> np.ndarray:
         if not self.released:
-            return apportion(sizes, max(1, round(budget * total)))
-        ratio = self.cluster_ratio or min(1.0, budget * total / int(sizes.sum()))
+            return apportion(sizes, budget_tokens(video, budget))
+        ratio = self.cluster_ratio or min(1.0, budget * video.frames * video.cells / int(sizes.sum()))
         clusters = np.maximum((sizes * ratio).astype(np.int64), 1)
         return np.where(sizes > 14, clusters, sizes)
 

@@ -60,3 +60,14 @@ def weighted_shares(weights: np.ndarray, capacity: np.ndarray, total: int) -> np
     order = np.argsort(-np.round(remainder, 9), kind="stable")
     whole[order[: total - int(whole.sum())]] += 1
     return whole
+
+
+def padded_groups(group: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels [n] -> the ids of every group, ascending and padded with its first one [G, widest], which of them are
+    real [G, widest], and the groups' sizes [G]. Groups are in ascending order of their labels."""
+    _, sizes = np.unique(group, return_counts=True)
+    order = np.argsort(group, kind="stable")
+    start = np.cumsum(sizes) - sizes
+    place = np.arange(sizes.max(initial=0))
+    valid = place < sizes[:, None]
+    return order[start[:, None] + np.where(valid, place, 0)], valid, sizes

@@ -1,0 +1,27 @@
+"""What stages inside the language model refuse before they rank tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from holitom.errors import BadUsage
+
+
+def finite_scores(stage: Any, score: Tensor) -> Tensor:
+    """The scores in float32. Raises BadUsage for a NaN or an infinity among them (one copy of a flag to the host)."""
+    if not score.isfinite().all():
+        raise BadUsage(
+            f"the attention scores of {type(stage).__name__} at layer {stage.layer} hold a NaN or an infinity",
+            fix="check the precision of the language model (float16 overflows; use bfloat16 or float32)",
+        )
+    return score.float()
+
+
+def check_keep(layer: int, ratio: float, what: str) -> None:
+    """A stage stands at layer 0 or later and keeps a share in (0, 1]."""
+    if not isinstance(layer, int) or isinstance(layer, bool) or layer < 0:
+        raise BadUsage(f"layer {layer!r} is not a decoder layer", fix="count layers from 0")
+    if not 0.0 < ratio <= 1.0:
+        raise BadUsage(f"{what} {ratio!r} is outside (0, 1]", fix="give the share of visual tokens to keep")
