@@ -19,6 +19,7 @@ FOLDERS = {
     "NUMBA_CACHE_DIR": "numba",
     "MPLCONFIGDIR": "matplotlib",
     "IPYTHONDIR": "ipython",
+    "npm_config_cache": "npm",  # JupyterLab's language server support asks npm where it is installed
     "JUPYTER_CONFIG_DIR": "jupyter/config",
     "JUPYTER_DATA_DIR": "jupyter/data",
     "JUPYTER_RUNTIME_DIR": "jupyter/runtime",
