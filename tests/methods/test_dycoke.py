@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from golden.loader import Golden, cases
+from holitom.bench import peak_bytes
 from holitom.errors import BadUsage
 from holitom.methods.dycoke import DyCoke, DyCokeDecode
 from holitom.types import Decode, Outer, VideoFeatures
@@ -109,6 +110,13 @@ def test_what_it_cannot_do_is_refused():
     video.tokens[7, 3, 1] = torch.nan
     with pytest.raises(BadUsage, match="tokens hold a NaN or an infinity, first in frame 7"):
         DyCoke()(video, 0.5)
+
+
+@pytest.mark.parametrize("budget", [0.1, 0.25, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_extra_memory_is_at_most_three_inputs(dtype, budget):
+    video = video_of(32, (8, 8), 512, dtype=dtype)
+    assert peak_bytes(lambda: DyCoke(window=10)(video, budget)) <= 3 * video.tokens.nbytes
 
 
 def test_it_says_how_faithful_it_is():

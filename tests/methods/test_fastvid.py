@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from golden.loader import Golden, cases
+from holitom.bench import peak_bytes
 from holitom.errors import BadUsage
 from holitom.methods.fastvid import FastVID
 from holitom.types import Outer, VideoFeatures
@@ -169,6 +170,14 @@ def test_equal_tokens_and_zeros_are_no_special_case(fill, frames):
     kept = FastVID()(video, 0.25)
     assert len(kept) == round(0.25 * frames * 12)
     torch.testing.assert_close(kept.tokens, torch.full_like(kept.tokens, fill))
+
+
+@pytest.mark.parametrize("segments", [1, 8, 32])
+@pytest.mark.parametrize("budget", [0.1, 0.25, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_extra_memory_is_at_most_three_inputs(dtype, budget, segments):
+    video = video_of(32, (8, 8), 512, dtype=dtype)
+    assert peak_bytes(lambda: FastVID(segments=segments, tau=0.0)(video, budget)) <= 3 * video.tokens.nbytes
 
 
 def test_it_says_what_stands_in_for_the_head():

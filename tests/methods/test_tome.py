@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from golden.loader import Golden, cases
+from holitom.bench import peak_bytes
 from holitom.errors import BadUsage
-from holitom.methods.tome import ToMe, match_rounds, plan_rounds, weighted_means
+from holitom.methods.tome import ToMe, group_means, match_rounds, plan_rounds
 from holitom.types import Outer, VideoFeatures
 
 BUDGETS = st.one_of(st.sampled_from([0.01, 0.1, 0.25, 0.5, 1.0]), st.floats(0.01, 1.0))
@@ -35,12 +36,12 @@ def test_rounds_equal_the_released_code(name, run):
             metric[None], size[None], plan, order="index" if guarded else "score", protect_first=guarded
         )
         assert merged.alive.all()
-        heads, where = merged.heads[0].sort()
+        heads = merged.heads[0]
         for part, values in (("x", x), ("metric", metric)):
-            means, weight = weighted_means(values, merged.owner[0], heads, size)
-            torch.testing.assert_close(means, golden[run, f"round{j}/{part}"][where], atol=1e-5, rtol=0)
-        torch.testing.assert_close(weight, golden[run, f"round{j}/size"][where], atol=1e-5, rtol=0)
-    source = (merged.heads[0][:, None] == merged.owner[0]).to(torch.uint8)
+            means, weight = group_means(values, merged.owner[0], heads, size)
+            torch.testing.assert_close(means, golden[run, f"round{j}/{part}"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(weight, golden[run, f"round{j}/size"], atol=1e-5, rtol=0)
+    source = (heads[:, None] == merged.owner[0]).to(torch.uint8)
     assert torch.equal(source, golden[run, "source"])
 
 
@@ -130,6 +131,14 @@ def test_equal_tokens_merge_to_themselves(metric, fill, frames):
     kept = ToMe(metric=metric)(video, 0.25)
     assert len(kept) == round(0.25 * frames * 12)
     torch.testing.assert_close(kept.tokens, torch.full_like(kept.tokens, fill))
+
+
+@pytest.mark.parametrize("metric", ["keys", "tokens"])
+@pytest.mark.parametrize("budget", [0.1, 0.25, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_extra_memory_is_at_most_three_inputs(dtype, budget, metric):
+    video = video_of(32, (8, 8), 512, dtype=dtype)
+    assert peak_bytes(lambda: ToMe(metric=metric)(video, budget)) <= 3 * video.tokens.nbytes
 
 
 def test_what_it_cannot_do_is_refused():

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from golden.loader import Golden, cases
+from holitom.bench import peak_bytes
 from holitom.errors import BadUsage
 from holitom.methods.visionzip import VisionZip
 from holitom.types import Outer, VideoFeatures
@@ -161,6 +162,13 @@ def test_equal_tokens_and_zeros_are_no_special_case(fill, frames):
     kept = VisionZip()(video, 0.25)
     assert len(kept) == round(0.25 * frames * 12)
     assert (kept.tokens == fill).all()
+
+
+@pytest.mark.parametrize("budget", [0.1, 0.25, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_extra_memory_is_at_most_three_inputs(dtype, budget):
+    video = video_of(32, (8, 8), 512, dtype=dtype)
+    assert peak_bytes(lambda: VisionZip()(video, budget)) <= 3 * video.tokens.nbytes
 
 
 def test_what_it_cannot_do_is_refused():

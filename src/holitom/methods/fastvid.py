@@ -149,7 +149,7 @@ class FastVID:
         _, cells, dim = tokens.shape
         for chunk in _chunks(np.flatnonzero(plan.anchors), cells * (dim + 3 * cells), tokens):
             ids = on(chunk, salient)
-            score = peak_scores(squared_distances(tokens[ids]), ~salient[ids], self.k)
+            score = peak_scores(squared_distances(_frames(tokens, chunk)), ~salient[ids], self.k)
             mask[ids] = top_per_row(score, on(plan.anchors[chunk], salient))
         return mask
 
@@ -212,17 +212,25 @@ def _nearest_anchor(tokens: Tensor, anchors: Tensor, plan: _Plan, frame: np.ndar
     begin = on(plan.anchors.cumsum() - plan.anchors, slots)
     joined = torch.empty(len(frame), cells, dtype=torch.long, device=slots.device)
     for chunk in _chunks(np.arange(len(frame)), (cells + width) * dim + cells * width, tokens):
-        here, there = on(frame[chunk], slots), on(carrier[chunk], slots)
+        there = on(carrier[chunk], slots)
         anchor = tokens[there[:, None], slots[there]].float()
         anchor /= torch.linalg.vector_norm(anchor, dim=-1, keepdim=True).clamp_min(_TINY)
-        similar = tokens[here].float() @ anchor.transpose(1, 2)  # the token's own norm cannot change its nearest
+        # A token's own norm cannot change its nearest anchor.
+        similar = _frames(tokens, frame[chunk]).float() @ anchor.transpose(1, 2)
         nearest = similar.masked_fill_(unused[there][:, None], -torch.inf).argmax(-1)
         joined[on(chunk, slots)] = nearest + begin[there][:, None]
     return joined
 
 
+def _frames(tokens: Tensor, chosen: np.ndarray) -> Tensor:
+    """tokens[chosen]; a view where the frames follow one another, as they mostly do."""
+    if (np.diff(chosen) == 1).all():
+        return tokens[chosen[0] : chosen[-1] + 1]
+    return tokens[on(chosen, tokens)]
+
+
 def _chunks(items: np.ndarray, each: int, tokens: Tensor) -> list[np.ndarray]:
     """Items in chunks whose float32 workspace, ``each`` elements per item, stays near a quarter of the input's size."""
-    room = max(1 << 22, tokens.numel() // 4)
+    room = max(1 << 18, tokens.numel() // 4)
     step = max(1, room // each)
     return [items[i : i + step] for i in range(0, len(items), step)]

@@ -15,7 +15,7 @@ from torch.nn.functional import embedding_bag, normalize
 from holitom.errors import BadUsage
 from holitom.methods.checks import every_token
 from holitom.methods.inputs import frame_counts, need_field, on, refuse_non_finite
-from holitom.ops.merging import merge_members
+from holitom.ops.merging import bag_means
 from holitom.ops.selection import mask_ids
 from holitom.ops.similarity import row_norms
 from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures, check_budget
@@ -80,20 +80,19 @@ class ToMe:
             return every_token(video)
         counts = frame_counts(video, budget)
         plan = plan_rounds(video.cells, counts, self.rounds)
-        merged = match_rounds(metric, torch.ones_like(norms), plan, order="score" if self.released else "index")
-        del metric
+        merged = match_rounds(metric, None, plan, order="score" if self.released else "index")
 
-        alive = merged.alive & on(counts > 0, norms)[:, None]  # every frame has a token left, wanted or not
         frame = torch.arange(video.frames, device=norms.device)[:, None] * video.cells
-        heads = (merged.heads + frame).flatten()[mask_ids(alive.flatten(), int(counts.sum()))]
+        heads, owner = (merged.heads + frame).flatten(), (merged.owner + frame).flatten()
+        wanted = on(counts > 0, norms)[:, None]  # every frame has a token left, wanted or not
+        kept = heads[mask_ids((merged.alive & wanted).flatten(), int(counts.sum()))]
+        unwanted = heads[mask_ids((merged.alive & ~wanted).flatten(), int((counts == 0).sum()))]
         if not self.released:
-            heads = heads.sort().values
-        every = (merged.heads + frame).flatten()[mask_ids(merged.alive.flatten(), int(np.maximum(counts, 1).sum()))]
-        every = every.sort().values
+            kept = kept.sort().values
         rows = video.tokens.reshape(-1, video.tokens.shape[-1])
-        tokens, size = merge_members(rows, (merged.owner + frame).flatten(), every, beta=None)
-        kept = torch.searchsorted(every, heads)
-        return TokenSet(tokens[kept].to(rows.dtype), heads // video.cells, heads % video.cells, size[kept].float())
+        tokens, size = group_means(rows, owner, torch.cat([kept, unwanted]))
+        tokens, size = tokens[: len(kept)].to(rows.dtype), size[: len(kept)]
+        return TokenSet(tokens, kept // video.cells, kept % video.cells, size)
 
 
 class Merged(NamedTuple):
@@ -124,7 +123,7 @@ def plan_rounds(cells: int, counts: np.ndarray, rounds: int) -> list[np.ndarray]
 
 def match_rounds(
     metric: Float[Tensor, "frames n dim"],
-    size: Float[Tensor, "frames n"],
+    size: Float[Tensor, "frames n"] | None,
     plan: Sequence[np.ndarray],
     *,
     order: Order = "index",
@@ -132,8 +131,8 @@ def match_rounds(
 ) -> Merged:
     """Run the rounds of ``plan`` on the metric alone; tokens are merged once, afterwards, by their owners.
 
-    size: source tokens behind each token, the weights of the metric's average. order: how the even tokens left over are
-    listed before the odd ones. protect_first: token 0 is a class token, which is never merged away.
+    size: source tokens behind each token, the weights of the metric's average (None: one each). order: how the even
+    tokens left over are listed before the odd ones. protect_first: token 0 is a class token and is never merged away.
     """
     frames, n, dim = metric.shape
     base = torch.arange(frames, device=metric.device)[:, None] * n
@@ -142,10 +141,9 @@ def match_rounds(
     now = metric
     for i, away in enumerate(plan):
         if i:
-            flat = (heads + base).flatten()
-            ascending, where = flat.sort()
-            means, _ = weighted_means(metric.reshape(-1, dim), (owner + base).flatten(), ascending, size.flatten())
-            now = torch.empty_like(means).index_copy_(0, where, means).view(frames, -1, dim)
+            weight = None if size is None else size.flatten()
+            rows, grouped = metric.reshape(-1, dim), (owner + base).flatten()
+            now = group_means(rows, grouped, (heads + base).flatten(), weight)[0].view(frames, -1, dim)
         into, slots, alive = _match(now, on(away, metric), int(away.min()), order, protect_first)
         target = own.scatter(1, heads, heads.gather(1, into))  # token -> head it is merged into, itself if it is not
         owner = target.gather(1, owner)
@@ -179,14 +177,23 @@ def _match(
     return into, torch.cat([even, odd], dim=1), torch.cat([alive, torch.ones_like(odd, dtype=torch.bool)], dim=1)
 
 
-def weighted_means(
-    rows: Float[Tensor, "n dim"], owner: Int[Tensor, " n"], heads: Int[Tensor, " m"], weight: Float[Tensor, " n"]
+def group_means(
+    rows: Float[Tensor, "n dim"],
+    owner: Int[Tensor, " n"],
+    heads: Int[Tensor, " m"],
+    weight: Float[Tensor, " n"] | None = None,
 ) -> tuple[Float[Tensor, "m dim"], Float[Tensor, " m"]]:
-    """Means of the rows of each owner in float32, and the weight behind each; heads: all owners, ascending."""
-    owners, order = torch.sort(owner, stable=True)
-    edges = torch.cat([torch.searchsorted(owners, heads), heads.new_full((1,), len(owner))])
-    bag = torch.searchsorted(heads, owners)
-    total = weight.new_zeros(len(heads)).scatter_add_(0, bag, weight[order])
-    share = weight[order] / total[bag]
+    """Means of the rows of each owner in float32, in the order of ``heads``, and the weight behind each. heads: all the
+    owners, in any order; weight: of each row (None: one each, and half-precision rows are then not copied)."""
+    place = torch.empty_like(owner).scatter_(0, heads, torch.arange(len(heads), device=heads.device))
+    bag, order = torch.sort(place[owner], stable=True)
+    edges = torch.searchsorted(bag, torch.arange(len(heads) + 1, device=heads.device))
+    count = edges.diff()
+    if weight is None:
+        return bag_means(rows, order, count), count.float()
+    weight = weight[order]
+    # Weights are whole numbers of tokens: exact sums, whatever the order in which a GPU adds.
+    total = weight.new_zeros(len(heads)).scatter_add_(0, bag, weight)
+    share = weight / total[bag]
     means = embedding_bag(order, rows.float(), edges, mode="sum", per_sample_weights=share, include_last_offset=True)
     return means, total

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from holitom.errors import BadUsage
 from holitom.methods.checks import every_token
 from holitom.methods.inputs import frame_counts, need_field, on, refuse_non_finite
-from holitom.ops.merging import merge_members
+from holitom.ops.merging import bag_means
 from holitom.ops.selection import mask_ids, top_per_row
 from holitom.ops.similarity import row_norms
 from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures, check_budget
@@ -73,25 +73,37 @@ class VisionZip:
 
         salient = top_per_row(saliency, on(dominant, saliency))
         start = _stride(~salient, dominant, starts)
-        owner = _nearest_start(keys, start, int(starts.max()), on(starts, keys))
-        here = torch.arange(video.cells, device=keys.device).expand_as(owner)
-        owner = torch.where(salient | start, here, owner)
-        frame = torch.arange(video.frames, device=keys.device)[:, None]
-        heads = mask_ids((salient | start).flatten(), int((dominant + starts).sum()))
+        frame = torch.arange(video.frames, device=keys.device)[:, None] * video.cells
+        owner = (_nearest_start(keys, start, int(starts.max()), on(starts, keys)) + frame).flatten()
         rows = video.tokens.reshape(-1, video.tokens.shape[-1])
-        flat = (frame * video.cells + owner).flatten()
-        merged, size = merge_members(rows, flat, heads, beta=0.5 if self.released else None)
-        if self.released:  # one half of each, doubled: the sum
-            merged = torch.where(size[:, None] > 1, 2 * merged, merged)
+        first = mask_ids(start.flatten(), int(starts.sum()))
+        merged, size = self._merge(rows, owner, salient.flatten(), start.flatten(), first, int(dominant.sum()))
 
-        is_start = start.flatten()[heads]
-        left_out = is_start & on(context == 0, heads)[heads // video.cells]
-        place = heads + (heads // video.cells + is_start) * video.cells  # two blocks of N places per frame
-        order = place.masked_fill(left_out, 2 * len(rows)).argsort(stable=True)[: int(counts.sum())]
-        kept = heads[order]
-        return TokenSet(
-            merged[order].to(video.tokens.dtype), kept // video.cells, kept % video.cells, size[order].float()
-        )
+        used = mask_ids(on(context > 0, first)[first // video.cells], int(context.sum()))
+        heads = torch.cat([mask_ids(salient.flatten(), int(dominant.sum())), first[used]])
+        late = torch.arange(len(heads), device=heads.device) >= int(dominant.sum())
+        # Two blocks of N places per frame: dominant tokens, then contextual ones.
+        order = (heads + (heads // video.cells + late) * video.cells).argsort()
+        kept, late = heads[order], late[order]
+        tokens = rows[kept]
+        where = mask_ids(late, len(used))
+        tokens[where] = merged[used].to(tokens.dtype)
+        sizes = torch.ones(len(kept), device=kept.device).index_copy_(0, where, size[used])
+        return TokenSet(tokens, kept // video.cells, kept % video.cells, sizes)
+
+    def _merge(
+        self, rows: Tensor, owner: Tensor, salient: Tensor, start: Tensor, first: Tensor, dominant: int
+    ) -> tuple[Tensor, Tensor]:
+        """One row in float32 for every starting cell in ``first``, and how many cells are in it."""
+        outside = salient | start if self.released else salient  # cells that are in no mean
+        members = len(rows) - dominant - (len(first) if self.released else 0)
+        bag = (start.cumsum(0) - 1)[torch.where(start, torch.arange(len(rows), device=rows.device), owner)]
+        bag, order = torch.sort(bag.masked_fill(outside, len(first)), stable=True)
+        count = torch.searchsorted(bag, torch.arange(len(first) + 1, device=rows.device)).diff()
+        mean = bag_means(rows, order[:members], count)
+        if self.released:
+            return rows[first].float() + mean, (count + 1).float()
+        return mean, count.float()
 
     def _counts(self, video: VideoFeatures, budget: float) -> np.ndarray:
         if not self.released:
