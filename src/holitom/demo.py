@@ -79,7 +79,7 @@ def picture(
     title: str,
     tier: str = "tiny",
     note: str = NO_MODEL,
-    folder: Path | None = None,
+    folder: Path | str | None = None,
 ) -> Saved:
     """Draw and write the page of ``method_figure`` for one video."""
     heading = f"HoliTom on {title}: {len(frames)} frames, budget {100 * found.budget:.3g} %"

@@ -152,3 +152,33 @@ def _mover(value: pd.Series, low: pd.Series, high: pd.Series) -> tuple[float, fl
     below = math.sqrt(float(((value - low) ** 2).sum(skipna=False))) / len(value)
     above = math.sqrt(float(((high - value) ** 2).sum(skipna=False))) / len(value)
     return mean, mean - below, mean + above
+
+
+def by_type(cells: Sequence[Cell], records: Sequence[Record], names: Iterable[str]) -> pd.DataFrame:
+    """Accuracy per question type over all benchmarks, one column per setting ("HoliTom at 10 %"), for the rows
+    ``names``; the last column counts the questions. Types are ordered by the loss of the last setting."""
+    wanted = list(names)
+    right: dict[str, dict[str, float]] = {}
+    counts: dict[str, dict[str, int]] = {}
+    for cell, record in zip(cells, records, strict=True):
+        if cell.row not in wanted:
+            continue
+        label = cell.row if cell.reduction.budget == 1 else f"{cell.row} at {cell.reduction.budget:.0%}"
+        for kind, score in record.extra.get("by_type", {}).items():
+            n = record.extra["questions_by_type"][kind]
+            right.setdefault(label, {})[kind] = right.get(label, {}).get(kind, 0.0) + score * n
+            counts.setdefault(label, {})[kind] = counts.get(label, {}).get(kind, 0) + n
+    table = pd.DataFrame(right) / pd.DataFrame(counts)
+    if table.empty:
+        return table
+    loss = table.iloc[:, -1] - table.iloc[:, 0]
+    return table.loc[loss.sort_values().index].assign(questions=pd.DataFrame(counts).iloc[:, 0].astype(int))
+
+
+def changed_answers(cell: Cell, base: Cell, tier: str, *, runs: Path | None = None, most: int = 8) -> pd.DataFrame:
+    """Questions that the full model (``base``) answers right and ``cell`` does not, from the per-question logs."""
+    mine = load_samples(cell, tier, runs=runs or paths.runs())
+    full = {(s.get("task"), s["doc_id"]): s for s in load_samples(base, tier, runs=runs or paths.runs())}
+    lost = [s for s in mine if s["correct"] < full[s.get("task"), s["doc_id"]]["correct"]]
+    columns = ["video", "type", "question", "target", "answer", "kept"]
+    return pd.DataFrame([{name: s[name] for name in columns} for s in lost[:most]], columns=columns)

@@ -33,6 +33,7 @@ class Stamp:
     hardware: str = ""
     commit: str = ""
     note: str = ""
+    trial: bool = False
 
     def __post_init__(self) -> None:
         if self.tier not in TIER_STAMPS:
@@ -40,7 +41,13 @@ class Stamp:
 
     @property
     def headline(self) -> str:
-        return f"{self.tier} tier: {self.note}" if self.note else TIER_STAMPS[self.tier]
+        words = f"{self.tier} tier: {self.note}" if self.note else TIER_STAMPS[self.tier]
+        return f"TRIAL, few questions · {words}" if self.trial else words
+
+    @property
+    def folder(self) -> Path:
+        """Where its figures are written by default."""
+        return paths.runs(self.tier, "trial") if self.trial else paths.figures(self.tier)
 
     @property
     def footer(self) -> str:
@@ -77,7 +84,9 @@ def stamp_of(records: Iterable[Any], tier: str) -> Stamp:
     commits = sorted({_commit(r.provenance) for r in measured} - {""})
     if len(commits) > 2:
         commits = [commits[0], f"{len(commits) - 1} others"]
-    return Stamp(tier, f"n = {span} questions per point" if span else "", " / ".join(hardware), ", ".join(commits))
+    trial = any(r.extra.get("limit") is not None for r in measured)
+    n = f"n = {span} questions per point" if span else ""
+    return Stamp(tier, n, " / ".join(hardware), ", ".join(commits), trial=trial)
 
 
 def here(tier: str, n: str = "", note: str = "") -> Stamp:
@@ -122,19 +131,19 @@ def stamp(fig: Figure, origin: Stamp) -> None:
 
 
 def save(
-    fig: Figure, name: str, origin: Stamp | str, data: pd.DataFrame | None = None, *, folder: Path | None = None
+    fig: Figure, name: str, origin: Stamp | str, data: pd.DataFrame | None = None, *, folder: Path | str | None = None
 ) -> Saved:
     """Write figures/<tier>/<name>.png (200 dpi), .svg and .csv, each whole or not at all, with commit and tier in the
     metadata.
 
     The same figure gives the same bytes: no dates, fixed SVG ids. origin: the Stamp drawn on the figure, or a tier, for
     which this checkout's stamp is drawn. data: the plotted points, every row with a source. Raises BadUsage for a point
-    without one.
+    without one. folder: None or "" for figures/<tier>.
     """
     origin = here(origin) if isinstance(origin, str) else origin
     if data is not None:
         require_sources(data)
-    target = paths.figures(origin.tier) if folder is None else Path(folder)
+    target = Path(folder) if folder else origin.folder
     with styled():
         if not any(text.get_gid() == "tier-stamp" for text in fig.texts):
             stamp(fig, origin)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from holitom import paths
 from holitom.errors import BadUsage
 from holitom.figures.saving import Saved, Stamp, save, write_bytes
 from holitom.tables.derived import derived_part
@@ -43,9 +42,9 @@ class TableView:
         rest = [row for part in self.parts[1:] for row in measured_numbers(part.numbers)]
         return pd.concat([first, pd.DataFrame(rows)], ignore_index=True) if (rows := rest) else first
 
-    def save(self, origin: Stamp, *, folder: Path | None = None) -> list[Saved]:
+    def save(self, origin: Stamp, *, folder: Path | str | None = None) -> list[Saved]:
         """Write <name>.md and <name>.csv, and a picture of each part: <name>.png and <name>_measured.png, with .svg."""
-        target = paths.figures(origin.tier) if folder is None else Path(folder)
+        target = Path(folder) if folder else origin.folder
         note = f"\n_{origin.headline}_" + (f" · {origin.footer}" if origin.footer else "") + "\n"
         write_bytes(target / f"{self.name}.md", (self.markdown() + note).encode())
         saved = []
