@@ -266,3 +266,12 @@ def test_extra_memory_is_at_most_three_inputs(kind, dtype, method, times):
     else:
         video = any_video(32, (8, 8), 256, kind, dtype, 0)
     assert peak_bytes(lambda: method(video, 0.4)) <= times * video.tokens.nbytes
+
+
+def test_features_that_carry_gradients():
+    """Choices are made without gradients; the tokens that come out still have theirs."""
+    video = synthetic_video(6, (4, 4), 8)
+    tokens = video.tokens.clone().requires_grad_()
+    kept = HoliTom()(replace(video, tokens=tokens), 0.3)
+    kept.tokens.sum().backward()
+    assert tokens.grad.abs().sum() > 0

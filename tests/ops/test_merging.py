@@ -72,3 +72,12 @@ def test_bag_means(dtype):
     expected = torch.stack([rows[part].float().mean(0) for part in ids.split(lengths)])
     tolerance = 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps
     torch.testing.assert_close(bag_means(rows, ids, torch.tensor(lengths)), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_no_bag_and_empty_bags():
+    rows = torch.randn(3, 2)
+    none = torch.empty(0, dtype=torch.long)
+    assert bag_means(rows, none, none).shape == (0, 2)
+    for dtype in (torch.float32, torch.float16):
+        means = bag_means(rows.to(dtype), torch.tensor([1]), torch.tensor([0, 1, 0]))
+        assert torch.equal(means, torch.stack([torch.zeros(2), rows[1].to(dtype).float(), torch.zeros(2)]))

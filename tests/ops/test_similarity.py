@@ -13,10 +13,10 @@ def test_equals_the_release(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("chunk", [1, 40, 1 << 21])
-def test_chunks_and_precision(dtype, chunk, monkeypatch):
-    """However the frames are cut into chunks, half precision is upcast before anything is multiplied."""
-    monkeypatch.setattr(similarity, "_CHUNK", {"cpu": chunk})
+@pytest.mark.parametrize("block", [1, 40, 1 << 21])
+def test_blocks_and_precision(dtype, block, monkeypatch):
+    """However the rows are cut into blocks, half precision is upcast before anything is multiplied."""
+    monkeypatch.setattr(similarity, "_BLOCK", {"cpu": block})
     tokens = torch.randn(9, 5, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     found = neighbour_cosine(tokens)
     expected = torch.nn.functional.cosine_similarity(tokens[:-1].double(), tokens[1:].double(), dim=-1)

@@ -151,7 +151,7 @@ class HoliTom:
             return mask_ids(mask.flatten(), int(plan.keep_dynamic.sum())), None, None
         alive = plan.dynamic & (plan.keep_dynamic > 0)[:, None]
         ids = _to(np.flatnonzero(alive), tokens)
-        rows = tokens.reshape(-1, tokens.shape[-1])[ids]
+        rows = tokens.reshape(-1, tokens.shape[-1]).index_select(0, ids)
         occupied = plan.keep_dynamic > 0
         merged, count, chosen = self._cluster(rows, alive.sum(axis=1)[occupied], plan.keep_dynamic[occupied], tokens)
         return ids[chosen], merged, count
@@ -198,7 +198,7 @@ def _assemble(
 
     ids = torch.empty(len(slot), dtype=torch.long, device=video.tokens.device)
     ids[here], ids[there] = static_ids, dynamic_ids
-    tokens = video.tokens.reshape(-1, video.tokens.shape[-1])[ids]
+    tokens = video.tokens.reshape(-1, video.tokens.shape[-1]).index_select(0, ids)
     tokens[here] = static_rows
     size = torch.ones(len(slot), device=ids.device)
     size[here] = static_size

@@ -12,6 +12,7 @@ from torch import Tensor
 from holitom.ops.selection import mask_ids
 
 
+@torch.no_grad()
 def density_peaks(
     rows: Float[Tensor, "n dim"], sizes: np.ndarray, clusters: np.ndarray, k: int, room: int
 ) -> tuple[Bool[Tensor, " n"], Int[Tensor, " n"]]:
@@ -79,8 +80,8 @@ def _peaks(rows: Tensor, ids: Tensor, valid: Tensor, wanted: Tensor, k: int) -> 
 def _squared_distances(rows: Tensor, ids: Tensor) -> Tensor:
     """[g, n, n] squared Euclidean distances / dim from a Gram matrix. Rows are taken relative to their group's first,
     which leaves distances alone and keeps the cancellation small (equal rows are at distance zero exactly)."""
-    x = rows[ids].float()
-    x = x.sub_(x[:, :1].clone())
+    x = rows.index_select(0, ids.flatten()).unflatten(0, ids.shape).float()
+    x.sub_(x[:, :1].clone())
     square = x @ x.transpose(1, 2)
     del x
     norm = square.diagonal(dim1=1, dim2=2).clone()

@@ -25,6 +25,8 @@ def bag_means(
 
     Half-precision rows are read as they are, added in float32, and rounded once to their own precision after the sum.
     """
+    if not lengths.shape[0]:
+        return rows.new_zeros(0, rows.shape[1], dtype=torch.float32)
     offsets = lengths.cumsum(0) - lengths
     if rows.dtype == torch.float32:
         return embedding_bag(ids, rows, offsets, mode="mean")
@@ -50,7 +52,7 @@ def merge_members(
     others = order[mask_ids(owner[order] != order, rows.shape[0] - centres.shape[0])]
     mean = bag_means(rows, others, size - 1)
     weight = torch.where(size > 1, beta, 1.0)[:, None]
-    return mean.mul_(1 - beta).addcmul_(rows[centres].float(), weight), size.float()
+    return mean.mul_(1 - beta).addcmul_(rows.index_select(0, centres).float(), weight), size.float()
 
 
 def fold_into(

@@ -6,36 +6,45 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Elements of one chunk of frames, where chunks are copied: small enough for a CPU's cache, enough to keep a GPU busy.
-_CHUNK = {"cpu": 1 << 20, "cuda": 1 << 25}
+# Elements of one block of rows: on a CPU its product stays in the cache, on a GPU there are few launches.
+_BLOCK = {"cpu": 1 << 19, "cuda": 1 << 25}
 _TINY = 1e-12
 
 
+@torch.no_grad()
 def row_norms(tokens: Float[Tensor, "frames cells dim"]) -> Float[Tensor, "frames cells"]:
     """Euclidean norm of every token in float32; a NaN or an infinity in a token makes its norm non-finite."""
-    return torch.cat(
-        [torch.linalg.vector_norm(part.float(), dim=-1) for part in tokens.split(_frames_per_chunk(tokens))]
+    if tokens.dtype == torch.float32:
+        return torch.linalg.vector_norm(tokens, dim=-1)
+    rows = tokens.reshape(-1, tokens.shape[-1])
+    return torch.cat([torch.linalg.vector_norm(part.float(), dim=-1) for part in rows.split(_block(rows))]).reshape(
+        tokens.shape[:2]
     )
 
 
+@torch.no_grad()
 def neighbour_cosine(
     tokens: Float[Tensor, "frames cells dim"], norms: Float[Tensor, "frames cells"] | None = None
 ) -> Float[Tensor, "pairs cells"]:
     """cos(x[t, n], x[t + 1, n]) for neighbouring frames: [T - 1, N] float32, [0, N] for one frame. A zero vector has
-    cosine 0 with everything. ``norms``: row_norms(tokens), if the caller has them. The product of two frames is never
-    held for the whole video, nor is a float32 copy of half-precision tokens."""
+    cosine 0 with everything. ``norms``: row_norms(tokens), if the caller has them.
+
+    Works through blocks of rows, so that neither the products nor a float32 copy of the whole video is ever held.
+    Multiplies and adds: a matrix product on a GPU might round to TF32, and on a CPU it is slower at one row by one.
+    """
     norms = row_norms(tokens) if norms is None else norms
-    if tokens.shape[0] < 2:
-        return norms.new_zeros(0, tokens.shape[1])
-    if tokens.dtype == torch.float32 and tokens.device.type == "cpu":
-        dots = _row_products(tokens)
-    else:
-        pairs, step = tokens.shape[0] - 1, _frames_per_chunk(tokens)
-        parts = [(tokens[i : min(i + step, pairs)], tokens[i + 1 : i + 1 + step]) for i in range(0, pairs, step)]
-        # Multiply and sum: a matrix product on a GPU might round to TF32.
-        dots = torch.cat([(a.float() * b.float()).sum(-1) for a, b in parts])
+    frames, cells, dim = tokens.shape
+    here = tokens[:-1].reshape(-1, dim)
+    there = tokens[1:].reshape(-1, dim)
+    dots = norms.new_empty(here.shape[0])
+    step = _block(here)
+    product = norms.new_empty(min(step, here.shape[0]), dim)
+    for i in range(0, here.shape[0], step):
+        block = product[: dots[i : i + step].shape[0]]
+        torch.mul(here[i : i + step].float(), there[i : i + step].float(), out=block)
+        torch.sum(block, dim=-1, out=dots[i : i + step])
     unit = norms.clamp_min(_TINY)
-    return dots / unit[:-1] / unit[1:]
+    return dots.reshape(frames - 1, cells) / unit[:-1] / unit[1:]
 
 
 def cosine_matrix(a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]) -> Float[Tensor, "n m"]:
@@ -44,13 +53,7 @@ def cosine_matrix(a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]) -> Float
     return unit_a @ unit_b.T
 
 
-def _row_products(tokens: Tensor) -> Tensor:
-    """tokens[t, n] . tokens[t + 1, n] as a batch of 1 x D by D x 1 products, which needs no memory for the products."""
-    dim = tokens.shape[-1]
-    return (tokens[:-1].reshape(-1, 1, dim) @ tokens[1:].reshape(-1, dim, 1)).reshape(-1, tokens.shape[1])
-
-
-def _frames_per_chunk(tokens: Tensor) -> int:
-    frames, cells, dim = tokens.shape
-    # Never more than a quarter of the video: the float32 copies of a half-precision chunk stay below the input's size.
-    return max(1, min(_CHUNK.get(tokens.device.type, 1 << 23) // max(1, cells * dim), -(-frames // 4)))
+def _block(rows: Tensor) -> int:
+    # Never more than a quarter of the rows: what a block needs stays well below the size of the input.
+    count, dim = rows.shape
+    return max(1, min(_BLOCK.get(rows.device.type, 1 << 23) // max(1, dim), -(-count // 4)))
