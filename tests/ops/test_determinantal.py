@@ -43,6 +43,25 @@ def test_equals_brute_force_in_groups_of_unequal_size(seed, dim):
         start += size
 
 
+def test_many_steps_equal_brute_force():
+    """More steps than one block of the factor."""
+    draw = torch.Generator().manual_seed(3)
+    rows, quality = torch.randn(150, 200, generator=draw), torch.rand(150, generator=draw) + 0.05
+    ids, valid = padded([150])
+    mask = greedy_map(rows, quality, ids, valid, np.array([140]))
+    unit = torch.nn.functional.normalize(rows.double(), dim=-1)
+    kernel = quality.double()[:, None] * (unit @ unit.T) * quality.double()
+    chosen = []
+    residual = kernel.clone()  # its diagonal is what each row would multiply the determinant by
+    for _ in range(140):
+        gain = residual.diagonal().clone()
+        gain[chosen] = -1
+        best = int(gain.argmax())
+        chosen.append(best)
+        residual = residual - residual[:, best : best + 1] @ residual[best : best + 1] / residual[best, best]
+    assert mask[0].nonzero().flatten().tolist() == sorted(chosen)
+
+
 def test_spent_dimensions_are_followed_by_quality_not_by_noise():
     rows = torch.eye(3)[[0, 0, 1, 1, 2, 2, 0]]
     quality = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.95])

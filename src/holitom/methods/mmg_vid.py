@@ -67,7 +67,7 @@ class MMGVid:
         "A2: neighbouring frames below a cosine of 0.95 are cut apart; single frames join the more similar neighbour.",
         "A4: the sign of the marginal gain is uncertain; the default is equation 6 as re-implemented by others.",
         "A5 A6: shares are scaled to the exact budget, and frames of a segment share equally.",
-        "A7: the formula of the temporal guidance is unknown; here density * delta * (1 - cosine to those kept before).",
+        "A7: the formula of the temporal guidance is unknown; here density * delta * (1 - cosine to those kept).",
         "A8 A9: no attention, no noise. Positions after selection are renumbered.",
     )
 

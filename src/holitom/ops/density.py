@@ -11,11 +11,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+_CACHE = 1 << 21  # elements of a chunk on a CPU: few enough to stay near the core, more only cost memory traffic
+
 
 def squared_distances(x: Float[Tensor, "groups n dim"]) -> Float[Tensor, "groups n n"]:
     """Squared Euclidean distances / dim in every group, float32, from a Gram matrix. Rows are taken relative to their
     group's first one, which leaves distances alone and puts equal rows at distance zero exactly."""
-    x = x.float() - x[:, :1].float()
+    return _from_origin(x.float() - x[:, :1].float())
+
+
+def _from_origin(x: Tensor) -> Tensor:
     square = x @ x.transpose(1, 2)
     norm = square.diagonal(dim1=1, dim2=2).clone()
     square.mul_(-2).add_(norm[:, :, None]).add_(norm[:, None, :]).clamp_(min=0).div_(x.shape[2])
@@ -72,11 +77,14 @@ def ranked_clusters(
     least 1 and at most the group's size. room: float32 elements of workspace; groups are worked through in chunks.
     """
     n = ids.shape[1]
+    if rows.device.type == "cpu":
+        room = min(room, _CACHE)
     step = max(1, room // (n * rows.shape[1] + 3 * n * n))
     rank, nearest = torch.empty_like(ids), torch.empty_like(ids)
     for i in range(0, ids.shape[0], step):
         chunk, wanted = valid[i : i + step], clusters[i : i + step, None]
-        square = squared_distances(rows[ids[i : i + step]])
+        x = rows[ids[i : i + step]].float()
+        square = _from_origin(x.sub_(x[:, :1].clone()))
         rank[i : i + step] = ranks(peak_scores(square, chunk, k))
         centre = rank[i : i + step] < wanted
         near = square.masked_fill_(~centre[:, None, :], torch.inf).argmin(-1)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from holitom.ops.selection import top_per_row
 
+_BLOCK = 64
+
 
 def greedy_map(
     rows: Float[Tensor, "rows dim"],
@@ -27,33 +29,41 @@ def greedy_map(
     does not depend on noise. Ties: lowest slot.
 
     The steps are sequential by nature: min(largest count, rows of the group, dim) of them, each for all groups
-    together. Only the groups' own Gram matrices are formed, and none at all where a group has more rows than
-    dimensions: its kernel rows are then computed when they are needed. Workspace: about twice the rows in float32.
+    together, and every 64 steps the kernels are brought up to date by one matrix product. Only the groups' own Gram
+    matrices are formed, and none where a group has more rows than dimensions: its kernel rows are then computed when
+    they are needed. Workspace: about twice the rows in float32.
     """
     groups, n = ids.shape
     unit = torch.nn.functional.normalize(rows[ids].float(), dim=-1, eps=1e-12)
-    gram = unit @ unit.transpose(1, 2) if n <= unit.shape[-1] else None
-    weight = quality[ids].float().square()
     residual = ((unit != 0).any(-1) & valid).float()
+    steps = min(int(np.max(counts, initial=0)), n, unit.shape[-1])
+    gram = unit @ unit.transpose(1, 2) if n <= unit.shape[-1] else None
+    if gram is not None:
+        del unit
+    weight = quality[ids].float().square()
+    spent = weight - 8 * weight.amax()  # below every row that still adds something, by quality among themselves
     taken = ~valid
     wanted = torch.from_numpy(np.asarray(counts, dtype=np.int64)).to(rows.device)
-    steps = min(int(np.max(counts, initial=0)), n, unit.shape[-1])
-    factor = unit.new_zeros(groups, steps, n)
+    factor = weight.new_zeros(groups, min(steps, _BLOCK) if gram is not None else steps, n)
     every = torch.arange(groups, device=rows.device)
+    done = 0  # rows of the factor that await being subtracted from the kernels
     for step in range(steps):
-        live = residual > eps
-        gain = torch.where(live, weight * residual, weight - 8 * weight.amax())  # spent rows rank below, by quality
+        gain = torch.where(residual > eps, weight * residual, spent)
         best = gain.masked_fill_(taken, -torch.inf).argmax(-1)
-        chosen = factor[:, :step]
         kernel = gram[every, best] if gram is not None else torch.bmm(unit, unit[every, best][..., None])[..., 0]
-        if step:
-            weights = chosen.gather(2, best[:, None, None].expand(-1, step, 1))
+        if done:
+            chosen = factor[:, :done]
+            weights = chosen.gather(2, best[:, None, None].expand(-1, done, 1))
             kernel = kernel - torch.bmm(weights.transpose(1, 2), chosen)[:, 0]
         pivot = residual[every, best]
         running = (wanted > step) & ~taken[every, best]
         scale = torch.where(running & (pivot > eps), pivot.clamp_min(eps).rsqrt(), 0)
-        factor[:, step] = kernel * scale[:, None]
-        residual = (residual - factor[:, step].square()).clamp_min_(0)
+        factor[:, done] = kernel * scale[:, None]
+        residual = (residual - factor[:, done].square()).clamp_min_(0)
         taken[every, best] |= running
+        done += 1
+        if gram is not None and done == _BLOCK:
+            gram.baddbmm_(factor.transpose(1, 2), factor, alpha=-1)
+            done = 0
     order = torch.where(valid, torch.where(taken, torch.inf, weight), -torch.inf)
     return top_per_row(order, wanted) & valid
