@@ -1,23 +1,29 @@
 """What the terminal shows at the end: the tables an experiment wrote, and one line per experiment for ``all``.
 
-On a terminal, tables are drawn by rich; piped or redirected, the Markdown itself is printed, which reads as well.
+On a terminal, tables are drawn to its width; piped or redirected, the Markdown itself is printed, which reads as well.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from holitom import paths
 
 _RULE = re.compile(r"^\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?$")
 _MARKS = re.compile(r"\*\*|(?<!\w)_|_(?!\w)|`")
+_SHORTER = (  # what a table that is too wide for the terminal loses first
+    (r" · tiny_\w+", ""),
+    (r"([✓≈✗·]) (NOT REPRODUCED|REPRODUCED|WITHIN NOISE|NOT RUN|QUOTED)", r"\1"),
+    (r"\(([+−-]?[\d.]+) ±[\d.]+", r"(\1"),  # the interval of a difference
+    (r" ±[\d.]+", ""),
+    (r" \([+−-]?[\d.]+ ?\*?\)", ""),
+)
+LAST_COLUMN = 14
 
 
 def duration(seconds: float | int) -> str:
@@ -31,8 +37,10 @@ def duration(seconds: float | int) -> str:
 
 
 def written_since(tier: str, moment: float) -> list[Path]:
-    """The Markdown tables below figures/<tier> that were written after ``moment`` (time.time), oldest first."""
-    found = [path for path in paths.figures(tier).glob("*.md") if path.stat().st_mtime >= moment]
+    """The Markdown tables that were written after ``moment`` (time.time), oldest first: below figures/<tier>, or below
+    runs/<tier>/trial by a run with a limit."""
+    places = (paths.figures(tier), paths.runs(tier, "trial"))
+    found = [path for place in places for path in place.glob("*.md") if path.stat().st_mtime >= moment]
     return sorted(found, key=lambda path: path.stat().st_mtime)
 
 
@@ -41,39 +49,79 @@ def show_tables(files: Iterable[Path]) -> None:
     for path in files:
         text = path.read_text(encoding="utf-8").strip()
         if sys.stdout.isatty():
-            draw(text, Console())
+            print(draw(text, shutil.get_terminal_size().columns))
         else:
             print(text)
         print(f"({path.relative_to(paths.root())})\n")
 
 
-def draw(markdown: str, console: Console) -> None:
-    """Draw Markdown's pipe tables with rich; every other line is printed as it is."""
+def draw(markdown: str, width: int) -> str:
+    """Markdown with its pipe tables as aligned columns of at most ``width`` characters where that is possible without
+    cutting a number; every other line is wrapped."""
     lines = markdown.split("\n")
+    drawn: list[str] = []
     at = 0
     while at < len(lines):
         if at + 1 < len(lines) and lines[at].lstrip().startswith("|") and _RULE.match(lines[at + 1].strip()):
             end = at + 2
             while end < len(lines) and lines[end].lstrip().startswith("|"):
                 end += 1
-            console.print(_table(lines[at], lines[at + 1], lines[at + 2 : end]))
+            head, rule, *body = (_cells(line) for line in lines[at:end])
+            drawn += _table(head, rule, body, width)
             at = end
         else:
-            console.print(Text(_MARKS.sub("", lines[at].lstrip("# "))))
+            drawn += textwrap.wrap(_plain(lines[at].lstrip("# ")), width) or [""]
             at += 1
+    return "\n".join(drawn)
 
 
 def _cells(line: str) -> list[str]:
-    return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
+    return [_plain(cell).strip() for cell in re.split(r"(?<!\\)\|", line.strip()[1:].removesuffix("|"))]
 
 
-def _table(head: str, rule: str, body: Sequence[str]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, mark in zip(_cells(head), _cells(rule), strict=False):
-        table.add_column(_MARKS.sub("", name), justify="right" if mark.endswith(":") else "left")
+def _plain(text: str) -> str:
+    return _MARKS.sub("", text).replace("\\|", "|")
+
+
+def _table(head: list[str], rule: list[str], body: list[list[str]], width: int) -> list[str]:
+    """The lines of one table. A row with only its first cell filled is a heading. Cells lose their least needed parts,
+    step by step, until the table fits."""
+    shortened = False
+    for pattern, short in (("", ""), *_SHORTER):
+        if pattern:
+            head = [re.sub(pattern, short, cell) for cell in head]
+            body = [[re.sub(pattern, short, cell) for cell in line] for line in body]
+            shortened = True
+        widths = _widths(head, body)
+        if sum(widths) + 2 * len(widths) - 2 <= width:
+            break
+    right = [mark.endswith(":") for mark in rule]
+    drawn = _row(head, widths, right, at_bottom=True)
+    drawn.append("  ".join("─" * wide for wide in widths))
     for line in body:
-        table.add_row(*(Text(_MARKS.sub("", cell), style="bold" if "**" in cell else "") for cell in _cells(line)))
-    return table
+        drawn += _row(line, widths, right) if any(line[1:]) else [line[0]]
+    return [*drawn, *(["(shortened to fit this terminal)"] if shortened else [])]
+
+
+def _widths(head: list[str], body: list[list[str]]) -> list[int]:
+    """The widest cell or header word of each column; headings span the table, and the last column may wrap."""
+    lines = [line for line in body if any(line[1:])]
+    words = [max(map(len, name.split()), default=1) for name in head]
+    widths = [max([word, *(len(line[i]) for line in lines if i < len(line))]) for i, word in enumerate(words)]
+    widths[-1] = min(widths[-1], max(words[-1], LAST_COLUMN))
+    return widths
+
+
+def _row(cells: list[str], widths: list[int], right: list[bool], *, at_bottom: bool = False) -> list[str]:
+    """One row, as many lines high as its highest cell."""
+    wrapped = [textwrap.wrap(cell, wide) or [""] for cell, wide in zip(cells, widths, strict=False)]
+    height = max(map(len, wrapped))
+    columns = []
+    for part, wide, to_right in zip(wrapped, widths, right, strict=False):
+        empty = [""] * (height - len(part))
+        full = [*empty, *part] if at_bottom else [*part, *empty]
+        columns.append([text.rjust(wide) if to_right else text.ljust(wide) for text in full])
+    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
 
 
 def rows(lines: Sequence[Sequence[str]], header: Sequence[str]) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 
 import pytest
-from rich.console import Console
 
 from holitom import caches, paths, runner, screen
 from holitom.errors import BadUsage
@@ -141,14 +139,33 @@ def test_caches_stay_inside_and_the_users_choice_wins(runs, monkeypatch):
     assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
+TABLE = """**Table 1**, tiny tier
+
+| Method | FLOPs (T) | score · tiny_ego | verdict |
+|:--|--:|--:|:--|
+| **LLaVA, 32 frames: a heading that is longer than its column** | | | |
+| **HoliTom** | 2.8 | 57.9 ±1.2 (−0.5 ±0.8*) | ✓ REPRODUCED |
+| a\\|b | 40.8 | 58.4 ±1.3 | ✓ REPRODUCED |
+
+note"""
+
+
 def test_markdown_tables_are_drawn():
-    text = "**Table 1**, tiny tier\n\n| Method | FLOPs |\n|:--|--:|\n| **HoliTom** | 2.8 |\n| a\\|b | 40.8 |\n\nnote"
-    out = io.StringIO()
-    screen.draw(text, Console(file=out, width=60))
-    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    lines = screen.draw(TABLE, 100).splitlines()
     assert lines[0] == "Table 1, tiny tier" and lines[-1] == "note"
-    assert any(line.split() == ["HoliTom", "2.8"] for line in lines)
-    assert any(line.split() == ["a|b", "40.8"] for line in lines)
+    assert "LLaVA, 32 frames: a heading that is longer than its column" in lines
+    (row,) = [line for line in lines if line.startswith("HoliTom")]
+    assert row.split() == ["HoliTom", "2.8", "57.9", "±1.2", "(−0.5", "±0.8*)", "✓", "REPRODUCED"]
+    assert any(line.startswith("a|b") for line in lines)
+    assert len({line.index("✓") for line in lines if "✓" in line}) == 1
+
+
+@pytest.mark.parametrize(("width", "left"), [(45, "57.9 ±1.2 (−0.5*)  ✓"), (38, "57.9 (−0.5*)  ✓"), (30, "57.9  ✓")])
+def test_a_narrow_terminal_costs_intervals_and_never_a_digit(width, left):
+    lines = screen.draw(TABLE, width).splitlines()
+    (row,) = [line for line in lines if line.startswith("HoliTom")]
+    assert row.endswith(left) and "2.8" in row
+    assert "(shortened to fit this terminal)" in lines
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(9.6, "10 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
