@@ -106,7 +106,8 @@ def plan(experiment: Experiment, options: Options) -> None:
     else:
         print(f"  cells     none: it only calculates ({experiment.costs[options.tier]})")
     print(f"  notebook  notebooks/{experiment.notebook}.ipynb -> runs/{options.tier}/notebooks/")
-    print(f"  writes    figures/{options.tier}/\n")
+    place = f"figures/{options.tier}/" if options.limit is None else f"runs/{options.tier}/trial/"
+    print(f"  writes    {place}\n")
 
 
 def perform(experiment: Experiment, options: Options) -> Outcome:
