@@ -15,7 +15,7 @@ from holitom.methods.checks import every_token, need_saliency, refuse_non_finite
 from holitom.ops.clustering import density_peaks
 from holitom.ops.merging import bag_means, merge_members
 from holitom.ops.segmentation import Segments, above, cut, fixed_windows
-from holitom.ops.selection import apportion, keep_count, mask_ids, top_per_row
+from holitom.ops.selection import apportion, mask_ids, top_per_row
 from holitom.ops.similarity import neighbour_cosine, row_norms
 from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures, check_budget
 
@@ -72,7 +72,7 @@ class HoliTom:
 
     @property
     def fidelity(self) -> Fidelity:
-        """ "golden" for what the release computes, "reconstruction" for the ablations it has no code for."""
+        """What the release computes is "golden"; the ablations, for which it has no code, are "reconstruction"."""
         released = (self.counts, self.segmentation, self.static_by, self.dynamic_by)
         return "golden" if released == ("released", "dp", "cluster", "saliency") else "reconstruction"
 
@@ -116,8 +116,8 @@ class HoliTom:
             keep_static, keep_dynamic = np.split(share, [len(segments)])
         else:
             ratio = min(budget / (left / total), 1.0)
-            keep_static = np.array([keep_count(int(n), ratio, "round") for n in n_static])
-            keep_dynamic = np.array([keep_count(int(n), ratio, "ceil") for n in n_dynamic])
+            keep_static = np.rint(n_static * ratio).astype(np.int64)  # half to even, as Python's round in the release
+            keep_dynamic = np.minimum(np.ceil(n_dynamic * ratio).astype(np.int64), n_dynamic)
             if not keep_static.sum() + keep_dynamic.sum():
                 keep_static[np.argmax(n_static)] = 1
         return _Plan(segments, dynamic, keep_static, keep_dynamic)
