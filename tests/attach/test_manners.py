@@ -107,6 +107,35 @@ def test_stats_and_acted(sdpa):
             run.stats.check_acted()
 
 
+def test_a_whole_conversation_needs_all_placeholders(sdpa):
+    """With fewer, generate cuts the wrong part off; the new turn alone works."""
+    start, features = batch(prompt(5, 70, 1)), None
+    with reduce_tokens(sdpa) as run:
+        features = run.encode(pixels())
+        run.provide(features)
+        first = sdpa.generate(**start, **GENERATE, return_dict_in_generate=True)
+        ids = torch.cat([first.sequences, prompt(80, 0, 0)[None]], dim=1)
+        assert first.past_key_values.get_seq_length() > len(start["input_ids"][0])
+        cache = copy.deepcopy(first.past_key_values)
+        with pytest.raises(BadUsage, match="a placeholder for every token"):
+            sdpa.generate(ids, past_key_values=cache, attention_mask=torch.ones_like(ids), **GENERATE)
+        cache = copy.deepcopy(first.past_key_values)
+        mask = torch.ones_like(ids)
+        assert sdpa.generate(ids[:, -81:], past_key_values=cache, attention_mask=mask, **GENERATE).shape == (1, 84)
+
+
+@torch.no_grad()
+def test_an_emptied_cache_forgets_its_prompt(sdpa):
+    text, token = batch(prompt(5, 7, 0)), torch.tensor([[7]])
+    fresh = sdpa(**text, use_cache=True).past_key_values
+    with reduce_tokens(sdpa, KeepEvery(), 0.3, Drop(2)):
+        cache = sdpa(**inputs(), use_cache=True).past_key_values
+        cache.reset()
+        sdpa(**text, past_key_values=cache)
+        logits = sdpa(input_ids=token, past_key_values=cache).logits
+    assert torch.equal(logits, sdpa(input_ids=token, past_key_values=fresh).logits)
+
+
 def refused(error, match, **settings):
     return pytest.param(settings, error, match, id=match)
 
@@ -161,8 +190,9 @@ def test_refused_ways_to_generate(sdpa, kwargs, match):
         config = copy.deepcopy(sdpa.generation_config)
         if hasattr(config, next(iter(kwargs))):
             config.update(**kwargs)
+            given = inputs()
             with pytest.raises(UnsupportedModel, match=match):
-                sdpa.generate(**inputs(), generation_config=config)
+                sdpa.generate(given.pop("input_ids"), config, **given)
 
 
 def test_refused_caches(sdpa):
@@ -235,6 +265,8 @@ def test_refused_inputs(sdpa):
             sdpa(**good, vision_feature_layer=-3)
         with pytest.raises(BadUsage, match="no video came with it"):
             sdpa(**batch(prompt(5, 7)))
+        with pytest.raises(BadUsage, match="1 videos, but 2 runs"):
+            sdpa(**batch(prompt(5, 7), prompt(4, 8)), pixel_values_videos=pixels())
         with pytest.raises(BadUsage, match="needs a list of VideoFeatures"):
             run.provide([])
         with pytest.raises(BadUsage, match="pixel_values_videos of shapes"):
@@ -264,6 +296,9 @@ def test_refused_continuations(sdpa):
         ]:
             with pytest.raises(BadUsage, match=match):
                 sdpa(**bad, past_key_values=copy.deepcopy(cache))
+        with pytest.raises(BadUsage, match="cropped into the reduced prompt"):
+            cache.crop(-1)
+            sdpa(input_ids=token, past_key_values=cache)
     text = sdpa(**batch(prompt(3, 3, 0)), use_cache=True).past_key_values
     with reduce_tokens(sdpa, KeepEvery(), 0.3):
         expected = sdpa(input_ids=token, past_key_values=copy.deepcopy(text)).logits

@@ -22,7 +22,7 @@ def check_model(model: nn.Module) -> None:
         raise UnsupportedModel(
             "the model is compiled (torch.compile), and token counts change from call to call", fix="use it uncompiled"
         )
-    if "get_video_features" in vars(getattr(model, "model", model)):
+    if any("get_video_features" in vars(module) for module in model.modules()):
         raise BadUsage("this model is already inside a reduce_tokens block", fix="leave that block first")
     check_not_training(model)
 

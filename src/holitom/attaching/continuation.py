@@ -32,6 +32,8 @@ def continue_prompt(kwargs: dict[str, Any], state: PromptState) -> Call:
     if mask is not None and mask.ndim != 2:
         raise BadUsage(f"an attention mask of {mask.ndim} dimensions", fix="give a 2-D mask [batch, columns], or none")
     held = kwargs["past_key_values"].get_seq_length() - state.views[0].length
+    if held < 0:
+        raise BadUsage("the cache was cropped into the reduced prompt", fix="crop what follows the prompt only")
     new = _newly_given(tokens.shape[1], held, mask, kwargs.get("position_ids"), state)
     if ids is not None:
         kwargs["input_ids"] = ids[:, -new:]
@@ -53,17 +55,18 @@ def _newly_given(width: int, held: int, mask: Tensor | None, positions: Tensor |
     """How many of the ``width`` ids of this call are new, given ``held`` columns behind the prompt in the cache."""
     if mask is not None:
         new = mask.shape[1] - state.given - held
-    elif positions is not None and 0 < state.removed < width:  # one look at the positions, never in a decoding step
+    elif positions is not None and (state.removed < 0 or 0 < state.removed < width):
+        # looks at the device, though not when one token is decoded behind a prompt that has become shorter
         behind_prompt = positions[..., -1] - (state.next_position + state.caller_shift) + 1
         new = int(behind_prompt.max()) - held
     else:
         new = width
-    if new < 1 or width - new not in (0, state.removed):
+    if not 1 <= new <= width or width - new not in (0, state.removed):
         covered = f" and a mask of {mask.shape[1]} columns" if mask is not None else ""
         raise BadUsage(
             f"{width} ids{covered} do not fit a cache that holds a prompt of {state.given} tokens and {held} more",
-            fix="count the prompt as it was given, before the reduction: the mask needs "
-            f"{state.given} + {held} + the new tokens as columns",
+            fix=f"give the new tokens alone, and a mask of {state.given} + {held} + the new columns; a whole "
+            "conversation can be given only if its prompt had a placeholder for every token of the video",
         )
     return new
 

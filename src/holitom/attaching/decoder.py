@@ -89,7 +89,7 @@ class DecoderHooks:
         before = state.views[index - 1] if index else state.base
         if stage.score == "this":
             rotary = self._embeddings(call, before, hidden, embeddings)
-            normed = layer.input_layernorm(hidden)
+            normed = layer.input_layernorm(hidden.to(layer.input_layernorm.weight.device))
             call.scores[index] = score_samples(call, stage, before, layer.self_attn, normed, rotary)
         hidden, view = reduce_samples(call, stage, before, hidden, call.scores.pop(index))
         state.views[index:] = [view] * (len(state.views) - index)

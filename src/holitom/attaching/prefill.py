@@ -54,7 +54,7 @@ def begin_prefill(
     runs = [video_runs(row, adapter.video_token_id) for row in ids.cpu()]
     total = sum(map(len, runs))
     beams = total // len(videos)
-    if total != beams * len(videos) or len(ids) % beams:
+    if total != beams * len(videos) or len(ids) % beams or not _repeated(ids, beams):
         raise BadUsage(
             f"{len(videos)} videos, but {total} runs of video placeholders in {len(ids)} prompts",
             fix="give one unbroken run of placeholders per video, with text between two videos",
@@ -102,6 +102,11 @@ def begin_prefill(
     ]
     call = Call(prompt.state, prefill=True, kinds=prompt.kinds, initial=prompt.kinds)
     return Prefill(call, samples, beams, now, ids.device)
+
+
+def _repeated(ids: Tensor, beams: int) -> bool:
+    """Whether every prompt stands there ``beams`` times in a row, as beam search repeats them."""
+    return beams == 1 or bool((ids.unflatten(0, (-1, beams)) == ids[::beams, None]).all())
 
 
 def _reduced(video: VideoFeatures, adapter: Adapter, reduction: Reduction) -> Insert:

@@ -42,16 +42,17 @@ def attention_rows(
     """
     rotate = rotation_of(attention)
     where = attention.q_proj.weight.device
+    where = hidden.device if where.type == "meta" else where  # weights that accelerate holds back until they are used
     hidden, cos, sin, rows = (t.to(where) for t in (hidden, cos, sin, rows))
     query = _heads(attention, "q", hidden[rows])
     query = rotate(query, query, cos[rows][None], sin[rows][None])[0]
     if keys is None:
         keys = _heads(attention, "k", hidden)
         keys = rotate(keys, keys, cos[None], sin[None])[0][0]
-    groups = query.shape[1] // keys.shape[0]
     keys = keys.to(where).float()
-    scores = query[0].float().unflatten(0, (-1, groups)) @ keys[:, None].transpose(-1, -2)
-    scores = scores.flatten(0, 1) * attention.scaling
+    # query heads that share a key head are rows of one product, so that shared keys are not repeated
+    shared = query[0].float().reshape(len(keys), -1, query.shape[-1]) @ keys.transpose(-1, -2)
+    scores = shared.reshape(query.shape[1], len(rows), -1) * attention.scaling
     if causal:
         last_seen = rows + (keys.shape[1] - len(hidden))
         ahead = torch.arange(keys.shape[1], device=where) > last_seen[:, None]

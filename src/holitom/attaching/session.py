@@ -15,7 +15,7 @@ from holitom.attaching.continuation import continue_prompt
 from holitom.attaching.decoder import DecoderHooks
 from holitom.attaching.prefill import Prefill, begin_prefill
 from holitom.attaching.stats import RunStats, stage_names
-from holitom.attaching.views import recall
+from holitom.attaching.views import forget, recall
 from holitom.errors import BadUsage
 from holitom.models import Adapter
 from holitom.models.encoding import EncodedVideos
@@ -81,7 +81,7 @@ class Run:
         self._undo.append(functools.partial(delattr, module, name))
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        check_generation(self._model, kwargs)
+        check_generation(self._model, _named(original, args) | kwargs)
         if self._provided is not None:
             if kwargs.get("pixel_values_videos") is not None:
                 raise BadUsage(
@@ -105,12 +105,14 @@ class Run:
 
     def _before_core(self, core: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         check_not_training(core)
-        kwargs = {**dict(zip(inspect.signature(core.forward).parameters, args, strict=False)), **kwargs}
+        kwargs = _named(core.forward, args) | kwargs
         self._decoder.call = self._prefill = None
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
             self._continue(kwargs)
-        elif self._has_video(kwargs.get("input_ids")):
+            return (), kwargs
+        forget(cache)
+        if self._has_video(kwargs.get("input_ids")):
             inside = bool(self._decoder.stages) or self._decoder.decode is not None
             check_cache(cache, needs_plain_layers=inside)
             encoded = self._encoded(core, kwargs)
@@ -164,6 +166,11 @@ class Run:
                 "the block lacks what reduction needs",
             )
         return given
+
+
+def _named(function: Callable[..., Any], args: tuple) -> dict[str, Any]:
+    """Positional arguments by the names of their parameters."""
+    return dict(zip(inspect.signature(function).parameters, args, strict=False)) if args else {}
 
 
 def _refuse_labels(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

@@ -112,6 +112,12 @@ def recall(cache: object | None) -> PromptState | None:
     return getattr(cache, _ON_CACHE, None)
 
 
+def forget(cache: object | None) -> None:
+    """An emptied cache that is used again holds no prompt any more."""
+    if hasattr(cache, _ON_CACHE):
+        delattr(cache, _ON_CACHE)
+
+
 def pad_left(rows: Sequence[Tensor], value: int) -> Tensor:
     """Tensors [S_b, ...] -> [B, max S_b, ...], padded in front."""
     return pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side="left")

@@ -54,11 +54,22 @@ def full_length(config: Any, frames: int) -> int:
     return frames * rows * columns + newlines
 
 
+def _core_of(model: nn.Module) -> Any:
+    """The module that joins tower and language model, wherever wrappers (PEFT, for one) have put it."""
+    found = (m for m in model.modules() if {"vision_tower", "language_model"} <= set(m._modules))
+    core = next(found, None)
+    if core is None:
+        raise UnsupportedModel(
+            f"{type(model).__name__} has no vision_tower beside a language_model", fix="give the whole model"
+        )
+    return core
+
+
 class LlavaOnevision:
     """Adapter of ``LlavaOnevisionForConditionalGeneration`` (or of its inner ``LlavaOnevisionModel``)."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.core = getattr(model, "model", model)
+        self.core = _core_of(model)
         self.config: Any = model.config
         self.text = self.core.language_model
         self.layers = self.text.layers
@@ -109,7 +120,7 @@ class LlavaOnevision:
             )
         saliency, keys = "saliency" in requires, "keys" in requires
         frames = videos[0] if len(videos) == 1 else torch.cat(videos)
-        frames = frames.to(self.newline.device)
+        frames = frames.to(next(self.core.vision_tower.parameters()).device)
         start = clock(frames.device)
         if saliency or keys:
             with probe_attention(self.vision_attention(), saliency=saliency, keys=keys) as probe:
