@@ -38,7 +38,7 @@ class Outcome:
     experiment: Experiment
     seconds: float | int = 0.0
     cells: int = 0
-    tables: list[Path] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
     judged: list[Any] = field(default_factory=list)
     error: KitError | None = None
 
@@ -50,7 +50,7 @@ def run(experiment: Experiment, options: Options) -> int:
         plan(experiment, options)
         return 0
     outcome = perform(experiment, options)
-    screen.show_tables(outcome.tables)
+    screen.show(outcome.files)
     return verdicts.summary(outcome.judged, strict=options.strict)
 
 

@@ -36,23 +36,26 @@ def duration(seconds: float | int) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def written_since(tier: str, moment: float) -> list[Path]:
-    """The Markdown tables that were written after ``moment`` (time.time), oldest first: below figures/<tier>, or below
+def written_since(tier: str, moment: float | int) -> list[Path]:
+    """The files that were written after ``moment`` (time.time), oldest first: below figures/<tier>, or below
     runs/<tier>/trial by a run with a limit."""
     places = (paths.figures(tier), paths.runs(tier, "trial"))
-    found = [path for place in places for path in place.glob("*.md") if path.stat().st_mtime >= moment]
-    return sorted(found, key=lambda path: path.stat().st_mtime)
+    found = [path for place in places for path in place.glob("*.*") if path.stat().st_mtime >= moment]
+    return sorted(found, key=lambda path: (path.stat().st_mtime, path.name))
 
 
-def show_tables(files: Iterable[Path]) -> None:
-    """Print Markdown files; pipe tables are drawn as tables when standard output is a terminal."""
+def show(files: Iterable[Path]) -> None:
+    """Print the Markdown tables among the files, then where everything was written."""
+    files = list(files)
     for path in files:
-        text = path.read_text(encoding="utf-8").strip()
-        if sys.stdout.isatty():
-            print(draw(text, shutil.get_terminal_size().columns))
-        else:
-            print(text)
-        print(f"({path.relative_to(paths.root())})\n")
+        if path.suffix == ".md":
+            text = path.read_text(encoding="utf-8").strip()
+            print(draw(text, shutil.get_terminal_size().columns) if sys.stdout.isatty() else text, end="\n\n")
+    suffixes: dict[Path, list[str]] = {}
+    for path in files:
+        suffixes.setdefault(path.relative_to(paths.root()).with_suffix(""), []).append(path.suffix)
+    for stem, found in suffixes.items():
+        print(f"wrote {stem}{' '.join(found)}")
 
 
 def draw(markdown: str, width: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -130,7 +131,6 @@ def test_caches_stay_inside_and_the_users_choice_wins(runs, monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HF_HOME", "/mine")
     caches.keep_inside("paper")
-    import os
 
     assert os.environ["HF_HOME"] == "/mine"
     assert os.environ["JUPYTER_DATA_DIR"].startswith(str(runs))
@@ -171,3 +171,18 @@ def test_a_narrow_terminal_costs_intervals_and_never_a_digit(width, left):
 @pytest.mark.parametrize(("seconds", "words"), [(9.6, "10 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
 def test_durations(seconds, words):
     assert screen.duration(seconds) == words
+
+
+def test_what_a_run_wrote_is_shown(runs, monkeypatch, capsys):
+    monkeypatch.setattr(paths, "root", lambda: runs)
+    monkeypatch.setattr(paths, "figures", lambda *parts: runs.joinpath("figures", *parts))
+    (runs / "figures" / "tiny").mkdir(parents=True)
+    for name in ("old.md", "table1.md", "table1.csv"):
+        (runs / "figures" / "tiny" / name).write_text(TABLE)
+    for second, name in enumerate(("old.md", "table1.md", "table1.csv")):
+        os.utime(runs / "figures" / "tiny" / name, (1000 * second, 1000 * second))
+    screen.show(screen.written_since("tiny", 999.0))
+    said = capsys.readouterr().out
+    assert said.startswith(TABLE)  # not a terminal: the Markdown itself
+    assert "wrote figures/tiny/table1.md .csv" in said
+    assert "old" not in said
