@@ -58,12 +58,17 @@ def test_no_benchmark_video_is_a_training_clip_or_another_benchmark_video() -> N
 @pytest.mark.parametrize("name", NAMES)
 def test_a_frame_survives_the_mp4(name: str, tmp_path: Path) -> None:
     clip, _ = benchmarks.draw(name, 0)
-    frames = load_frames(benchmarks.video_path(name, "000.mp4", tmp_path), 32)
+    path = benchmarks.video_path(name, "000.mp4", tmp_path)
+    frames = load_frames(path, 32)
     assert frames.total == BENCHMARKS[name].frames and frames.notes == ()
     size, scale = world.SIZE, benchmarks.SCALE
     back = frames.pixels.reshape(len(frames), size, scale, size, scale, 3).mean((2, 4))
     error = np.abs(back - 255 * clip.frames[frames.index])
     assert error.mean() < 0.8 and error.max() < 6  # of 255; the noise of the world itself has a deviation of 5
+    rendered = benchmarks.rendered_frames(path, 32)
+    assert np.array_equal(rendered.index, frames.index) and np.allclose(rendered.seconds, frames.seconds)
+    assert rendered.total == frames.total and rendered.duration == frames.duration
+    assert np.array_equal(rendered.pixels, benchmarks.pixels(clip)[frames.index])
 
 
 def test_prepare_writes_only_what_is_missing_and_leaves_nothing_half_written(tmp_path: Path) -> None:

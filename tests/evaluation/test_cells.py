@@ -40,6 +40,7 @@ def record(cell: Cell) -> Record:
         {"frames": 16},
         {"limit": 6},
         {"saliency": "random"},
+        {"pixels": "rendered"},
     ],
 )
 def test_what_changes_the_result_changes_the_key(cell: Cell, change: dict) -> None:

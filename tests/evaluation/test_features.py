@@ -112,4 +112,4 @@ def test_a_missing_control_tower_and_an_unknown_saliency_are_named(store: Featur
 
 def test_what_the_decoder_has_to_say_is_kept(store: FeatureStore) -> None:
     store.get(video(0), 100)
-    assert store.notes[video(0)] == ("100 frames were asked, the video has 64: all of them are used",)
+    assert store.notes[video(0), 100] == ("100 frames were asked, the video has 64: all of them are used",)

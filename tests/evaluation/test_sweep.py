@@ -145,6 +145,15 @@ def test_saliency_can_be_random_or_of_another_tower(
     assert len({r.realised_tokens for r in records}) == 1
 
 
+def test_rendered_frames_are_a_cell_of_their_own(model_folder: Path, tmp_path: Path) -> None:
+    cells = [cell(model_folder, pixels=pixels) for pixels in ("file", "rendered", "file")]
+    file, rendered, again = run_cells(cells, "tiny", runs=tmp_path, progress=False)
+    assert file == again and rendered.extra["cell"] != file.extra["cell"]
+    assert (rendered.extra["pixels"], rendered.decoder) == ("rendered", "none (rendered)")
+    with pytest.raises(BadUsage, match="video files only"):
+        run_cells([dataclasses.replace(cells[1], benchmark="videomme")], "paper", runs=tmp_path)
+
+
 def test_a_seed_is_recorded(model_folder: Path, tmp_path: Path) -> None:
     (record,) = run_cells(
         [cell(model_folder, Reduction("RandomDrop", RandomDrop(seed=3), 0.25))], "tiny", runs=tmp_path, progress=False

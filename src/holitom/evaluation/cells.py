@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from holitom import paths
-from holitom.errors import BadUsage, KitError
+from holitom.errors import BadUsage, CannotRun, KitError
 from holitom.results import Record, code_fingerprint, write_atomic
 from holitom.tiny import benchmarks
 from holitom.types import Reduction
 
+TIERS = ("tiny", "paper")
 CONTROL_TOWER = ("tiny", "control_tower")  # below data/
 HUB = {
     "ov-7b": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
@@ -46,7 +47,8 @@ def check_saliency(saliency: str) -> Saliency:
 class Cell:
     """One setting on one benchmark.
 
-    model: a folder, a name below data/tiny, one of HUB, or a hub id; limit: only the first so many questions.
+    model: a folder, a name below data/tiny, one of HUB, or a hub id; limit: only the first so many questions; pixels:
+    "file", or "rendered" for the tiny world's own frames, to see what writing and decoding files costs.
     """
 
     experiment: str
@@ -57,10 +59,30 @@ class Cell:
     frames: int
     limit: int | None = None
     saliency: str = "own"
+    pixels: str = "file"
 
     @property
     def title(self) -> str:
         return f"{self.row}, {self.benchmark}"
+
+
+def check(cell: Cell, tier: str) -> None:
+    """Raises BadUsage for a cell that cannot exist, and CannotRun for a tiny model that is not there."""
+    tiny = cell.benchmark in benchmarks.BENCHMARKS
+    if tier not in TIERS:
+        raise BadUsage(f"benchmarks cannot be run at tier {tier!r}", fix=f"use one of {', '.join(TIERS)}")
+    if cell.limit is not None and cell.limit < 1:
+        raise BadUsage(f"limit={cell.limit} is not a number of questions", fix="give 1 or more, or leave it out")
+    check_saliency(cell.saliency)
+    if cell.pixels not in ("file", "rendered"):
+        raise BadUsage(f"pixels {cell.pixels!r} is not known", fix="choose file or rendered")
+    if cell.pixels == "rendered" and not tiny:
+        raise BadUsage(f"{cell.benchmark} has video files only", fix='use pixels="file"')
+    if tier == "tiny":
+        benchmarks.benchmark(cell.benchmark)
+        if not Path(model_path(cell.model)).is_dir():
+            fix = "give a model folder, or the name of one below data/tiny (./reproduce.sh train-tiny makes them)"
+            raise CannotRun(f"there is no tiny model {cell.model!r}", fix=fix)
 
 
 def model_path(model: str) -> str:
@@ -107,6 +129,7 @@ def identity(cell: Cell, tier: str) -> dict[str, Any]:
         "frames": cell.frames,
         "limit": limit,
         "saliency": [cell.saliency, control],
+        "pixels": cell.pixels,
         "code": code_fingerprint(),
         "packages": {name: metadata.version(name) for name in ("torch", "transformers", "av")},
     }

@@ -21,7 +21,7 @@ from holitom.evaluation.cells import Saliency
 from holitom.models import Adapter
 from holitom.models.encoding import probe_attention
 from holitom.types import VideoFeatures
-from holitom.video import load_frames
+from holitom.video import Frames, load_frames
 
 
 class FeatureStore:
@@ -39,13 +39,15 @@ class FeatureStore:
         requires: frozenset[str] = frozenset(),
         control: Path | None = None,
         max_bytes: int = 2 * 2**30,
+        decode: Callable[[str, int], Frames] = load_frames,
     ) -> None:
         self.adapter = adapter
         self.pixels = pixels
         self.requires = requires
         self.control = control
         self.max_bytes = max_bytes
-        self.notes: dict[str, tuple[str, ...]] = {}  # what the decoder had to say, by file
+        self.decode = decode
+        self.notes: dict[tuple[str, int], tuple[str, ...]] = {}  # what the decoder had to say, by file and frames
         self._tower: torch.nn.Module | None = None
         self._kept: OrderedDict[tuple[str, int, str], VideoFeatures | Tensor] = OrderedDict()
         self._bytes = 0
@@ -63,6 +65,11 @@ class FeatureStore:
             return features
         return dataclasses.replace(features, saliency=self._swapped(path, frames, features, saliency))
 
+    def clear(self) -> None:
+        """Forget every video."""
+        self._kept.clear()
+        self._bytes = 0
+
     def __len__(self) -> int:
         return len(self._kept)
 
@@ -71,8 +78,8 @@ class FeatureStore:
         return self.adapter.encode([self._decode(path, frames)], self.requires | requires).videos[0]
 
     def _decode(self, path: str, frames: int) -> Tensor:
-        decoded = load_frames(path, frames)
-        self.notes[path] = decoded.notes
+        decoded = self.decode(path, frames)
+        self.notes[path, frames] = decoded.notes
         return self.pixels(decoded.pixels)
 
     def _swapped(

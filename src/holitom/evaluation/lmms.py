@@ -27,7 +27,9 @@ from holitom.evaluation.cells import check_saliency
 from holitom.evaluation.features import FeatureStore
 from holitom.models import adapter_for
 from holitom.models.processing import VideoProcessor, load_model
+from holitom.tiny.benchmarks import rendered_frames
 from holitom.types import Reduction
+from holitom.video import load_frames
 
 _WINDOW = 16  # batches whose questions are sorted by length together; videos stay close enough to be kept
 _GREEDY = ("max_new_tokens", "until", "do_sample", "temperature", "top_p", "num_beams")
@@ -49,6 +51,7 @@ class Answered:
     requested: int
     kept: int
     prompt: int
+    notes: tuple[str, ...]
     per_layer: tuple[int, ...]
     flops_paper: float
     flops_exact: float
@@ -142,6 +145,13 @@ class ReducedVideoModel(lmms):
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
         raise CannotRun("the model holitom answers one question at a time", fix="use single-round tasks")
 
+    def use_pixels(self, pixels: str) -> None:
+        """Frames from "file", or "rendered" by the tiny world; features of the other kind are forgotten."""
+        decode = load_frames if pixels == "file" else rendered_frames
+        if decode is not self.store.decode:
+            self.store.decode = decode
+            self.store.clear()
+
     def clean(self) -> None:
         """lmms-eval calls this after a run and would delete the model; the next run needs it again."""
 
@@ -198,6 +208,7 @@ class ReducedVideoModel(lmms):
                 requested=sample.requested,
                 kept=sample.kept,
                 prompt=sample.prompt_after,
+                notes=self.store.notes[job.video, self.frames],
                 per_layer=tuple(sample.per_layer),
                 flops_paper=sample.flops_paper,
                 flops_exact=sample.flops_exact,

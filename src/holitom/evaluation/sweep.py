@@ -19,17 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from holitom import paths
-from holitom.errors import BadUsage, CannotRun
-from holitom.evaluation.cells import (
-    CONTROL_TOWER,
-    Cell,
-    CellFiles,
-    check_saliency,
-    key,
-    load_samples,
-    model_path,
-    revision,
-)
+from holitom.evaluation.cells import CONTROL_TOWER, Cell, CellFiles, check, key, load_samples, model_path, revision
 from holitom.evaluation.scoring import line
 from holitom.evaluation.statistics import interval
 from holitom.results import Record, code_fingerprint, provenance
@@ -41,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Cell", "finished", "load_samples", "run_cells"]
 
-TIERS = ("tiny", "paper")
 BATCH = {"tiny": 32, "paper": 1}
 TASKS = Path(benchmarks.__file__).parent / "tasks"
 
@@ -61,17 +50,8 @@ def run_cells(
     and the first one writes. Raises BadUsage (unknown tier or benchmark, wrong limit) before anything runs, and
     CannotRun (no weights, a full disk, a method that did not act).
     """
-    if tier not in TIERS:
-        raise BadUsage(f"benchmarks cannot be run at tier {tier!r}", fix=f"use one of {', '.join(TIERS)}")
     for cell in cells:
-        if cell.limit is not None and cell.limit < 1:
-            raise BadUsage(f"limit={cell.limit} is not a number of questions", fix="give 1 or more, or leave it out")
-        check_saliency(cell.saliency)
-        if tier == "tiny":
-            benchmarks.benchmark(cell.benchmark)
-            if not Path(model_path(cell.model)).is_dir():
-                fix = "give a model folder, or the name of one below data/tiny (./reproduce.sh train-tiny makes them)"
-                raise CannotRun(f"there is no tiny model {cell.model!r}", fix=fix)
+        check(cell, tier)
     files = CellFiles(Path(runs), tier)
     pending: dict[str, Cell] = {}
     for cell in cells:
@@ -134,6 +114,7 @@ def _run(lm: ReducedVideoModel, cell: Cell, tier: str) -> tuple[Record, list[dic
         from lmms_eval.tasks import TaskManager
 
         lm.reduction, lm.frames, lm.saliency, lm.answered = cell.reduction, cell.frames, cell.saliency, {}
+        lm.use_pixels(cell.pixels)
         start = time.perf_counter()
         tiny = cell.benchmark in benchmarks.BENCHMARKS
         results = evaluator.simple_evaluate(
@@ -182,7 +163,8 @@ def _record(
         "flops_exact": fmean(a.flops_exact for a in told),
         "frames_used": fmean(a.frames for a in told),
         "prompt_tokens": fmean(a.prompt for a in told),
-        "decoder_notes": sorted({note for notes in lm.store.notes.values() for note in notes}),
+        "pixels": cell.pixels,
+        "decoder_notes": sorted({note for a in told for note in a.notes}),
         "recipe": benchmarks.recipe_hash() if tiny else None,
         "batch_size": lm.batch_size,
         "seconds": round(seconds, 2),
@@ -205,7 +187,7 @@ def _record(
         benchmark=cell.benchmark,
         frames=cell.frames,
         scorer=f"lmms-eval {metadata.version('lmms-eval')}, {'exact match of one word' if tiny else cell.benchmark}",
-        decoder=DECODER,
+        decoder=DECODER if cell.pixels == "file" else "none (rendered)",
         dtype=str(lm.model.dtype).removeprefix("torch."),
         attention=str(lm.model.config._attn_implementation),
         seed=next((s.seed for s in stages if isinstance(getattr(s, "seed", None), int)), None),

@@ -30,7 +30,7 @@ from holitom.errors import BadUsage, CannotRun
 from holitom.provenance import meaning
 from holitom.results import write_atomic
 from holitom.tiny import vocabulary, world
-from holitom.video import write_video
+from holitom.video import Frames, sample_index, write_video
 
 VIDEOS = 100
 QUESTIONS_PER_VIDEO = 3
@@ -155,6 +155,14 @@ def video_path(name: str, file: str, root: Path | None = None) -> Path:
         with _disk_errors(path):
             write_video(path, pixels(draw(name, int(path.stem))[0]), fps=FPS, crf=CRF)
     return path
+
+
+def rendered_frames(path: str | Path, frames: int) -> Frames:
+    """What ``load_frames`` would give for one of these files if coding were lossless; the file need not be there."""
+    name, video = Path(path).parts[-2], int(Path(path).stem)
+    drawn = pixels(draw(name, video)[0])
+    index = sample_index(len(drawn), frames)
+    return Frames(drawn[index], index, index / FPS, len(drawn) / FPS, len(drawn), decoder="none (rendered)")
 
 
 def prepare(
