@@ -165,12 +165,12 @@ class HieraVidSelect:
         if keep.sum() == total:
             return torch.arange(hidden.shape[0], device=hidden.device), hidden
         span = (attention.amax() - attention.amin()).clamp_min(torch.finfo(torch.float32).tiny)
-        quality = (attention - attention.amin()) / span + 1e-6
-        states = hidden[visual]
+        quality = score.new_zeros(score.shape, dtype=torch.float32)
+        quality[visual] = (attention - attention.amin()) / span + 1e-6
         mask = torch.zeros(total + 1, dtype=torch.bool, device=visual.device)
-        for chunk, width in _chunks(sizes, states.numel()):
+        for chunk, width in _chunks(sizes, hidden.shape[1], total * hidden.shape[1]):
             some, real = (torch.from_numpy(a[chunk, :width]).to(visual.device) for a in (ids, valid))
-            chosen = greedy_map(states, quality, some, real, keep[chunk], self.eps)
+            chosen = greedy_map(hidden, quality, visual[some], real, keep[chunk], self.eps)
             mask[torch.where(chosen, some, total)] = True
         kept = surviving(hidden.shape[0], visual, mask_ids(mask[:total], int(keep.sum())))
         return kept, hidden[kept]
@@ -220,15 +220,15 @@ def _schedule(name: str) -> Sequence[float]:
     return SCHEDULES[name]
 
 
-def _chunks(sizes: np.ndarray, room: int) -> list[tuple[np.ndarray, int]]:
+def _chunks(sizes: np.ndarray, dim: int, room: int) -> list[tuple[np.ndarray, int]]:
     """Groups of like size together (none below half of the largest, so that padding stays small), and the width of the
-    chunk; the padded Gram matrices of a chunk fit into ``room`` elements (one group at least)."""
+    chunk; the padded rows and Gram matrices of a chunk fit into ``room`` elements (one group at least)."""
     order = np.argsort(-sizes, kind="stable")
     chunks, start = [], 0
     while start < len(order):
         width = int(sizes[order[start]])
         alike = int((sizes[order[start:]] * 2 >= width).sum())
-        fits = min(alike, max(1, room // (width * width)))
+        fits = min(alike, max(1, room // (width * (width + dim))))
         chunks.append((order[start : start + fits], width))
         start += fits
     return chunks

@@ -34,8 +34,9 @@ def greedy_map(
     they are needed. Workspace: about twice the rows in float32.
     """
     groups, n = ids.shape
-    unit = torch.nn.functional.normalize(rows[ids].float(), dim=-1, eps=1e-12)
-    residual = ((unit != 0).any(-1) & valid).float()
+    unit = rows[ids].float()
+    unit.div_(torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_min_(1e-12))
+    residual = (unit.any(-1) & valid).float()
     steps = min(int(np.max(counts, initial=0)), n, unit.shape[-1])
     gram = unit @ unit.transpose(1, 2) if n <= unit.shape[-1] else None
     if gram is not None:
