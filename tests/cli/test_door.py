@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ case "$*" in
   *"-m venv"*) [ "${FAKE_FAILS:-}" != venv ] || { echo "${FAKE_SAYS:-no}" >&2; exit 1; }
     mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python" ;;
   *"-m pip install"*"-e "*) touch "$(dirname "$0")/../complete" ;;
+  *"-m pip install"*core.txt*) [ "${FAKE_FAILS:-}" != slow ] || sleep 30 ;;
   *"-m pip"*) [ "${FAKE_FAILS:-}" != pip ] || { echo "${FAKE_SAYS:-no}" >&2; exit 1; } ;;
   *) echo "ran: $*" ;;
 esac
@@ -45,14 +48,20 @@ def door(checkout, tmp_path):
     def call(*words: str, **environment: str) -> subprocess.CompletedProcess:
         kept = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
         tools = {"PATH": f"{tmp_path / 'tools'}:{os.environ['PATH']}", "HOME": str(tmp_path / "home")}
-        return subprocess.run(
+        process = subprocess.Popen(
             [checkout / "reproduce.sh", *words],
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
+            start_new_session=True,
             cwd=tmp_path,  # any folder but the checkout
             env={**kept, **tools, **environment},
         )
+        if environment.get("FAKE_FAILS") == "slow":
+            time.sleep(3)
+            os.killpg(process.pid, signal.SIGINT)  # what ctrl-C in a terminal does
+        out, err = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return call
 
@@ -132,6 +141,13 @@ def test_a_set_up_that_fails_names_the_fix(door, fails, says, expected):
     assert done.returncode == 2
     assert expected in done.stderr and "fix: " in done.stderr
     assert says in done.stderr
+
+
+def test_ctrl_c_in_the_set_up(door):
+    stopped = door("list", FAKE_FAILS="slow")
+    assert stopped.returncode == 130
+    assert "stopped during set-up; run the same command to continue" in stopped.stderr
+    assert "ran: -P -m holitom list" in door("list").stdout
 
 
 def test_a_failed_set_up_is_taken_up_again(door):
