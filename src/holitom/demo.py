@@ -87,7 +87,7 @@ def picture(
     return save(fig, name, here(tier, note=note), data, folder=folder)
 
 
-def begins_at(frames: Frames, found: Walk, cut: float) -> bool:
+def begins_at(frames: Frames, found: Walk, cut: float | int) -> bool:
     """Whether a segment begins with the first sampled frame at or after ``cut`` seconds."""
     return any(frames.seconds[first - 1] < cut <= frames.seconds[first] for first, _ in found.segments[1:])
 
@@ -117,7 +117,7 @@ def report(frames: Frames, found: Walk) -> list[str]:
 
 
 def with_model(
-    path: str, frames: Frames, method: HoliTom, budget: float, question: str | None
+    path: str, frames: Frames, method: HoliTom, budget: float | int, question: str | None
 ) -> tuple[Walk, str | None]:
     """The walk on the features of a real checkpoint, and its answer under the same reduction when a question is
     asked."""

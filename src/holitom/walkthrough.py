@@ -24,7 +24,7 @@ class Walk:
 
     video: VideoFeatures
     method: HoliTom
-    budget: float
+    budget: float | int
     similarity: Float[Tensor, "pairs cells"]
     found: Segments
     static: Bool[Tensor, "frames cells"]
@@ -60,7 +60,7 @@ class Walk:
         return (self.fate == fate).sum(dim=1)
 
 
-def walk(video: VideoFeatures, method: HoliTom, budget: float) -> Walk:
+def walk(video: VideoFeatures, method: HoliTom, budget: float | int) -> Walk:
     """Run the outer stage and lay open its steps: similarity [T - 1, N], segments, static cells, and every cell's fate.
 
     The kept tokens come from ``method`` itself; the steps before come from the same operations with the same

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Rectangle
 
 from holitom.figures.overlay import (
@@ -194,7 +194,7 @@ def draw_counts(ax: Axes, frames: Frames, walk: Walk) -> None:
     _cuts(ax, frames, walk, colour=INK)
 
 
-def draw_frames(fig: Figure, frames: Frames, walk: Walk, shown: list[int]) -> None:
+def draw_frames(fig: FigureBase, frames: Frames, walk: Walk, shown: list[int]) -> None:
     """The frames with their tokens, eight in a row; a coloured bar and a label name the segment of each."""
     axes = fig.subplots(
         -(-len(shown) // COLUMNS), COLUMNS, squeeze=False, gridspec_kw={"wspace": 0.01, "hspace": 0.01}

@@ -88,7 +88,7 @@ def draw_tokens(
     ax.grid(visible=False)
 
 
-def thumbnail(picture: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+def thumbnail(picture: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "small_height small_width 3"]:
     """The picture reduced to at most LONGEST_SIDE pixels on its longer side."""
     reduced = Image.fromarray(picture)
     reduced.thumbnail((LONGEST_SIDE, LONGEST_SIDE))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import pandas as pd
 
@@ -76,12 +77,12 @@ def _average(scores: pd.DataFrame, tier: str) -> pd.DataFrame:
     return found[found["benchmark"] == AVERAGE]
 
 
-def _measured(part: pd.DataFrame, methods: Iterable[str], x: Iterable[float]) -> pd.DataFrame:
+def _measured(part: pd.DataFrame, methods: Iterable[str], x: Iterable[Any]) -> pd.DataFrame:
     points = _points(methods, x, part["value"], source="measured")
     return points.assign(low=part["low"].to_numpy(), high=part["high"].to_numpy(), n=part["n"].to_numpy())
 
 
-def _points(methods: Iterable[str], x: Iterable[float], y: Iterable[float], source: str) -> pd.DataFrame:
+def _points(methods: Iterable[str], x: Iterable[Any], y: Iterable[Any], source: str) -> pd.DataFrame:
     names = [ALIASES.get(name, name) for name in methods]
     points = pd.DataFrame({"method": names, "x": list(x), "y": list(y), "low": NOWHERE, "high": NOWHERE})
     return points.astype({"x": float, "y": float}).assign(source=source)

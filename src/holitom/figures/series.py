@@ -45,10 +45,10 @@ def draw_panel(
     ylabel: str = "",
     title: str = "",
     log: bool = False,
-    ticks: Sequence[float] = (),
+    ticks: Sequence[float | int] = (),
     labels: bool = True,
-    ylim: tuple[float, float] | None = None,
-    dodge: float = 0.0,
+    ylim: tuple[float | int, float | int] | None = None,
+    dodge: float | int = 0.0,
 ) -> None:
     """Draw ``check_points`` data. The rows of ``baseline`` that have no x become a dashed line across the panel with
     its interval as a band; all other methods become lines (or single points) through their rows in the order of x."""

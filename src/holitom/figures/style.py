@@ -74,7 +74,7 @@ class Look:
 
     colour: str
     marker: str
-    dash: str | tuple[int, tuple[float, ...]] = "-"
+    dash: str | tuple[int, tuple[float | int, ...]] = "-"
 
 
 LOOKS: dict[str, Look] = {
@@ -125,7 +125,7 @@ def styled() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float, **subplots: Any) -> tuple[Figure, Any]:
+def new_figure(width: float | int, height: float | int, **subplots: Any) -> tuple[Figure, Any]:
     """A figure of width x height inches with a constrained layout, and its axes if ``subplots`` keywords are given."""
     fig = Figure(figsize=(width, height), layout="constrained")
     return fig, (fig.subplots(**subplots) if subplots else None)
@@ -162,7 +162,11 @@ def marker_style(method: str, source: str) -> dict[str, Any]:
 
 
 def direct_labels(
-    ax: Axes, ends: list[tuple[float, float, str, str]], *, gap: float = 0.06, offset: float = 9.0
+    ax: Axes,
+    ends: list[tuple[float | int, float | int, str, str]],
+    *,
+    gap: float | int = 0.06,
+    offset: float | int = 9.0,
 ) -> None:
     """Name each line at its end instead of in a legend; labels that would overlap are moved apart vertically.
 
@@ -192,7 +196,7 @@ def direct_labels(
         )
 
 
-def spread(places: list[float], gap: float) -> list[float]:
+def spread(places: list[float | int], gap: float | int) -> list[float]:
     """Ascending places in [0, 1], moved apart until neighbours are ``gap`` from each other, as little as possible."""
     groups: list[list[int]] = [[i] for i in range(len(places))]
     while True:

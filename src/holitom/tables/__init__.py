@@ -3,7 +3,6 @@ here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,30 +37,36 @@ class TableView:
     @property
     def numbers(self) -> pd.DataFrame:
         """Every number of the table, one per line, with its source (quoted, derived, measured)."""
-        first = self.parts[0].numbers
-        rest = [row for part in self.parts[1:] for row in measured_numbers(part.numbers)]
-        return pd.concat([first, pd.DataFrame(rows)], ignore_index=True) if (rows := rest) else first
+        return pd.concat([_long(part) for part in self.parts], ignore_index=True)
 
     def save(self, origin: Stamp, *, folder: Path | str | None = None) -> list[Saved]:
-        """Write <name>.md and <name>.csv, and a picture of each part: <name>.png and <name>_measured.png, with .svg."""
+        """Write <name>.md and <name>.csv, and a picture of each part: <name>.png and <name>_measured.png (.svg
+        beside)."""
         target = Path(folder) if folder else origin.folder
         note = f"\n_{origin.headline}_" + (f" · {origin.footer}" if origin.footer else "") + "\n"
         write_bytes(target / f"{self.name}.md", (self.markdown() + note).encode())
         saved = []
         for place, part in enumerate(self.parts):
-            name = self.name if place == 0 else part.key
-            mark = replace(origin, n="", note=CALCULATED) if place == 0 else origin
+            table, _, kind = part.key.partition("_")
+            name = self.name if place == 0 else f"{self.name}_{kind if table == self.name else table}"
+            mark = replace(origin, n="", note=CALCULATED, trial=False) if kind == "derived" else origin
             saved.append(save(draw(part), name, mark, self.numbers if place == 0 else None, folder=target))
         return saved
 
 
 def render(table: str, scores: pd.DataFrame | None = None, tier: str = "tiny") -> TableView:
     """The view of "table1" or "table2". scores: ``scores.score_frame`` of its measured cells; without any, only part
-    (a) is there, and nothing in it is measured. BadUsage for another table."""
+    (a) is there, and nothing in it is measured. "flops" is part (a) of both tables. BadUsage for another table."""
     name = table.replace("-", "").replace("_", "")
+    if name == "flops":
+        return TableView(name, tuple(derived_part(one) for one in TABLES))
     if name not in TABLES:
-        raise BadUsage(f"there is no table {table!r}", fix=f"use one of {', '.join(TABLES)}")
-    parts: Iterable[Part] = [derived_part(name)]
+        raise BadUsage(f"there is no table {table!r}", fix=f"use one of {', '.join(TABLES)}, flops")
+    parts = [derived_part(name)]
     if scores is not None and len(scores):
-        parts = [*parts, measured_part(name, scores, tier)]
+        parts.append(measured_part(name, scores, tier))
     return TableView(name, tuple(parts))
+
+
+def _long(part: Part) -> pd.DataFrame:
+    return pd.DataFrame(measured_numbers(part.numbers)) if part.key.endswith("_measured") else part.numbers

@@ -42,7 +42,7 @@ def derived_part(name: str) -> Part:
         if several and model != last[0]:
             rows.append(Row(heading=f"{paper.MODELS[model]}, {frames_of(name, model)} frames", rule=True))
         base = printed[(printed["model"] == model) & (printed["method"] == "Vanilla")].iloc[0]
-        rows.append(Row(_cells(row, cost, base), rule=last[0] == model and kept != last[1]))
+        rows.append(Row(_cells(row, cost, base), rule=bool(last[0] == model and kept != last[1])))
         numbers += _numbers(row, cost, base)
         last = model, kept
     title = f"{NUMBER[name[-1]]} of HoliTom (arXiv 2505.21334): what can be calculated, calculated again"
@@ -99,7 +99,7 @@ def _cells(row: pd.Series, cost: pd.Series, base: pd.Series) -> tuple[Text, ...]
     )
 
 
-def quoted(value: float) -> Text:
+def quoted(value: float | int) -> Text:
     """A printed number, marked as quoted; a dash where the paper prints none."""
     return Text("–", "muted") if pd.isna(value) else Text(f"{value:.1f}", "quoted")
 

@@ -60,7 +60,7 @@ def draw(part: Part) -> Figure:
     return fig
 
 
-def _header(ax: Axes, columns: tuple[Column, ...], top: float, width: float) -> float:
+def _header(ax: Axes, columns: tuple[Column, ...], top: float | int, width: float | int) -> float:
     ax.plot([MARGIN, width - MARGIN], [top, top], color=INK, lw=1)
     left, begin = MARGIN, MARGIN
     for number, column in enumerate(columns):
@@ -86,7 +86,15 @@ def _header(ax: Axes, columns: tuple[Column, ...], top: float, width: float) -> 
     return bottom
 
 
-def _cell(ax: Axes, column: Column, text: Text, left: float, top: float, high: float, size: float = SIZE) -> None:
+def _cell(
+    ax: Axes,
+    column: Column,
+    text: Text,
+    left: float | int,
+    top: float | int,
+    high: float | int,
+    size: float | int = SIZE,
+) -> None:
     x = {"left": left + 0.05, "right": left + column.width - 0.05, "center": left + column.width / 2}[column.align]
     strong = text.bold or text.kind in ("measured", "good", "bad")
     look = {

@@ -52,7 +52,7 @@ def measured_part(name: str, scores: pd.DataFrame, tier: str) -> Part:
             mine = _match(found, here, row["method"], row["retained_pct"])
             used |= set(mine.index)
             cells = _cells(row["method"], row["retained_pct"], mine, tier, _why_not(row["method"], name, here), row)
-            rows.append(Row(cells, rule=last is not None and row["retained_pct"] != last))
+            rows.append(Row(cells, rule=last is not None and bool(row["retained_pct"] != last)))
             last = row["retained_pct"]
         rows += _further(found, used, here, tier)
     blocks = {MODEL_OF[tier].get(model) for model in printed["model"].unique()}
@@ -96,7 +96,7 @@ def score_text(score: pd.Series) -> Text:
 
 
 def _cells(
-    label: str, asked: float, mine: pd.DataFrame, tier: str, why_not: str, printed: pd.Series | None = None
+    label: str, asked: float | int, mine: pd.DataFrame, tier: str, why_not: str, printed: pd.Series | None = None
 ) -> tuple[Text, ...]:
     by = {row["benchmark"]: row for _, row in mine.iterrows()}
     first = mine.iloc[0] if len(mine) else None
@@ -121,7 +121,7 @@ def retained(score: pd.Series) -> float:
     return 100 * score["value"] / (score["value"] - (0 if math.isnan(score["diff"]) else score["diff"]))
 
 
-def _match(found: pd.DataFrame, model: str | None, method: str, retained_pct: float) -> pd.DataFrame:
+def _match(found: pd.DataFrame, model: str | None, method: str, retained_pct: float | int) -> pd.DataFrame:
     share = (100 * found["budget"]).round() == round(retained_pct)
     return found[(found["model"] == model) & (found["row"] == method) & share].drop_duplicates("benchmark")
 
@@ -135,7 +135,7 @@ def _further(found: pd.DataFrame, used: set[int], model: str | None, tier: str) 
         label = mine["row"].iloc[0]
         rows.append((asked, Row(_cells(label, asked, mine.drop_duplicates("benchmark"), tier, ""))))
     rows.sort(key=lambda pair: -pair[0])
-    return [Row(row.cells, rule=i == 0 or asked != rows[i - 1][0]) for i, (asked, row) in enumerate(rows)]
+    return [Row(row.cells, rule=i == 0 or bool(asked != rows[i - 1][0])) for i, (asked, row) in enumerate(rows)]
 
 
 def _why_not(method: str, name: str, here: str | None) -> str:
@@ -171,7 +171,7 @@ def _caption(tier: str, found: pd.DataFrame) -> str:
     )
 
 
-def _signed(value: float) -> str:
+def _signed(value: float | int) -> str:
     return f"{value:+.1f}".replace("-", "−") if abs(value) >= 0.05 else "0.0"
 
 

@@ -64,7 +64,7 @@ class Column:
 
     group: str
     head: str
-    width: float = 0.6
+    width: float | int = 0.6
     align: Literal["left", "right", "center"] = "right"
 
 
