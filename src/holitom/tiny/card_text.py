@@ -85,8 +85,9 @@ def _training(found: dict[str, Any]) -> str:
         start = f"`{recipe['parent']}`" if recipe["parent"] else "scratch"
         threads, cpu = v["training"]["threads"], v["evaluation"]["provenance"]["cpu"]
         machine = f"{threads} thread{'s' * (threads > 1)} of {cpu}" if v["training"]["device"] == "cpu" else "GPU"
-        rows.append([f"`{name}`", str(recipe["seed"]), start, spent.get("vision", ""), spent.get("text", ""), machine])
-    head = ["folder", "seed", "starts from", "vision stage", "text stage", "machine"]
+        stages = "; ".join(f"{k}: {v}" for k, v in spent.items())
+        rows.append([f"`{name}`", str(recipe["seed"]), start, stages, machine])
+    head = ["folder", "seed", "starts from", "stages", "machine"]
     return "## Training\n\nThe recipe is `RECIPES` in `src/holitom/tiny/train.py`.\n\n" + _table(head, rows)
 
 

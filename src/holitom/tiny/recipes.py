@@ -17,22 +17,39 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Lessons:
+    """One pass of question answering: its steps, peak learning rate and clip lengths."""
+
+    steps: int
+    rate: float
+    phases: tuple[Phase, ...]
+
+
+GRADUAL = Lessons(
+    steps=1700,
+    rate=1.5e-3,
+    phases=(Phase(0.0, 4, 64), Phase(0.18, 8, 48), Phase(0.42, 12, 32), Phase(0.6, 16, 32), Phase(0.85, 32, 16)),
+)
+LONG_CLIPS = Lessons(steps=400, rate=1e-3, phases=(Phase(0.0, 16, 32), Phase(0.4, 32, 16)))
+ROWS = Lessons(
+    steps=450,
+    rate=7.5e-4,
+    phases=(Phase(0.0, 8, 32), Phase(0.3, 16, 24), Phase(0.6, 32, 12), Phase(0.8, 64, 6)),
+)
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """How one shipped folder is made. A stage of 0 steps is left out; ``parent`` names the folder it starts from."""
+    """How one shipped folder is made: a vision stage of ``vision_steps``, then the passes of ``lessons`` by name.
+
+    ``parent`` names the folder it continues from, after that one's last pass.
+    """
 
     seed: int
     head: Head = "mean"
     vision_steps: int = 1100
     vision_rate: float = 2e-3
-    text_steps: int = 1700
-    text_rate: float = 1.5e-3
-    phases: tuple[Phase, ...] = (
-        Phase(0.0, 4, 64),
-        Phase(0.18, 8, 48),
-        Phase(0.42, 12, 32),
-        Phase(0.6, 16, 32),
-        Phase(0.85, 32, 16),
-    )
+    lessons: tuple[tuple[str, Lessons], ...] = (("text", GRADUAL), ("long", LONG_CLIPS))
     row_newlines: bool = False
     parent: str | None = None
 
@@ -40,15 +57,7 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "onevision": Recipe(seed=0),
     "onevision-seed1": Recipe(seed=1),
-    "video": Recipe(
-        seed=2,
-        vision_steps=0,
-        text_steps=450,
-        text_rate=7.5e-4,
-        phases=(Phase(0.0, 8, 32), Phase(0.3, 16, 24), Phase(0.6, 32, 12), Phase(0.8, 64, 6)),
-        row_newlines=True,
-        parent="onevision",
-    ),
-    "control_tower": Recipe(seed=3, head="attention", vision_steps=700, text_steps=0),
+    "video": Recipe(seed=2, vision_steps=0, lessons=(("rows", ROWS),), row_newlines=True, parent="onevision"),
+    "control_tower": Recipe(seed=3, head="attention", vision_steps=700, lessons=()),
 }
 FRAMES_PER_STEP, QUESTIONS_PER_CLIP = 256, 10

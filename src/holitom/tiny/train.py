@@ -44,12 +44,15 @@ def vision_stage(recipe: Recipe, steps: int, model, training: pretrain.VisionTra
     )
 
 
-def text_stage(recipe: Recipe, steps: int, model, dense: pretrain.DenseLabels) -> Stage:
-    longest = max(p.frames for p in recipe.phases)
+def text_stage(recipe: Recipe, number: int, scale: float, model, dense: pretrain.DenseLabels) -> Stage:
+    name, lessons = recipe.lessons[number]
+    steps = max(2, int(lessons.steps * scale))
+    longest = max(p.frames for p in lessons.phases)
+    clips_stream, drops_stream = 2 + 2 * number, 3 + 2 * number
 
     def draw(step: int) -> instruct.Lessons:
-        rng = training_rng(recipe.seed, 2, step)
-        phase = [p for p in recipe.phases if step / steps >= p.start][-1]
+        rng = training_rng(recipe.seed, clips_stream, step)
+        phase = [p for p in lessons.phases if step / steps >= p.start][-1]
         frames, clips = phase.frames, phase.clips
         if frames > 4 and rng.random() < 0.25:  # any length up to the present one
             shorter = int(rng.integers(4, frames + 1))
@@ -57,13 +60,13 @@ def text_stage(recipe: Recipe, steps: int, model, dense: pretrain.DenseLabels) -
         return instruct.draw_lessons(rng, clips, frames, QUESTIONS_PER_CLIP)
 
     return Stage(
-        name="text",
+        name=name,
         steps=steps,
-        peak=recipe.text_rate,
+        peak=lessons.rate,
         warmup=100,
         draw=draw,
         loss=lambda batch, step: instruct.answering_loss(
-            model, dense, batch, training_rng(recipe.seed, 3, step), recipe.row_newlines
+            model, dense, batch, training_rng(recipe.seed, drops_stream, step), recipe.row_newlines
         ),
         check=lambda: instruct.accuracy(model, development_rng(0), 32, longest, recipe.row_newlines),
     )
@@ -80,7 +83,7 @@ def train(name: str, out: Path, work: Path, device: str, workers: int, scale: fl
     training = pretrain.VisionTraining(recipe.head).to(device)
     curves: dict[str, list] = {}
     if recipe.parent:
-        source = work / recipe.parent / "text.pt"
+        source = work / recipe.parent / f"{RECIPES[recipe.parent].lessons[-1][0]}.pt"
         if not source.exists():
             raise CannotRun(
                 f"{name} starts from {recipe.parent}, which is not trained yet", fix=f"train {recipe.parent} first"
@@ -93,15 +96,15 @@ def train(name: str, out: Path, work: Path, device: str, workers: int, scale: fl
         optimiser = torch.optim.AdamW(parts.parameters(), weight_decay=0.02, betas=(0.9, 0.98))
         stage = vision_stage(recipe, max(2, int(recipe.vision_steps * scale)), model, training)
         curves["vision"] = run_stage(stage, model, training, optimiser, folder, device, workers)
-    if recipe.text_steps:
+    for number, (stage_name, _) in enumerate(recipe.lessons):
         model.model.vision_tower.requires_grad_(False)
         use_block_attention(model.model.language_model)
         groups = decayed([*model.parameters(), *training.dense.parameters()], 0.05)
         optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98))
-        stage = text_stage(recipe, max(2, int(recipe.text_steps * scale)), model, training.dense)
-        curves["text"] = run_stage(stage, model, training.dense, optimiser, folder, device, workers)
-        model.model.language_model.set_attn_implementation("sdpa")
-    export(model, out / name, tower_only=not recipe.text_steps)
+        stage = text_stage(recipe, number, scale, model, training.dense)
+        curves[stage_name] = run_stage(stage, model, training.dense, optimiser, folder, device, workers)
+    model.model.language_model.set_attn_implementation("sdpa")
+    export(model, out / name, tower_only=not recipe.lessons)
     log = {
         "recipe": asdict(recipe),
         "scale": scale,
