@@ -14,6 +14,8 @@ say() { printf '%s\n' "$*" >&2; }
 die() { say "reproduce.sh: $1"; say "  fix: $2"; exit 2; }
 has() { local want=$1 word; shift; for word in "$@"; do [ "$word" = "$want" ] && return 0; done; return 1; }
 
+has_gpu() { [ -e /dev/nvidiactl ] || command -v nvidia-smi >/dev/null; }
+
 step() { # step LABEL COMMAND...: one line with the seconds it took; its output goes to the log
   local label=$1 start=$SECONDS fix="read $LOG, then run the same command again: it continues"
   shift
@@ -49,7 +51,7 @@ fingerprint() { # what the environment was made from: the locks, the package's m
 }
 
 install_torch() { # without an NVIDIA GPU try the small CPU build first; the default index serves every other case
-  [ -e /dev/nvidiactl ] || [ -n "${PIP_INDEX_URL:-}" ] ||
+  has_gpu || [ -n "${PIP_INDEX_URL:-}" ] ||
     "${PIP[@]}" --retries 0 --timeout 5 --no-deps --index-url "$TORCH_CPU" -r "$ROOT/requirements/constraints.txt" ||
     "${PIP[@]}" -r "$ROOT/requirements/constraints.txt"
 }
@@ -111,7 +113,7 @@ if has doctor "$@" && ! (choose_python); then
   without_environment "$@"
 fi
 choose_python
-if has paper "$@" && [ -e /dev/nvidiactl ] && [ "$PYTHON" = "$VENV/bin/python" ] && [ ! -f "$VENV/holitom.gpu" ]; then
+if has paper "$@" && has_gpu && [ "$PYTHON" = "$VENV/bin/python" ] && [ ! -f "$VENV/holitom.gpu" ]; then
   step "what the official benchmarks import" "$PYTHON" -m pip install --no-input -c "$ROOT/requirements/constraints.txt" -r "$ROOT/requirements/eval-gpu.txt"
   touch "$VENV/holitom.gpu"
 fi
