@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from statistics import fmean
@@ -85,13 +86,17 @@ def _compute(cells: list[Cell], tier: str, files: CellFiles, *, progress: bool, 
             bar.set_description(f"loading {model}")
             with _quiet():
                 lm = _load(model, mine, batch_size)
-            lm.on_progress = bar.update
+            lm.on_progress = partial(_advance, bar, lm.world_size)
             for cell in mine:
                 bar.set_description(cell.title)
                 record, samples = _run(lm, cell, tier)
                 if lm.rank == 0:
                     files.save(cell, record, samples)
                 lm.accelerator.wait_for_everyone()
+
+
+def _advance(bar: tqdm, processes: int, questions: int) -> None:
+    bar.update(min(questions * processes, bar.total - bar.n if bar.total else questions * processes))
 
 
 def _load(model: str, cells: Sequence[Cell], batch_size: int) -> ReducedVideoModel:
@@ -133,7 +138,7 @@ def _run(lm: ReducedVideoModel, cell: Cell, tier: str) -> tuple[Record, list[dic
     samples = [
         line(sample, task, answered[task, sample["doc_id"]])
         for task, logged in ((results or {}).get("samples") or {}).items()
-        for sample in logged
+        for sample in sorted(logged, key=lambda sample: sample["doc_id"])
     ]
     return _record(lm, cell, tier, samples, answered, seconds), samples
 
