@@ -56,7 +56,7 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "onevision": Recipe(seed=0),
-    "onevision-seed1": Recipe(seed=1),
+    "onevision-seed1": Recipe(seed=1, lessons=(("text", GRADUAL),)),
     "video": Recipe(seed=2, vision_steps=0, lessons=(("rows", ROWS),), row_newlines=True, parent="onevision"),
     "control_tower": Recipe(seed=3, head="attention", vision_steps=700, lessons=()),
 }
