@@ -95,7 +95,7 @@ _ALL = (
         _anywhere(0.5),
     ),
     _measuring(
-        "table1", "Table 1: how much of the score is left at 25, 20, 15 and 10 % of the tokens?", _TABLE, 15, 20
+        "table1", "Table 1: how much of the score is left at 25, 20, 15 and 10 % of the tokens?", _TABLE, _guess(15), 20
     ),
     _measuring("table2", "Table 2: does it hold on LLaVA-Video and on 72B?", _TABLE, _guess(10), 40, "8 GPUs of 80 GB"),
     _measuring(
