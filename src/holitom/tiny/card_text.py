@@ -82,7 +82,7 @@ def _training(found: dict[str, Any]) -> str:
     for name, v in found.items():
         recipe, curves = v["training"]["recipe"], v["training"]["curves"]
         spent = {k: f"{c[-1]['step']} steps, {c[-1]['seconds'] / 60:.0f} min" for k, c in curves.items()}
-        start = f"`{recipe['parent']}`" if recipe["parent"] else "scratch"
+        start = "`{}`, pass {}".format(*recipe["parent"]) if recipe["parent"] else "scratch"
         threads, cpu = v["training"]["threads"], v["evaluation"]["provenance"]["cpu"]
         machine = f"{threads} thread{'s' * (threads > 1)} of {cpu}" if v["training"]["device"] == "cpu" else "GPU"
         stages = "; ".join(f"{k}: {v}" for k, v in spent.items())

@@ -117,9 +117,10 @@ def at_position(states: Tensor, index: Int[Tensor, "clips questions"]) -> Tensor
 
 
 def answering_loss(
-    model, dense: DenseLabels, batch: Lessons, rng: np.random.Generator, rows: bool
+    model, dense: DenseLabels, batch: Lessons, rng: np.random.Generator, rows: bool, stressed: str | None = None
 ) -> tuple[Tensor, dict[str, float]]:
-    """Answer word + 0.1 end token + 0.3 dense labels (which keep training the projector); the tower is frozen."""
+    """Answer word + 0.1 end token + 0.3 dense labels (which keep training the projector); the tower is frozen. The
+    answers to questions of the type ``stressed`` count four times."""
     clips, frames = batch.pixels.shape[:2]
     with torch.no_grad():
         features, _ = tower_states(model, batch.pixels.flatten(0, 1))
@@ -134,7 +135,11 @@ def answering_loss(
     logits = model.lm_head(at_position(states, batch.answer_at)).float()
     ending = model.lm_head(at_position(states, batch.answer_at + 1)).float()
     asked = batch.answer >= 0
-    answer = F.cross_entropy(logits.flatten(0, 1), batch.answer.flatten(), ignore_index=-100)
+    weight = asked.float()
+    if stressed is not None:
+        weight = weight * (1 + 3 * (batch.type == QUESTION_TYPES.index(stressed)))
+    answer = F.cross_entropy(logits.flatten(0, 1), batch.answer.flatten(), ignore_index=-100, reduction="none")
+    answer = (answer * weight.flatten()).sum() / weight.sum()
     end = F.cross_entropy(ending.flatten(0, 1), torch.where(asked, WORD_ID[END], -100).flatten(), ignore_index=-100)
     right = (logits.argmax(-1) == batch.answer)[asked].float().mean()
     return answer + 0.1 * end + 0.3 * labels, {"answer": answer.item(), "right": right.item()}

@@ -66,7 +66,7 @@ def text_stage(recipe: Recipe, number: int, scale: float, model, dense: pretrain
         warmup=100,
         draw=draw,
         loss=lambda batch, step: instruct.answering_loss(
-            model, dense, batch, training_rng(recipe.seed, drops_stream, step), recipe.row_newlines
+            model, dense, batch, training_rng(recipe.seed, drops_stream, step), recipe.row_newlines, lessons.stressed
         ),
         check=lambda: instruct.accuracy(model, development_rng(0), 32, longest, recipe.row_newlines),
     )
@@ -83,11 +83,10 @@ def train(name: str, out: Path, work: Path, device: str, workers: int, scale: fl
     training = pretrain.VisionTraining(recipe.head).to(device)
     curves: dict[str, list] = {}
     if recipe.parent:
-        source = work / recipe.parent / f"{RECIPES[recipe.parent].lessons[-1][0]}.pt"
+        parent, last = recipe.parent
+        source = work / parent / f"{last}.pt"
         if not source.exists():
-            raise CannotRun(
-                f"{name} starts from {recipe.parent}, which is not trained yet", fix=f"train {recipe.parent} first"
-            )
+            raise CannotRun(f"{name} continues {parent}, which is not trained yet", fix=f"train {parent} first")
         state = torch.load(source, map_location=device, weights_only=False)
         model.load_state_dict(state["model"])
         training.dense.load_state_dict(state["heads"])
