@@ -8,7 +8,6 @@ ROOT=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd -P)
 VENV=$ROOT/.venv
 LOG=$ROOT/runs/setup.log
 STAMP=$VENV/holitom.stamp
-TORCH_CPU=https://download.pytorch.org/whl/cpu # the CPU build is a tenth of the default CUDA build
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "reproduce.sh: $1"; say "  fix: $2"; exit 2; }
@@ -48,12 +47,6 @@ need_python() {
 
 fingerprint() { # what the environment was made from: the locks, the package's metadata, the place
   { cat "$ROOT"/requirements/*.txt "$ROOT/pyproject.toml"; printf '%s' "$ROOT"; } | cksum | tr ' ' '-'
-}
-
-install_torch() { # without an NVIDIA GPU try the small CPU build first; the default index serves every other case
-  has_gpu || [ -n "${PIP_INDEX_URL:-}" ] ||
-    "${PIP[@]}" --retries 0 --timeout 5 --no-deps --index-url "$TORCH_CPU" -r "$ROOT/requirements/constraints.txt" ||
-    "${PIP[@]}" -r "$ROOT/requirements/constraints.txt"
 }
 
 set_up() {

@@ -15,7 +15,7 @@ class KitError(Exception):
 
 
 class CannotRun(KitError):
-    """The request is fine, this machine or this file cannot serve it (exit 2): no GPU, no hub, a broken video, a full disk."""
+    """The request is fine, this machine or file cannot serve it (exit 2): no GPU, no hub, broken video, full disk."""
 
 
 class UnsupportedModel(CannotRun):

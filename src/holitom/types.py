@@ -38,7 +38,9 @@ class VideoFeatures:
     def __post_init__(self) -> None:
         frames, cells = self.tokens.shape[:2]
         if self.grid[0] * self.grid[1] != cells:
-            raise ValueError(f"grid {self.grid} has {self.grid[0] * self.grid[1]} cells, but the tokens have {cells} per frame")
+            raise ValueError(
+                f"grid {self.grid} has {self.grid[0] * self.grid[1]} cells, but the tokens have {cells} per frame"
+            )
         for name in ("saliency", "keys"):
             value = getattr(self, name)
             if value is not None and tuple(value.shape[:2]) != (frames, cells):
@@ -80,8 +82,8 @@ class TokenSet:
 class Outer(Protocol):
     """Before the language model: the features of one video and a budget (share of T * N kept) -> a TokenSet.
 
-    ``requires`` names the optional VideoFeatures fields it reads; ``positions`` says whether the kept tokens are numbered
-    afresh or keep the rotary positions they had in the full prompt.
+    ``requires`` names the optional VideoFeatures fields it reads; ``positions`` says whether the kept tokens are
+    numbered afresh or keep the rotary positions they had in the full prompt.
     """
 
     requires: frozenset[str]
@@ -96,11 +98,12 @@ class Inner(Protocol):
     """Inside the language model, once, in prefill: the states that enter ``layer`` -> the kept ids and their states.
 
     score "prev": attention of layer - 1; "this": of ``layer`` itself, computed ahead. query "last": the last prompt row
-    gives score [S]; "text": every prompt row after the video gives score [heads, rows, S]. positions "original" keeps the
-    rotary positions (with gaps), "contiguous" renumbers. prune_past: also drop the tokens from the caches of earlier layers.
-    causal False: layer - 1 attends without a causal mask in prefill, as one release does. include_newlines True: newline
-    tokens count as visual tokens and may be dropped, as in the releases. A stage with the attribute ``reads_groups =
-    True`` also takes ``group`` and ``gain`` [V], the TokenSet's fields for the tokens in ``visual`` (None: no groups).
+    gives score [S]; "text": every prompt row after the video gives score [heads, rows, S]. positions "original" keeps
+    the rotary positions (with gaps), "contiguous" renumbers. prune_past: also drop the tokens from the caches of
+    earlier layers. causal False: layer - 1 attends without a causal mask in prefill, as one release does.
+    include_newlines True: newline tokens count as visual tokens and may be dropped, as in the releases. A stage with
+    the attribute ``reads_groups = True`` also takes ``group`` and ``gain`` [V], the TokenSet's fields for the tokens in
+    ``visual`` (None: no groups).
     """
 
     layer: int
@@ -160,7 +163,8 @@ class Reduction:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {"method": type(value).__name__, **{f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}}
+        values = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"method": type(value).__name__, **values}
     if isinstance(value, (tuple, list)):
         return [_plain(v) for v in value]
     if isinstance(value, (frozenset, set)):
@@ -173,5 +177,7 @@ def _plain(value: Any) -> Any:
 def check_budget(budget: float) -> float:
     """A budget is the share of visual tokens that survive the outer stage: above 0, at most 1."""
     if not isinstance(budget, (int, float)) or isinstance(budget, bool) or not 0.0 < float(budget) <= 1.0:
-        raise BadUsage(f"budget {budget!r} is outside (0, 1]", fix="give the share of visual tokens to keep, for instance 0.10")
+        raise BadUsage(
+            f"budget {budget!r} is outside (0, 1]", fix="give the share of visual tokens to keep, for instance 0.10"
+        )
     return float(budget)
