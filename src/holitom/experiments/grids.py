@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from holitom import paths
 from holitom.errors import BadUsage
 from holitom.evaluation.sweep import Cell
 from holitom.experiments.registry import find
@@ -115,14 +116,16 @@ def _controls(stage: Stage, budgets: Iterable[float]) -> Iterator[Setting]:
         yield "Saliency top-k", Reduction("Saliency top-k", SaliencyTopK(), budget), "own"
         yield "Saliency bottom-k", Reduction("Saliency bottom-k", SaliencyTopK(lowest=True), budget), "own"
         for source in ("random", "control"):
+            top = Reduction("Saliency top-k", SaliencyTopK(), budget)
             yield f"HoliTom, {source} saliency", stage.at("table1", "HoliTom", budget), source
+            yield f"Saliency top-k, {source} saliency", top, source
 
 
 def _table2(stage: Stage) -> list[Cell]:
     """LLaVA-Video's block and the 72B block where there is a model for them, then OneVision's rows for comparison.
 
-    The tiny tier has none for the 72B block: its second training seed shows how much of a difference is training luck,
-    and never stands for the larger model.
+    The tiny tier has none for the 72B block: its second training seed, where it has been trained, shows how much of a
+    difference is training luck, and never stands for the larger model.
     """
     made = []
     if stage.video:
@@ -130,7 +133,8 @@ def _table2(stage: Stage) -> list[Cell]:
     if stage.larger:
         deep = replace(stage, layers=80)
         made += _over("table2", stage.larger, 32, _table2_settings(deep, "ov-72b"), stage.benchmarks)
-    for model in filter(None, (stage.onevision, stage.second)):
+    second = stage.second if stage.second and paths.data("tiny", stage.second, "config.json").is_file() else None
+    for model in filter(None, (stage.onevision, second)):
         made += _over("table2", model, 32, _table1_at_15(stage), stage.benchmarks)
     return made
 

@@ -9,7 +9,7 @@ from holitom.errors import BadUsage
 from holitom.suggestions import nearest
 
 TIERS = ("tiny", "speed", "paper")
-TINY_MODELS = ("onevision", "onevision-seed1", "video", "control_tower")  # below data/tiny
+TINY_MODELS = ("onevision", "video", "control_tower")  # below data/tiny
 CPU, GPU = "2 CPU cores", "1 GPU of 80 GB"
 
 
