@@ -50,6 +50,7 @@ SHAPES_IN_ROWS = Lessons(
     phases=(Phase(0.0, 8, 48), Phase(0.4, 16, 32), Phase(0.75, 64, 6)),
     stressed="shape",
 )
+LONGEST = Lessons(steps=220, rate=7e-4, phases=(Phase(0.0, 32, 16), Phase(0.25, 64, 8)))
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ RECIPES: dict[str, Recipe] = {
     "video": Recipe(
         seed=2,
         vision_steps=0,
-        lessons=(("rows", ROWS), ("shapes", SHAPES_IN_ROWS)),
+        lessons=(("rows", ROWS), ("shapes", SHAPES_IN_ROWS), ("longest", LONGEST)),
         row_newlines=True,
         parent=("onevision", "long"),
     ),
