@@ -30,10 +30,10 @@ def vision_config():
     )
 
 
-def build(row_newlines: bool = False):
+def build(row_newlines: bool = False, feature_layer: int = -2):
     """A model with fresh weights from torch's global generator.
 
-    Features come from the last layer but one (``vision_feature_layer=-2``), saliency from the last one; LLaVA-OneVision
+    Features come from the last layer but one (``feature_layer``), saliency from the last one; LLaVA-OneVision
     takes both from the last layer of its truncated tower. ``row_newlines`` gives the LLaVA-Video manner: average
     pooling and a newline token after every row of cells.
     """
@@ -56,7 +56,7 @@ def build(row_newlines: bool = False):
     config = LlavaOnevisionConfig(
         vision_config=vision_config(),
         text_config=text,
-        vision_feature_layer=-2,
+        vision_feature_layer=feature_layer,
         image_token_index=WORD_ID[IMAGE],
         video_token_index=WORD_ID[VIDEO],
         tie_word_embeddings=True,

@@ -66,6 +66,7 @@ class Recipe:
     vision_rate: float = 2e-3
     lessons: tuple[tuple[str, Lessons], ...] = (("text", GRADUAL), ("long", LONG_CLIPS), ("shapes", SHAPES))
     row_newlines: bool = False
+    feature_layer: int = -2
     parent: tuple[str, str] | None = None
 
 
@@ -79,6 +80,6 @@ RECIPES: dict[str, Recipe] = {
         row_newlines=True,
         parent=("onevision", "long"),
     ),
-    "control_tower": Recipe(seed=3, head="attention", vision_steps=400, lessons=()),
+    "control_tower": Recipe(seed=3, head="attention", vision_steps=300, lessons=(), feature_layer=-1),
 }
 FRAMES_PER_STEP, QUESTIONS_PER_CLIP = 256, 10

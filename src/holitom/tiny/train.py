@@ -79,7 +79,7 @@ def train(name: str, out: Path, work: Path, device: str, workers: int, scale: fl
     recipe, folder = RECIPES[name], work / name
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    model = build(recipe.row_newlines).to(device)
+    model = build(recipe.row_newlines, recipe.feature_layer).to(device)
     training = pretrain.VisionTraining(recipe.head).to(device)
     curves: dict[str, list] = {}
     if recipe.parent:
