@@ -31,7 +31,8 @@ _FOLDERS = {
         "16 + 4 newlines",
     ),
     "control_tower": (
-        "a tower pre-trained with SigLIP's attention-pooling head and labels on its last layer: attention turns away from objects",
+        "a tower pre-trained with SigLIP's attention-pooling head and labels on its last layer: its attention turns "
+        "away from objects",
         "",
         "",
     ),
