@@ -64,7 +64,7 @@ set_up() {
   say "setting up $VENV (once; about 2 minutes and 2 GB; log: $LOG)"
   "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || step "environment ($("$BASE" -V 2>&1))" "$BASE" -m venv --clear "$VENV"
   if ! "$VENV/bin/python" -P "$ROOT/src/holitom/pins.py" locked >/dev/null 2>&1; then
-    step "torch ($(sed -n 's/^torch==//p' "$req/constraints.txt"))" install_torch
+    step "torch ($(sed -n 's/^torch==//p' "$req/constraints.txt"))" "${PIP[@]}" -r "$req/constraints.txt"
     step "libraries, evaluation, notebooks, tests" "${PIP[@]}" -r "$req/core.txt" -r "$req/eval.txt" -r "$req/notebooks.txt" -r "$req/dev.txt"
     step "lmms-eval, without its torchvision" "${PIP[@]}" --no-deps -r "$req/lmms-eval.txt"
   fi
