@@ -31,8 +31,8 @@ _FOLDERS = {
         "16 + 4 newlines",
     ),
     "control_tower": (
-        "a tower pre-trained with SigLIP's attention-pooling head and labels on its last layer: its attention turns "
-        "away from objects",
+        "a tower pre-trained with SigLIP's attention-pooling head and labels on its last layer: its attention does "
+        "not follow the objects",
         "",
         "",
     ),
@@ -40,9 +40,10 @@ _FOLDERS = {
 
 _CHOICES = """## What was chosen, and why
 
-- **Mean pooling instead of SigLIP's attention head in pre-training.** With the attention head, the attention that a
-  token receives is inverted in a tower this small (see `control_tower`); mean pooling makes it salient. This was known
-  when it was chosen. It favours methods that rank tokens by attention.
+- **Mean pooling instead of SigLIP's attention head in pre-training.** With the attention head and labels on the last
+  layer, the attention that a token receives does not follow the objects in a tower this small (see `control_tower`;
+  prototypes even had it inverted); mean pooling makes it salient. This was known when it was chosen. It favours methods
+  that rank tokens by attention.
 - **Features of the last layer but one** (`vision_feature_layer = -2`, as LLaVA-1.5 does), saliency from the last one.
   With last-layer features the background cells of a frame betray what else is in it, and any reduction looks good.
   LLaVA-OneVision takes the last layer of its truncated tower.
@@ -114,7 +115,9 @@ def _files(models: dict[str, Any]) -> str:
         for benchmark, s in m["evaluation"]["files"].items():
             values = [f"{100 * s[k]:.1f}" for k in ("drawn", "decoded", "answers_changed")]
             rows.append([f"`{name}`", benchmark, *values])
-    text = "Per cent right on the four benchmarks from the frames as drawn and from the mp4 files as decoded.\n\n"
+    text = (
+        "Per cent right on 40 videos of each benchmark, from the frames as drawn and from the mp4 files as decoded.\n\n"
+    )
     return "## Through files\n\n" + text + _table(["model", "benchmark", "drawn", "decoded", "answers changed"], rows)
 
 

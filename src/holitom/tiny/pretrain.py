@@ -98,7 +98,7 @@ class DenseLabels(nn.Module):
 
 class CaptionMatch(nn.Module):
     """SigLIP's sigmoid loss between frames and bags of phrases. ``head`` pools the image: "mean" averages the tokens,
-    "attention" is SigLIP's own attention-pooling head (under which received attention turns away from the objects)."""
+    "attention" is SigLIP's own attention-pooling head."""
 
     def __init__(self, head: Head) -> None:
         super().__init__()
