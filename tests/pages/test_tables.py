@@ -67,7 +67,7 @@ def test_quoted_scores_never_look_measured(view):
 def test_part_b_measures_what_exists_and_says_why_not(view):
     rows = {(r.cells[0].value, r.cells[1].value): r.cells for r in rows_of(view.parts[1])}
     assert rows["HoliTom", "10%"][-1].value == "measured" and rows["HoliTom", "10%"][5].kind == "measured"
-    assert rows["DyCoke", "25%"][-1].value == "method not in the kit yet" and rows["DyCoke", "25%"][5].value == "–"
+    assert rows["DyCoke", "25%"][-1].value == "not measured yet" and rows["DyCoke", "25%"][5].value == "–"
     assert rows["Random", "10%"][-1].value == "control of this kit" and rows["Random", "10%"][4].value == ""
     order = [r.cells[0].value for r in rows_of(view.parts[1])]
     assert order[: len(paper.table("table1"))] == paper.table("table1")["method"].tolist()

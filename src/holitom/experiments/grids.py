@@ -118,7 +118,7 @@ def _controls(stage: Stage, budgets: Iterable[float]) -> Iterator[Setting]:
         for source in ("random", "control"):
             top = Reduction("Saliency top-k", SaliencyTopK(), budget)
             yield f"HoliTom, {source} saliency", stage.at("table1", "HoliTom", budget), source
-            yield f"Saliency top-k, {source} saliency", top, source
+            yield f"Top-k, {source} saliency", top, source
 
 
 def _table2(stage: Stage) -> list[Cell]:

@@ -10,7 +10,6 @@ import pandas as pd
 
 from holitom import paper
 from holitom.figures.style import TIER_STAMPS
-from holitom.methods.presets import preset_names
 from holitom.scores import AVERAGE, with_average
 from holitom.tables.derived import NUMBER, SHORT, frames_of, quoted
 from holitom.tables.parts import Column, Part, Row, Text
@@ -47,11 +46,12 @@ def measured_part(name: str, scores: pd.DataFrame, tier: str) -> Part:
     for model in printed["model"].unique():
         here = MODEL_OF[tier].get(model)
         rows.append(Row(heading=_block_name(name, model, here, found), rule=True))
+        why_not = "no such model here" if here is None else "not measured yet"
         last = None
         for _, row in printed[printed["model"] == model].iterrows():
             mine = _match(found, here, row["method"], row["retained_pct"])
             used |= set(mine.index)
-            cells = _cells(row["method"], row["retained_pct"], mine, tier, _why_not(row["method"], name, here), row)
+            cells = _cells(row["method"], row["retained_pct"], mine, tier, why_not, row)
             rows.append(Row(cells, rule=last is not None and bool(row["retained_pct"] != last)))
             last = row["retained_pct"]
         rows += _further(found, used, here, tier)
@@ -136,13 +136,6 @@ def _further(found: pd.DataFrame, used: set[int], model: str | None, tier: str) 
         rows.append((asked, Row(_cells(label, asked, mine.drop_duplicates("benchmark"), tier, ""))))
     rows.sort(key=lambda pair: -pair[0])
     return [Row(row.cells, rule=i == 0 or bool(asked != rows[i - 1][0])) for i, (asked, row) in enumerate(rows)]
-
-
-def _why_not(method: str, name: str, here: str | None) -> str:
-    if here is None:
-        return "no such model here"
-    known = {row for table, row, _, _ in preset_names() if table == name} | {"Vanilla"}
-    return "not measured" if method in known else "method not in the kit yet"
 
 
 def _block_name(name: str, model: str, here: str | None, found: pd.DataFrame) -> str:
