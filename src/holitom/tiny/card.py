@@ -41,7 +41,8 @@ def load(folder: Path):
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Everything the card says about one folder; written beside the weights as evaluation.json."""
+    """Everything the card says about one folder; written to ``evaluation/`` beside the folders, so that measuring a
+    model does not change what identifies it."""
     if not (folder / "tokenizer.json").exists():  # a tower alone
         found: dict[str, Any] = {"attention": attention_statistics(_around(folder), benchmark_rng("card-frames", 0))}
     else:
@@ -59,7 +60,7 @@ def measure(folder: Path) -> dict[str, Any]:
         found["similarity"] = similarity_statistics(model, lambda i: benchmark_rng("card-clips", i))
         found["leak_r2"] = leak(model, benchmark_rng("card-frames", 1))
     found["provenance"] = provenance()
-    write_atomic(folder / "evaluation.json", json.dumps(found, indent=1) + "\n")
+    write_atomic(folder.parent / "evaluation" / f"{folder.name}.json", json.dumps(found, indent=1) + "\n")
     return found
 
 
