@@ -95,7 +95,11 @@ _ALL = (
         _anywhere(0.5),
     ),
     _measuring(
-        "table1", "Table 1: how much of the score is left at 25, 20, 15 and 10 % of the tokens?", _TABLE, _guess(15), 20
+        "table1",
+        "Table 1: how much of the score is left at 25, 20, 15 and 10 % of the tokens?",
+        _TABLE,
+        Cost(4, CPU),
+        20,
     ),
     _measuring(
         "table2", "Table 2: does it hold on LLaVA-Video and on 72B?", _TABLE, Cost(6, CPU), 40, "8 GPUs of 80 GB"
