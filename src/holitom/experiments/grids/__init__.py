@@ -1,0 +1,39 @@
+"""Which cells each experiment measures: one cell is one setting of one model on one benchmark.
+
+Every module here makes the cells of the experiments that it is named after: a function Stage -> [Cell], listed in
+GRIDS under the experiment's name. A setting that two experiments share has the same Reduction in both, so the sweep
+computes it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from holitom.errors import BadUsage
+from holitom.evaluation.cells import Cell
+from holitom.experiments.grids import holitom_figures, holitom_tables
+from holitom.experiments.grids.stage import STAGES, Stage
+from holitom.experiments.registry import find
+
+GRIDS: dict[str, Callable[[Stage], list[Cell]]] = {
+    "table1": holitom_tables.table1,
+    "table2": holitom_tables.table2,
+    "fig_tradeoff": holitom_figures.tradeoff,
+    "fig_inner": holitom_figures.inner,
+    "fig_frames": holitom_figures.frames,
+}
+
+
+def cells(name: str, tier: str, limit: int | None = None) -> list[Cell]:
+    """The cells of an experiment, in the order in which they are worth having; [] when it only calculates.
+
+    limit: only the first so many documents of each benchmark. BadUsage for an unknown experiment or a tier that
+    does not offer it.
+    """
+    experiment = find(name)
+    if not experiment.measures:
+        return []
+    if tier not in STAGES:
+        raise BadUsage(f"{experiment.target} has no cells in the {tier} tier", fix=f"use {' or '.join(STAGES)}")
+    return [replace(cell, limit=limit) for cell in GRIDS[experiment.name](STAGES[tier])]

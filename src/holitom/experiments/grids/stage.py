@@ -1,0 +1,76 @@
+"""What a tier runs on, and how a setting of the papers becomes a cell there.
+
+In the tiny tier an inner stage moves to the same relative depth of the smaller language model (layer 18 of 28 -> 4 of
+6); ratios, budgets and thresholds stay the paper's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from holitom.evaluation.cells import Cell
+from holitom.methods.presets import preset
+from holitom.paper import TASKS, TINY_TASKS
+from holitom.types import Reduction
+
+PAPER_BUDGETS = (0.25, 0.20, 0.15, 0.10)
+LOW_BUDGETS = (0.05, 0.02)
+VANILLA = Reduction("Vanilla")
+
+Setting = tuple[str, Reduction, str]
+"""Row label, setting, and where the saliency comes from: "own", "random" or "control"."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a tier runs on: models by their role (None: there is none), decoder layers of the OneVision, benchmarks."""
+
+    onevision: str
+    video: str | None
+    larger: str | None
+    second: str | None
+    layers: int
+    benchmarks: tuple[str, ...]
+    long: str
+
+    def at(self, table: str, row: str, budget: float | None = None, model: str | None = None) -> Reduction:
+        """The setting of one cell of a paper's table, at the depth of this tier's language model."""
+        return preset(table, row, budget, model=model).scaled(layers=self.layers)
+
+    def depth(self, layer: int, of: int = 28) -> int:
+        """Layer ``layer`` of ``of``, at the same relative depth of this tier's language model: half up, at least 1."""
+        return max(1, math.floor(layer / of * self.layers + 0.5))
+
+
+STAGES = {
+    "tiny": Stage(
+        onevision="onevision",
+        video="video",
+        larger=None,
+        second="onevision-seed1",
+        layers=6,
+        benchmarks=tuple(TINY_TASKS.values()),
+        long=TINY_TASKS["longvideobench"],
+    ),
+    "paper": Stage(
+        onevision="llava-hf/llava-onevision-qwen2-7b-ov-hf",
+        video=None,  # LLaVA-Video is published in its authors' own format only
+        larger="llava-hf/llava-onevision-qwen2-72b-ov-hf",
+        second=None,
+        layers=28,
+        benchmarks=tuple(TASKS.values()),
+        long=TASKS["longvideobench"],
+    ),
+}
+
+
+def over(name: str, model: str, frames: int, settings: Iterable[Setting], benchmarks: Iterable[str]) -> list[Cell]:
+    """The cells of experiment ``name``: every setting on every benchmark, setting by setting."""
+    where = tuple(benchmarks)
+    return [
+        Cell(name, row, model, reduction, benchmark, frames, saliency=saliency)
+        for row, reduction, saliency in settings
+        for benchmark in where
+    ]
