@@ -31,8 +31,8 @@ _FOLDERS = {
         "16 + 4 newlines",
     ),
     "control_tower": (
-        "a tower pre-trained with SigLIP's attention-pooling head and labels on its last layer: its attention does "
-        "not follow the objects",
+        "a tower pre-trained with dense labels alone, on its last layer: its attention is inverted and goes to the "
+        "background",
         "",
         "",
     ),
@@ -40,10 +40,10 @@ _FOLDERS = {
 
 _CHOICES = """## What was chosen, and why
 
-- **Mean pooling instead of SigLIP's attention head in pre-training.** With the attention head and labels on the last
-  layer, the attention that a token receives does not follow the objects in a tower this small (see `control_tower`;
-  prototypes even had it inverted); mean pooling makes it salient. This was known when it was chosen. It favours methods
-  that rank tokens by attention.
+- **Mean pooling instead of SigLIP's attention head in pre-training.** With the attention head (in prototypes), or with
+  dense labels alone (`control_tower`), the attention that a token receives goes to the background in a tower this
+  small; mean pooling makes objects salient. This was known when it was chosen. It favours methods that rank tokens by
+  attention.
 - **Features of the last layer but one** (`vision_feature_layer = -2`, as LLaVA-1.5 does), saliency from the last one.
   With last-layer features the background cells of a frame betray what else is in it, and any reduction looks good.
   LLaVA-OneVision takes the last layer of its truncated tower.

@@ -1,7 +1,8 @@
 """Stage 1: the vision tower and the projector learn from single frames with dense labels and captions.
 
 No loss here mentions attention or similarity. Dense labels say which shape, colour, scene and place a cell shows; a
-SigLIP-style sigmoid loss matches whole frames with captions through an image head that is thrown away afterwards.
+SigLIP-style sigmoid loss matches whole frames with captions through the mean of their tokens. A tower without that
+loss is the adverse control: from dense labels alone, attention goes to the background.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from holitom.tiny.model import CELLS, GRID, TEXT_DIM, VISION_DIM, normalise, project, tower_states, vision_config
+from holitom.tiny.model import CELLS, GRID, TEXT_DIM, VISION_DIM, normalise, project, tower_states
 from holitom.tiny.vocabulary import COLORS, PLACES, SCENES, SHAPES, VOCABULARY_SIZE, WORD_ID
 from holitom.tiny.world import RADIUS, SIZE, add_noise, background, stamp
 
 LOOKS = 30  # five shapes (the needle is one of them) in six colours
-Head = Literal["mean", "attention"]
+Head = Literal["mean", "none"]
 
 
 @dataclass(frozen=True)
@@ -97,15 +98,11 @@ class DenseLabels(nn.Module):
 
 
 class CaptionMatch(nn.Module):
-    """SigLIP's sigmoid loss between frames and bags of phrases. ``head`` pools the image: "mean" averages the tokens,
-    "attention" is SigLIP's own attention-pooling head."""
+    """SigLIP's sigmoid loss between frames, each the mean of its tokens, and bags of phrases."""
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
-
         d = VISION_DIM
-        self.pool = SiglipMultiheadAttentionPoolingHead(vision_config()) if head == "attention" else None
         self.norm, self.image = nn.LayerNorm(d), nn.Linear(d, d, bias=False)
         self.words, self.scenes = nn.Embedding(VOCABULARY_SIZE, d), nn.Embedding(len(SCENES), d)
         self.phrase = nn.Sequential(nn.Linear(3 * d, 2 * d), nn.GELU(), nn.Linear(2 * d, d))
@@ -116,7 +113,7 @@ class CaptionMatch(nn.Module):
         self, states: Tensor, captions: Int[Tensor, "frames phrases 3"], scene: Int[Tensor, " frames"]
     ) -> Tensor:
         x = self.norm(states)
-        image = F.normalize(self.image(self.pool(x) if self.pool else x.mean(1)).float(), dim=-1)
+        image = F.normalize(self.image(x.mean(1)).float(), dim=-1)
         said = (captions[..., 0] > 0).float()[..., None]
         text = (self.phrase(self.words(captions).flatten(-2)) * said).sum(1) + self.scenes(scene)
         text = F.normalize(self.text(text).float(), dim=-1)
@@ -132,14 +129,17 @@ class CaptionMatch(nn.Module):
 
 
 class VisionTraining(nn.Module):
-    """Stage 1's loss over one batch of frames: dense labels + 0.3 caption matching."""
+    """Stage 1's loss over one batch of frames: dense labels + 0.3 caption matching (head "mean"), or dense labels alone
+    ("none")."""
 
     def __init__(self, head: Head) -> None:
         super().__init__()
-        self.dense, self.match = DenseLabels(), CaptionMatch(head)
+        self.dense, self.match = DenseLabels(), CaptionMatch() if head == "mean" else None
 
     def forward(self, model, batch: Frames) -> tuple[Tensor, dict[str, float]]:
         features, last = tower_states(model, batch.pixels)
         dense = self.dense(project(model, features), batch.looks, batch.scene)
+        if self.match is None:
+            return dense, {"dense": dense.item()}
         match = self.match(last, batch.captions, batch.scene)
         return dense + 0.3 * match, {"dense": dense.item(), "match": match.item()}

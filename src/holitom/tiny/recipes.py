@@ -80,6 +80,6 @@ RECIPES: dict[str, Recipe] = {
         row_newlines=True,
         parent=("onevision", "long"),
     ),
-    "control_tower": Recipe(seed=3, head="attention", vision_steps=300, lessons=(), feature_layer=-1),
+    "control_tower": Recipe(seed=3, head="none", vision_steps=300, lessons=(), feature_layer=-1),
 }
 FRAMES_PER_STEP, QUESTIONS_PER_CLIP = 256, 10
