@@ -14,6 +14,7 @@ from holitom.errors import BadUsage
 from holitom.methods.checks import every_token, need_saliency, refuse_non_finite
 from holitom.ops.clustering import density_peaks
 from holitom.ops.merging import bag_means, merge_members
+from holitom.ops.other_segmentations import cut_at_changes
 from holitom.ops.segmentation import Segments, above, cut, fixed_windows
 from holitom.ops.selection import apportion, mask_ids, top_per_row
 from holitom.ops.similarity import neighbour_cosine, row_norms
@@ -34,15 +35,17 @@ class HoliTom:
     number of tokens is near budget * T * N. counts "exact": round(budget * T * N) tokens, shared by largest remainder.
     In both, a nearly static video ends below the budget, because merging over time alone goes that far.
 
-    Ablations: segmentation "fixed" (windows of ``max_window`` frames) or "none"; static_by / dynamic_by choose between
-    "cluster" and "saliency" for the tokens that are merged over time and for the others.
+    Ablations: segmentation "fixed" (windows of ``max_window`` frames), "threshold" (a segment ends where less than
+    ``min_similar`` of the cells stay unchanged) or "none"; static_by / dynamic_by choose between "cluster" and
+    "saliency" for the tokens that are merged over time and for the others. cluster_share: the release's D, the share
+    of every frame's dynamic budget that goes to clusters of what saliency leaves (dynamic_by "cluster": all of it).
 
     Output order: for each segment its static tokens by cell (owned by its first frame), then its dynamic tokens by
     frame and cell. ``size`` counts the source tokens behind each token: frames times cluster members.
 
     Deviations from the release: budget 1 returns every token unchanged (the release would still merge over time); no
-    random noise on densities, ties go to the lowest index; at least one token is kept; the release's option to give a
-    share of a frame's dynamic budget to clusters (D > 0) is left out, because it fails there.
+    random noise on densities, ties go to the lowest index; at least one token is kept; cluster_share works, in our
+    reading (in the release D > 0 fails on a shape).
     """
 
     tau: float = 0.8
@@ -50,21 +53,26 @@ class HoliTom:
     k: int = 7
     max_window: int = 1024
     counts: Literal["released", "exact"] = "released"
-    segmentation: Literal["dp", "fixed", "none"] = "dp"
+    segmentation: Literal["dp", "fixed", "threshold", "none"] = "dp"
     static_by: Literal["cluster", "saliency"] = "cluster"
     dynamic_by: Literal["saliency", "cluster"] = "saliency"
+    min_similar: float | int = 0.4
+    cluster_share: float | int = 0.0
 
     positions: ClassVar[Positions] = "contiguous"
 
     def __post_init__(self) -> None:
         _one_of("counts", self.counts, ("released", "exact"))
-        _one_of("segmentation", self.segmentation, ("dp", "fixed", "none"))
+        _one_of("segmentation", self.segmentation, ("dp", "fixed", "threshold", "none"))
         _one_of("static_by", self.static_by, ("cluster", "saliency"))
         _one_of("dynamic_by", self.dynamic_by, ("saliency", "cluster"))
         if self.k < 1 or self.max_window < 1:
             raise BadUsage(f"k={self.k}, max_window={self.max_window}: both count from 1", fix="use positive integers")
         if self.beta is not None and not 0 <= self.beta <= 1:
             raise BadUsage(f"beta {self.beta} is outside [0, 1]", fix="use the released 0.6, or None for a plain mean")
+        for name in ("min_similar", "cluster_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise BadUsage(f"{name} {getattr(self, name)} is outside [0, 1]", fix="give a share, such as 0.4")
 
     @property
     def requires(self) -> frozenset[str]:
@@ -73,8 +81,8 @@ class HoliTom:
     @property
     def fidelity(self) -> Fidelity:
         """What the release computes is "golden"; the ablations, for which it has no code, are "reconstruction"."""
-        released = (self.counts, self.segmentation, self.static_by, self.dynamic_by)
-        return "golden" if released == ("released", "dp", "cluster", "saliency") else "reconstruction"
+        released = (self.counts, self.segmentation, self.static_by, self.dynamic_by, self.cluster_share)
+        return "golden" if released == ("released", "dp", "cluster", "saliency", 0) else "reconstruction"
 
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
         """Reduce one video to about ``budget * T * N`` tokens. One copy to the host (the similar pairs as booleans).
@@ -101,6 +109,8 @@ class HoliTom:
     def _cut(self, similar: np.ndarray) -> Segments:
         if self.segmentation == "dp":
             return cut(similar, self.max_window)
+        if self.segmentation == "threshold":
+            return cut_at_changes(similar, self.min_similar)
         return fixed_windows(similar, self.max_window if self.segmentation == "fixed" else 1)
 
     def _plan(self, similar: np.ndarray, budget: float) -> _Plan:
@@ -144,17 +154,25 @@ class HoliTom:
     def _keep_dynamic(
         self, tokens: Tensor, saliency: Tensor | None, plan: _Plan
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Flat ids of the dynamic tokens that are kept; merged rows and sizes too if they are clusters."""
-        if self.dynamic_by == "saliency":
-            score = saliency.masked_fill(~_to(plan.dynamic, tokens), -torch.inf)
-            mask = top_per_row(score, _to(plan.keep_dynamic, tokens))
-            return mask_ids(mask.flatten(), int(plan.keep_dynamic.sum())), None, None
-        alive = plan.dynamic & (plan.keep_dynamic > 0)[:, None]
-        ids = _to(np.flatnonzero(alive), tokens)
-        rows = tokens.reshape(-1, tokens.shape[-1]).index_select(0, ids)
-        occupied = plan.keep_dynamic > 0
-        merged, count, chosen = self._cluster(rows, alive.sum(axis=1)[occupied], plan.keep_dynamic[occupied], tokens)
-        return ids[chosen], merged, count
+        """Flat ids of the dynamic tokens that are kept; merged rows and sizes too if some are clusters."""
+        share = 1.0 if self.dynamic_by == "cluster" else self.cluster_share
+        salient = np.rint(plan.keep_dynamic * (1 - share)).astype(np.int64)
+        clusters, left = plan.keep_dynamic - salient, _to(plan.dynamic, tokens)
+        top = torch.zeros_like(left)
+        if salient.any():
+            top = top_per_row(saliency.masked_fill(~left, -torch.inf), _to(salient, tokens))
+        top_ids = mask_ids(top.flatten(), int(salient.sum()))
+        if not clusters.any():
+            return top_ids, None, None
+        flat = tokens.reshape(-1, tokens.shape[-1])
+        sizes = np.where(clusters > 0, plan.dynamic.sum(axis=1) - salient, 0)
+        rest = mask_ids((left & ~top & _to(clusters > 0, tokens)[:, None]).flatten(), int(sizes.sum()))
+        merged, count, chosen = self._cluster(
+            flat.index_select(0, rest), sizes[clusters > 0], clusters[clusters > 0], tokens
+        )
+        ids, order = torch.cat([top_ids, rest[chosen]]).sort()
+        rows = torch.cat([flat.index_select(0, top_ids), merged])[order]
+        return ids, rows, torch.cat([count.new_ones(len(top_ids)), count])[order]
 
     def _cluster(
         self, rows: Tensor, sizes: np.ndarray, clusters: np.ndarray, tokens: Tensor
