@@ -21,13 +21,15 @@ class Selector:
 
     outer and inner: class names, None for no such stage; budget: of the outer stage, or "at least a": the lowest
     budget measured that leaves at least as many tokens as setting a has, so that the comparison never favours a;
-    layer: of the inner stage in the paper's 28 layers, moved to the same relative depth; ratio: of the inner stage;
-    frames; saliency: "own", "random" or "control"; fields: further fields of the outer stage, with their values.
+    stages: how many inner stages, all of that class; layer: of the (first) inner stage in the paper's 28 layers, moved
+    to the same relative depth; ratio: of the (first) inner stage; frames; saliency: "own", "random" or "control";
+    fields: further fields of the outer stage, with their values.
     """
 
     outer: str | None = None
     budget: Number | str = 1.0
     inner: str | None = None
+    stages: int = 1
     layer: int | None = None
     ratio: Number | None = None
     frames: int = 32
@@ -53,7 +55,9 @@ class Selector:
         outer, inner = method.get("outer"), method.get("inner") or []
         if record.frames != self.frames or record.extra.get("saliency", "own") != self.saliency or method.get("decode"):
             return False
-        if (outer or {}).get("method") != self.outer or len(inner) != (self.inner is not None):
+        if (outer or {}).get("method") != self.outer or len(inner) != (self.stages if self.inner else 0):
+            return False
+        if any(stage.get("method") != self.inner for stage in inner):
             return False
         wanted = {**{name: value for name, value in _DEFAULTS.items() if name in (outer or {})}, **self.fields}
         if any((outer or {}).get(name, _ABSENT) != value for name, value in wanted.items()):
@@ -69,21 +73,20 @@ class Selector:
         if self.outer:
             parts.append("at any budget" if isinstance(self.budget, str) else f"at {100 * self.budget:g} %")
         if self.inner:
-            parts.append(f"and {self.inner} (K = {self.layer} of {PAPER_LAYERS}, r = {self.ratio:g})")
+            many = f"{self.stages} stages, the first at " if self.stages > 1 else ""
+            parts.append(f"and {self.inner} ({many}K = {self.layer} of {PAPER_LAYERS}, r = {self.ratio})")
         parts += [f"{self.frames} frames"] if self.frames != 32 else []
         parts += [f"{self.saliency} saliency"] if self.saliency != "own" else []
         return " ".join(parts)
 
     def _fits_inner(self, stage: Mapping[str, Any], layers: int) -> bool:
         wanted = None if self.layer is None else max(1, math.floor(self.layer / PAPER_LAYERS * layers + 0.5))
-        return (
-            stage.get("method") == self.inner
-            and wanted in (None, stage.get("layer"))
-            and (self.ratio is None or math.isclose(stage.get("ratio", -1), self.ratio))
-        )
+        same_ratio = self.ratio is None or math.isclose(stage.get("ratio", -1), self.ratio)
+        return wanted in (None, stage.get("layer")) and same_ratio
 
 
-_DEFAULTS = {"lowest": False}  # a selector that does not say otherwise means the method, not its inversion
+# A selector that does not say otherwise means the method, neither its inversion nor its release's quirks.
+_DEFAULTS = {"lowest": False, "released": False}
 _ABSENT = object()
 
 

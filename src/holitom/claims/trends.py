@@ -1,8 +1,8 @@
 """Trends: what the papers' tables say about methods, as differences that a small model can show or fail to show.
 
-Each is declared in data/papers/trends.yaml with its threshold and the reason for it, before anything is measured,
-and judged from per-question answers by paired statistics clustered by video. A trend of the tiny tier is a
-statement about the tiny model; it never turns a printed number into a reproduced one.
+Each is declared in data/papers/trends.yaml, or a trends_*.yaml beside it, with its threshold and the reason for it,
+before anything is measured, and judged from per-question answers by paired statistics clustered by video. A trend of
+the tiny tier is a statement about the tiny model; it never turns a printed number into a reproduced one.
 """
 
 from __future__ import annotations
@@ -58,8 +58,16 @@ class Trend:
 
 
 def trends(path: Path | None = None) -> list[Trend]:
-    """The declared trends. BadUsage when the file has an unknown field or test, or names a trend twice."""
-    return list(_read(path or paths.data("papers", "trends.yaml")))
+    """The declared trends, of one file or of all of them (trends.yaml first). BadUsage for an unknown field or test, or
+    an id that is there twice."""
+    files = (
+        [path] if path else [paths.data("papers", "trends.yaml"), *sorted(paths.data("papers").glob("trends_*.yaml"))]
+    )
+    found = [trend for file in files for trend in _read(file)]
+    twice = sorted({trend.id for trend in found if sum(other.id == trend.id for other in found) > 1})
+    if twice:
+        raise BadUsage(f"{', '.join(twice)} declared twice", fix="give every trend an id of its own")
+    return found
 
 
 def trend_claims(
@@ -73,6 +81,9 @@ def trend_claims(
 
 def _judge(trend: Trend, records: Sequence[Record], runs: Path) -> Judged:
     mine = [r for r in records if (r.tier, r.source, r.model) == (trend.tier, "measured", trend.model)]
+    mine = [
+        r for r in mine if r.experiment == trend.experiment
+    ] or mine  # another experiment may vary what this one fixes
     chosen: list[Chosen] = []
     for selector in trend.selectors():
         found = choose(selector, mine, trend.benchmarks, after=chosen)
@@ -138,11 +149,7 @@ def _not_run(trend: Trend, why: str) -> Judged:
 @cache
 def _read(path: Path) -> tuple[Trend, ...]:
     declared = yaml.safe_load(path.read_text(encoding="utf-8"))["trends"]
-    read = tuple(_trend(values) for values in declared)
-    twice = sorted({trend.id for trend in read if sum(other.id == trend.id for other in read) > 1})
-    if twice:
-        raise BadUsage(f"{path.name} declares {', '.join(twice)} twice", fix="give every trend an id of its own")
-    return read
+    return tuple(_trend(values) for values in declared)
 
 
 def _trend(values: Mapping[str, Any]) -> Trend:
