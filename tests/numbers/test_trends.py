@@ -16,7 +16,7 @@ from holitom.errors import BadUsage
 from holitom.results import Record, code_fingerprint
 
 BENCHMARKS = ("tiny_actions", "tiny_ego", "tiny_long", "tiny_general")
-OUTER = {"method": "HoliTom", "tau": 0.8}
+OUTER = {"method": "HoliTom", "tau": 0.65}  # the published one at 10 %
 TOP = {"method": "SaliencyTopK", "lowest": False}
 LOWEST = {"method": "SaliencyTopK", "lowest": True}
 RANDOM = {"method": "RandomDrop", "seed": 0}
@@ -150,8 +150,8 @@ def test_one_missing_benchmark_is_named(world: World) -> None:
 
 
 def test_frames_are_told_apart(world: World) -> None:
-    world.measure(0.80, OUTER, 0.15, frames=32)
-    world.measure(0.60, OUTER, 0.15, frames=8)
+    world.measure(0.80, OUTER | {"tau": 0.8}, 0.15, frames=32)
+    world.measure(0.60, OUTER | {"tau": 0.8}, 0.15, frames=8)
     assert world.verdict("trend-frames-help")[0] is Verdict.REPRODUCED
     assert world.verdict("trend-more-frames-help-more")[0] is Verdict.NOT_RUN
 
@@ -277,3 +277,22 @@ def test_every_trend_is_measured_by_its_experiment(trend: Trend) -> None:
         found = choose(selector, records, trend.benchmarks, after=chosen)
         assert not isinstance(found, str), found
         chosen.append(found)
+
+
+@pytest.mark.parametrize("varied", [{"tau": 0.8}, {"segmentation": "none"}, {"beta": None}, {"cluster_share": 0.5}])
+def test_an_ablation_is_never_taken_for_the_method(world: World, varied: dict) -> None:
+    world.measure(0.95)
+    world.measure(0.20, OUTER | varied, 0.10)
+    assert world.verdict("trend-keeps-score-at-10")[0] is Verdict.NOT_RUN
+    world.measure(0.94, OUTER, 0.10)
+    assert world.verdict("trend-keeps-score-at-10")[0] is Verdict.REPRODUCED
+    name, value = next(iter(varied.items()))
+    chosen = Selector.parse({"outer": "HoliTom", "budget": 0.10, "fields": {name: value}})
+    assert [chosen.fits(record) for record in world.records[-8:]] == [True] * 4 + [False] * 4
+
+
+def test_fields_of_an_inner_stage_are_told_apart(world: World) -> None:
+    world.measure(0.9, OUTER, 0.10, (MERGE | {"average": "mean", "causal": True},), benchmarks=("tiny_ego",))
+    plain = {"outer": "HoliTom", "budget": 0.10, "inner": "HoliTomMerge", "layer": 18, "ratio": 0.5}
+    assert not Selector.parse(plain).fits(world.records[0])
+    assert Selector.parse(plain | {"inner_fields": {"average": "mean"}}).fits(world.records[0])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ class Selector:
     budget measured that leaves at least as many tokens as setting a has, so that the comparison never favours a;
     stages: how many inner stages, all of that class; layer: of the (first) inner stage in the paper's 28 layers, moved
     to the same relative depth; ratio: of the (first) inner stage; frames; saliency: "own", "random" or "control";
-    fields: further fields of the outer stage, with their values.
+    fields and inner_fields: further fields of the outer and of the inner stages, with their values. A field that is
+    not named has its default value (tau of HoliTom the published one: 0.65 up to 10 %, else 0.80), so that an ablation,
+    an inversion or a release's quirk is never taken for the method.
     """
 
     outer: str | None = None
@@ -35,6 +38,7 @@ class Selector:
     frames: int = 32
     saliency: str = "own"
     fields: Mapping[str, Any] = field(default_factory=dict)
+    inner_fields: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, values: Mapping[str, Any] | None) -> Selector:
@@ -59,17 +63,19 @@ class Selector:
             return False
         if any(stage.get("method") != self.inner for stage in inner):
             return False
-        wanted = {**{name: value for name, value in _DEFAULTS.items() if name in (outer or {})}, **self.fields}
-        if any((outer or {}).get(name, _ABSENT) != value for name, value in wanted.items()):
+        budget = method.get("budget", 1.0)
+        if outer and not _has(outer, budget, self.fields):
             return False
-        if not isinstance(self.budget, str) and not math.isclose(method.get("budget", 1.0), self.budget):
+        if not all(_has(stage, budget, self.inner_fields) for stage in inner):
+            return False
+        if not isinstance(self.budget, str) and not math.isclose(budget, self.budget):
             return False
         return self.inner is None or self._fits_inner(inner[0], len(record.tokens_per_layer))
 
     def describe(self) -> str:
         """In words, for a reason."""
         parts = [self.outer or "all tokens"]
-        parts += [f"with {name}={value}" for name, value in self.fields.items()]
+        parts += [f"with {name}={value}" for name, value in (*self.fields.items(), *self.inner_fields.items())]
         if self.outer:
             parts.append("at any budget" if isinstance(self.budget, str) else f"at {100 * self.budget:g} %")
         if self.inner:
@@ -85,9 +91,25 @@ class Selector:
         return wanted in (None, stage.get("layer")) and same_ratio
 
 
-# A selector that does not say otherwise means the method, neither its inversion nor its release's quirks.
-_DEFAULTS = {"lowest": False, "released": False}
-_ABSENT = object()
+def _has(stage: Mapping[str, Any], budget: Number, named: Mapping[str, Any]) -> bool:
+    """Whether a described stage has the named values, and its method's defaults in what it mentions besides."""
+    usual = {name: value for name, value in _usual(stage["method"], budget).items() if name in stage}
+    return all(stage.get(name, MISSING) == value for name, value in {**usual, **named}.items())
+
+
+@cache
+def _usual(method: str, budget: Number) -> Mapping[str, Any]:
+    """The default fields of a method as ``Reduction.describe`` writes them, without layer and ratio; {} for a name that
+    nobody knows."""
+    from holitom import methods  # here: what is only derived needs no torch
+
+    known = getattr(methods, method, None)
+    defaults = {f.name: f.default for f in fields(known) if f.default is not MISSING} if known else {}
+    usual = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
+    usual = {name: value for name, value in usual.items() if name not in ("layer", "ratio")}
+    if method == "HoliTom":
+        usual["tau"] = 0.65 if budget <= 0.10 + 1e-9 else 0.80
+    return usual
 
 
 @dataclass(frozen=True)
