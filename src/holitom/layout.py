@@ -20,13 +20,16 @@ class Arranged:
     """The rows that enter the prompt, newlines among them.
 
     rows: [P, D]; visual: [P] False for newlines; frame, cell: [P] the place of each row. A newline carries the frame
-    and the last cell of the grid row it closes; a single closing newline those of the last token's frame.
+    and the last cell of the grid row it closes; a single closing newline those of the last token's frame. group, gain:
+    [P] as in the TokenSet (None: no groups); a newline has those of the token before it.
     """
 
     rows: Float[Tensor, "placed dim"]
     visual: Bool[Tensor, " placed"]
     frame: Int[Tensor, " placed"]
     cell: Int[Tensor, " placed"]
+    group: Int[Tensor, " placed"] | None = None
+    gain: Float[Tensor, " placed"] | None = None
 
     def __len__(self) -> int:
         return self.rows.shape[0]
@@ -49,15 +52,18 @@ def arrange(
             raise BadUsage("a newline after every row needs the newline embedding", fix="pass it, or use order='none'")
         return _rows(kept, grid, newline)
     visual = torch.ones(len(kept), dtype=torch.bool, device=kept.tokens.device)
-    plain = Arranged(kept.tokens, visual, kept.frame, kept.cell)
+    plain = Arranged(kept.tokens, visual, kept.frame, kept.cell, kept.group, kept.gain)
     if order == "none" or newline is None:
         return plain
     last = kept.frame.amax().expand(1) if len(kept) else kept.frame.new_zeros(1)
+    visual = torch.cat([visual, visual.new_zeros(1)])
     return Arranged(
         torch.cat([kept.tokens, newline.to(kept.tokens)[None]]),
-        torch.cat([visual, visual.new_zeros(1)]),
+        visual,
         torch.cat([kept.frame, last]),
         torch.cat([kept.cell, last.new_full((1,), grid[0] * grid[1] - 1)]),
+        _with_newlines(kept.group, visual),
+        _with_newlines(kept.gain, visual),
     )
 
 
@@ -71,4 +77,15 @@ def _rows(kept: TokenSet, grid: tuple[int, int], newline: Tensor) -> Arranged:
     source = torch.cat([kept.tokens, newline.to(kept.tokens).expand(len(lines), -1)])
     frame = torch.cat([kept.frame, lines // height])
     cell = torch.cat([kept.cell, lines % height * width + width - 1])
-    return Arranged(source[by_place], by_place < len(kept), frame[by_place], cell[by_place])
+    visual = by_place < len(kept)
+    group, gain = (_with_newlines(values, visual, by_place) for values in (kept.group, kept.gain))
+    return Arranged(source[by_place], visual, frame[by_place], cell[by_place], group, gain)
+
+
+def _with_newlines(values: Tensor | None, visual: Tensor, by_place: Tensor | None = None) -> Tensor | None:
+    """Values of the tokens [M] -> of the placed rows [P], a newline's being those of the row before it."""
+    if values is None:
+        return None
+    every = torch.cat([values, values.new_zeros(len(visual) - len(values))])
+    every = every if by_place is None else every[by_place]
+    return torch.where(visual, every, every.roll(1))

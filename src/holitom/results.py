@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from holitom.budgets import TokenBudget
 from holitom.errors import BadUsage, CannotRun
 from holitom.provenance import code_fingerprint, provenance
 
@@ -48,8 +49,9 @@ class Record:
 
     value in ``unit`` of ``metric``; low and high: the 95 % interval; n: samples behind it. method:
     ``Reduction.describe()``. requested_tokens and realised_tokens: visual tokens per video after the outer stage
-    (the realised one is a mean); tokens_per_layer: mean visual tokens entering each layer. created: UTC, ISO 8601.
-    code: ``code_fingerprint()``.
+    (the realised one is a mean); tokens_per_layer: mean visual tokens entering each layer; budget: what was asked and
+    spent, with newlines, over layers and against each other (None: in records from before there was this field, and
+    where tokens play no part). created: UTC, ISO 8601. code: ``code_fingerprint()``.
     """
 
     value: Number
@@ -66,6 +68,7 @@ class Record:
     requested_tokens: Number | None = None
     realised_tokens: Number | None = None
     tokens_per_layer: Sequence[Number] = ()
+    budget: TokenBudget | Mapping[str, Any] | None = None
     model: str = ""
     model_revision: str = ""
     benchmark: str = ""
@@ -104,6 +107,8 @@ class Record:
                 fix="pass provenance=provenance()",
             )
         object.__setattr__(self, "tokens_per_layer", tuple(self.tokens_per_layer))
+        if isinstance(self.budget, Mapping):
+            object.__setattr__(self, "budget", TokenBudget.from_dict(self.budget))
 
     @property
     def key(self) -> str:
@@ -155,6 +160,9 @@ class Record:
 
     def _plain(self) -> dict[str, Any]:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        budget = values.pop("budget")
+        if budget is not None:  # left out where there is none: such a record keeps the key it had
+            values["budget"] = budget.as_dict()
         return {**values, "tokens_per_layer": list(self.tokens_per_layer)}
 
 

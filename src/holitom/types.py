@@ -65,6 +65,7 @@ class TokenSet:
     its segment); cell: [M] row * W + column; size: [M] how many source tokens each one stands for (None: one each).
     group: [M] which of the method's groups (a segment, the static part of a window) each token belongs to, and gain:
     [M] what that group is worth, for stages inside the language model that choose group by group (None: no groups).
+    Raises ValueError where the lengths differ, and for gains without groups.
     """
 
     tokens: Float[Tensor, "kept dim"]
@@ -73,6 +74,14 @@ class TokenSet:
     size: Float[Tensor, " kept"] | None = None
     group: Int[Tensor, " kept"] | None = None
     gain: Float[Tensor, " kept"] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("frame", "cell", "size", "group", "gain"):
+            value = getattr(self, name)
+            if value is not None and len(value) != len(self.tokens):
+                raise ValueError(f"{name} has {len(value)} entries for {len(self.tokens)} tokens")
+        if self.gain is not None and self.group is None:
+            raise ValueError("gain says what a group is worth, and there is no group")
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -101,9 +110,12 @@ class Inner(Protocol):
     gives score [S]; "text": every prompt row after the video gives score [heads, rows, S]. positions "original" keeps
     the rotary positions (with gaps), "contiguous" renumbers. prune_past: also drop the tokens from the caches of
     earlier layers. causal False: layer - 1 attends without a causal mask in prefill, as one release does.
-    include_newlines True: newline tokens count as visual tokens and may be dropped, as in the releases. A stage with
-    the attribute ``reads_groups = True`` also takes ``group`` and ``gain`` [V], the TokenSet's fields for the tokens in
-    ``visual`` (None: no groups).
+    include_newlines True: newline tokens count as visual tokens and may be dropped, as in the releases.
+
+    Two attributes are optional. ``reads_groups`` True: the stage also takes ``group`` and ``gain`` [V], the TokenSet's
+    fields for the tokens in ``visual`` (None: no groups). Videos that share a prompt have distinct groups; a newline
+    that counts as visual belongs to the group of the token before it. ``identity`` True: these parameters ask for
+    nothing, so that a run in which the stage keeps every token is no error.
     """
 
     layer: int
@@ -125,7 +137,13 @@ class Inner(Protocol):
 
 @runtime_checkable
 class Decode(Protocol):
-    """At each generated token: which visual tokens the layers from ``layer`` on read from the cache."""
+    """At each generated token: which visual tokens the layers from ``layer`` on read from the cache.
+
+    Called with the newest token's attention in layer - 1 (mean over heads) and the ascending ids of the visual tokens
+    in it; returns the ids to read, None for all of them. Optional attributes: ``reads_previous`` True, and the stage
+    also takes ``previous``, the row of the step before (shorter by one; None at the first step of a prompt, and behind
+    a call with several tokens); ``identity`` as for an inner stage.
+    """
 
     layer: int
     fidelity: Fidelity

@@ -124,7 +124,6 @@ def test_tokens_per_layer_of_whole_methods(sdpa, name, samples):
     assert run.stats.acted
 
 
-@pytest.mark.xfail(strict=True, reason="reduce_tokens does not hand the groups of the outer stage on yet")
 @pytest.mark.parametrize("name", ["PruneVid", "HieraVid"])
 def test_the_outer_stage_names_the_groups_of_the_inner_ones(sdpa, name):
     outer, budget, inner, _ = COMPLETE[name]

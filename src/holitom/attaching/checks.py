@@ -8,12 +8,14 @@ from typing import Any
 from torch import nn
 from transformers.cache_utils import Cache, DynamicLayer
 
+from holitom.attaching.reading import ReadingLayer
 from holitom.errors import BadUsage, UnsupportedModel
 from holitom.models import Adapter
 from holitom.types import Decode, Inner, Outer
 
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 _DYNAMIC = (None, "dynamic")
+_PLAIN = (DynamicLayer, ReadingLayer)
 
 
 def check_model(model: nn.Module) -> None:
@@ -110,7 +112,7 @@ def check_cache(cache: Cache | None, needs_plain_layers: bool) -> None:
         raise UnsupportedModel(
             f"a {type(cache).__name__} has a fixed size or layout, and reduced prompts do not", fix="use a DynamicCache"
         )
-    if needs_plain_layers and (cache.offloading or any(type(layer) is not DynamicLayer for layer in cache.layers)):
+    if needs_plain_layers and (cache.offloading or any(type(x) not in _PLAIN for x in cache.layers)):
         raise UnsupportedModel(
             f"stages inside the decoder need plain cache layers, not a {type(cache).__name__} with offloading, "
             "quantised or sliding-window layers",

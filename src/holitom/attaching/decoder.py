@@ -15,10 +15,11 @@ from torch.utils.hooks import RemovableHandle
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 
 from holitom.attaching.calls import Call
+from holitom.attaching.reading import fresh_layer, reading_layer
 from holitom.attaching.scores import attention_rows, rotation_of
 from holitom.attaching.stages import prune_past, reduce_samples, score_samples
 from holitom.attaching.stats import RunStats
-from holitom.attaching.views import View, remember, select_slots
+from holitom.attaching.views import View, pad_left, remember, select_slots
 from holitom.models import Adapter
 from holitom.types import Decode, Inner
 
@@ -66,15 +67,18 @@ class DecoderHooks:
         if call.prefill:
             if index == 0 and cache is not None:
                 remember(cache, state)
+            if self.decode is not None and cache is not None and index >= self.decode.layer:
+                fresh_layer(cache, index)
             if index in self.stages:
                 hidden = self._reduce(call, index, layer, hidden, embeddings, cache)
             call.kinds_per_layer.append(call.kinds)
         view = state.views[index]
-        reads_less = call.unread is not None and self.decode is not None and index >= self.decode.layer
         if view is not state.base:
             kwargs["position_embeddings"] = self._embeddings(call, view, hidden, embeddings)
-        if view is not state.base or reads_less:
-            kwargs["attention_mask"] = self._mask(call, view, index, hidden, cache, reads_less)
+        if call.unread is not None and index >= self.decode.layer:
+            kwargs["attention_mask"] = self._read(call, view, index, hidden, cache)
+        elif view is not state.base:
+            kwargs["attention_mask"] = self._mask(call, view, index, hidden, cache)
         follower = self.stages.get(index + 1)
         if call.prefill and follower is not None and not follower.causal:
             padding = view.mask(hidden.device) if view.padded else None
@@ -91,7 +95,9 @@ class DecoderHooks:
             rotary = self._embeddings(call, before, hidden, embeddings)
             normed = layer.input_layernorm(hidden.to(layer.input_layernorm.weight.device))
             call.scores[index] = score_samples(call, stage, before, layer.self_attn, normed, rotary)
+        entering = sum(map(len, call.kinds))
         hidden, view = reduce_samples(call, stage, before, hidden, call.scores.pop(index))
+        self.stats.removed[f"inner@{index}"] += entering - sum(map(len, call.kinds))
         state.views[index:] = [view] * (len(state.views) - index)
         if stage.prune_past and cache is not None:
             prune_past(state, index, view, cache)
@@ -109,30 +115,58 @@ class DecoderHooks:
             view = call.state.views[index]
             if call.prefill and stage is not None and stage.score == "prev":
                 call.scores[index + 1] = score_samples(call, stage, view, attention, hidden, embeddings, keys)
-            decodes = self.decode is not None and self.decode.layer == index + 1
-            if decodes and not call.prefill and hidden.shape[1] == 1:
-                self._choose_reads(call, view, attention, hidden, embeddings, keys)
+            if self.decode is not None and self.decode.layer == index + 1 and not call.prefill:
+                self._choose_reads(call, view, attention, hidden, embeddings, cache)
 
         return hook
 
     def _choose_reads(
-        self, call: Call, view: View, attention: nn.Module, hidden: Tensor, embeddings: Embeddings, keys: Tensor
+        self, call: Call, view: View, attention: nn.Module, hidden: Tensor, embeddings: Embeddings, cache: Any
     ) -> None:
-        """Ask the decode stage which visual tokens the layers behind it read for this generated token."""
-        call.unread = []
+        """Ask the decode stage which visual tokens the layers behind it read for this generated token. Calls with
+        several tokens read everything, and the row of the step before is forgotten."""
+        decode, keys = self.decode, cache.layers[self.decode.layer - 1].keys
+        memory = reading_layer(cache, decode.layer)
+        before, memory.row = memory.row, None
+        if hidden.shape[1] > 1:
+            return
+        unread, kept_rows = [], []
+        newest = torch.zeros(1, dtype=torch.long)
         for b, visual in enumerate(call.state.visual):
-            mine = view.real(view.ids, b)
+            mine, pad = view.real(view.ids, b), view.pads[b]
             slots = torch.isin(mine, visual.to(mine.device)).nonzero().flatten()
             if not len(slots):
-                call.unread.append(None)
+                unread.append(None)
+                kept_rows.append(torch.zeros(keys.shape[2] - pad, device=keys.device))
                 continue
+            seen = None
+            if call.new_mask is not None:  # padding inside a further turn
+                behind = call.new_columns(mine.device)[b]
+                seen = torch.cat([behind.new_ones(len(mine)), behind])
             cos, sin = (part[b if len(part) > 1 else 0] for part in embeddings)
-            newest = torch.zeros(1, dtype=torch.long)
-            rows = attention_rows(attention, hidden[b], cos, sin, newest, keys=keys[b, :, view.pads[b] :])
-            read = self.decode(rows[:, 0].mean(0), slots.to(rows.device))
-            dropped = None if read is None else mine[slots[~torch.isin(slots, read.to(slots.device))]]
-            call.unread.append(dropped)
-        self.stats.calls[f"decode@{self.decode.layer}"] += 1
+            rows = attention_rows(attention, hidden[b], cos, sin, newest, keys=keys[b, :, pad:], seen=seen)
+            row, given = rows[:, 0].mean(0).detach(), {}
+            if getattr(decode, "reads_previous", False):
+                given["previous"] = None if before is None else before[b, pad:].to(row.device)
+            read = decode(row, slots.to(row.device), **given)
+            unread.append(None if read is None else mine[slots[~torch.isin(slots, read.to(slots.device))]])
+            kept_rows.append(row)
+        if getattr(decode, "reads_previous", False):
+            memory.row = pad_left(kept_rows, 0)
+        left = sum(len(ids) for ids in unread if ids is not None)
+        call.unread = unread if left else None
+        self.stats.calls[f"decode@{decode.layer}"] += 1
+        self.stats.removed[f"decode@{decode.layer}"] += left
+
+    def _read(self, call: Call, view: View, index: int, hidden: Tensor, cache: Any) -> Any:
+        """Let the layer read only what the decode stage chose; returns the mask that this needs."""
+        layer, key = reading_layer(cache, index), (view, hidden.device)
+        if key in call.reads:
+            layer.read, mask = call.reads[key]
+            return mask
+        layer.read, real = view.reads(call.unread, call.new_columns(hidden.device))
+        call.reads[key] = layer.read, self._causal(call, index, hidden, cache, real)
+        return call.reads[key][1]
 
     def _embeddings(self, call: Call, view: View, hidden: Tensor, embeddings: Embeddings) -> Embeddings:
         """Rotary embedding of the tokens that enter a layer: gathered where positions were kept, computed anew where
@@ -148,19 +182,22 @@ class DecoderHooks:
         cos, sin = (part.expand(len(view.pads), -1, -1) for part in embeddings)
         return select_slots(cos, slots, 1), select_slots(sin, slots, 1)
 
-    def _mask(self, call: Call, view: View, index: int, hidden: Tensor, cache: Any, reads_less: bool) -> Any:
-        """The attention mask of a layer with this view, in the form the model's attention implementation wants."""
-        key = (view, reads_less, hidden.device)
+    def _mask(self, call: Call, view: View, index: int, hidden: Tensor, cache: Any) -> Any:
+        """The attention mask of a layer that reads all of this view."""
+        key = (view, hidden.device)
         if key not in call.masks:
-            padded = view.padded or reads_less or call.new_mask is not None
-            mask = view.mask(hidden.device, call.unread if reads_less else None) if padded else None
+            mask = view.mask(hidden.device) if view.padded or call.new_mask is not None else None
             if mask is not None and not call.prefill:
                 mask = torch.cat([mask, call.new_columns(hidden.device)], dim=1)
-            call.masks[key] = create_causal_mask(
-                config=self.adapter.text.config,
-                inputs_embeds=hidden,
-                attention_mask=mask,
-                past_key_values=None if call.prefill else cache,
-                layer_idx=None if call.prefill else index,
-            )
+            call.masks[key] = self._causal(call, index, hidden, cache, mask)
         return call.masks[key]
+
+    def _causal(self, call: Call, index: int, hidden: Tensor, cache: Any, mask: Tensor | None) -> Any:
+        """A causal mask in the form the model's attention implementation wants; mask [B, columns]: what is real."""
+        return create_causal_mask(
+            config=self.adapter.text.config,
+            inputs_embeds=hidden,
+            attention_mask=mask,
+            past_key_values=None if call.prefill else cache,
+            layer_idx=None if call.prefill else index,
+        )

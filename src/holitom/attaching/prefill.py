@@ -36,7 +36,8 @@ class Prefill:
         for i, sample in enumerate(self.samples):
             b = i * self.beams
             layers = [kinds[b] for kinds in self.call.kinds_per_layer]
-            sample.per_layer = tuple(int((kind == VISUAL).sum()) for kind in layers)
+            sample.per_layer = tuple(_count(kind, VISUAL) for kind in layers)
+            sample.newlines_per_layer = tuple(_count(kind, NEWLINE) for kind in layers)
             sample.prompt_per_layer = tuple(len(kind) for kind in layers)
             sample.cached_per_layer = tuple(view.length - view.pads[b] for view in views)
             sample.seconds["prefill"] = seconds
@@ -63,6 +64,8 @@ def begin_prefill(
     inserts = [_reduced(video, adapter, reduction) for video in videos]
     if reduction.outer is not None:
         stats.calls["outer"] += 1
+        entering = sum(_count(insert.kind, VISUAL) for insert in inserts)
+        stats.removed["outer"] += sum(video.frames * video.cells for video in videos) - entering
     per_row: list[list[Insert]] = []
     per_prompt: list[list[VideoFeatures]] = []
     cursor = 0
@@ -97,10 +100,10 @@ def begin_prefill(
     now = clock(ids.device)
     seconds = {**(encoded.seconds or {}), "outer": now - started}
     samples = [
-        _describe(per_prompt[i], prompt, i * beams, reduction.budget, adapter, dict(seconds))
+        _describe(per_prompt[i], per_row[i * beams], prompt, i * beams, reduction.budget, adapter, dict(seconds))
         for i in range(len(per_prompt))
     ]
-    call = Call(prompt.state, prefill=True, kinds=prompt.kinds, initial=prompt.kinds)
+    call = Call(prompt.state, prefill=True, kinds=prompt.kinds, initial=prompt.kinds, groups=prompt.groups)
     return Prefill(call, samples, beams, now, ids.device)
 
 
@@ -136,20 +139,24 @@ def whole(video: VideoFeatures) -> TokenSet:
 
 def _describe(
     videos: Sequence[VideoFeatures],
+    inserts: Sequence[Insert],
     prompt: SplicedPrompt,
     row: int,
-    budget: float,
+    budget: float | int,
     adapter: Adapter,
     seconds: dict[str, float],
 ) -> SampleStats:
     kind = prompt.kinds[row]
+    full = sum(video.frames * video.cells for video in videos)
     return SampleStats(
         videos=len(videos),
         frames=sum(video.frames for video in videos),
         cells=videos[0].cells if videos else 0,
+        budget=budget,
         requested=sum(round(budget * video.frames * video.cells) for video in videos),
         kept=_count(kind, VISUAL),
         newlines=_count(kind, NEWLINE),
+        full_newlines=sum(insert.full_length for insert in inserts) - full,
         prompt_before=prompt.before[row],
         prompt_after=len(kind),
         shape=LLMShape.from_config(adapter.text.config),

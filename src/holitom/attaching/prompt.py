@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from holitom.attaching.groups import Groups, groups_of
 from holitom.attaching.views import PromptState, View, pad_left
 from holitom.errors import BadUsage
 from holitom.layout import Arranged, Order
@@ -20,24 +21,27 @@ TEXT, VISUAL, NEWLINE = 0, 1, 2
 @dataclass(frozen=True)
 class Insert:
     """What one video puts into the prompt: rows [P, D], kind [P] (VISUAL or NEWLINE), origin [P] the index each row had
-    among the full_length embeddings of the unreduced video."""
+    among the full_length embeddings of the unreduced video, groups the outer stage's, if it has any; all but the rows
+    on the CPU."""
 
     rows: Tensor
     kind: Tensor
     origin: Tensor
     full_length: int
+    groups: Groups | None = None
 
 
 @dataclass(frozen=True)
 class SplicedPrompt:
-    """The batch as the language model gets it, padded on the left; kinds (CPU) and before (prompt tokens as given)
-    per sample are without padding."""
+    """The batch as the language model gets it, padded on the left; kinds (CPU), groups and before (prompt tokens as
+    given) per sample are without padding."""
 
     input_ids: Tensor
     attention_mask: Tensor | None
     position_ids: Tensor
     features: Tensor
     kinds: list[Tensor]
+    groups: list[Groups | None]
     before: list[int]
     state: PromptState
 
@@ -52,7 +56,10 @@ def insert_of(placed: Arranged, *, frames: int, grid: tuple[int, int], order: Or
     else:
         tokens = frames * height * width
         origin, full = torch.where(visual, frame * height * width + cell, tokens), tokens + (order == "end")
-    return Insert(placed.rows, torch.where(visual, VISUAL, NEWLINE), origin, full)
+    groups = None
+    if placed.group is not None:
+        groups = Groups(placed.group.cpu(), None if placed.gain is None else placed.gain.cpu())
+    return Insert(placed.rows, torch.where(visual, VISUAL, NEWLINE), origin, full, groups)
 
 
 def video_runs(row: Tensor, video_token_id: int) -> list[tuple[int, int]]:
@@ -95,12 +102,13 @@ def splice(
     device, ids, width = input_ids.device, input_ids.cpu(), input_ids.shape[1]
     pads = left_pads(None if attention_mask is None else attention_mask.cpu(), len(ids))
     given = None if position_ids is None else position_ids.cpu().expand(len(ids), -1)
-    new_ids, new_positions, kinds, shifts = [], [], [], []
+    new_ids, new_positions, kinds, groups, shifts = [], [], [], [], []
     for b, pad in enumerate(pads):
         row = ids[b, pad:]
         number = torch.arange(width - pad) if given is None else given[b, pad:]
-        parts, kind, place, cursor, drift = [], [], [], 0, 0
+        parts, kind, place, placed, cursor, drift = [], [], [], [], 0, 0
         for (start, stop), insert in zip(video_runs(row, video_token_id), inserts[b], strict=True):
+            placed.append((sum(map(len, parts)) + start - cursor, insert.groups, len(insert.kind)))
             parts += [row[cursor:start], torch.full((len(insert.kind),), video_token_id)]
             kind += [torch.full((start - cursor,), TEXT), insert.kind]
             place += [number[cursor:start] + drift, number[start] + drift + insert.origin]
@@ -115,6 +123,7 @@ def splice(
         new_ids.append(torch.cat(parts))
         new_positions.append(numbered)
         kinds.append(torch.cat(kind))
+        groups.append(groups_of(len(kinds[-1]), placed))
         shifts.append(int(number[-1] - numbered[-1]))
     base = View.of([torch.arange(len(r)) for r in new_ids], new_positions)
     base = View(base.ids.to(device), base.positions.to(device), base.pads)
@@ -130,4 +139,5 @@ def splice(
     mask = base.mask(device).long() if base.padded or gaps else None
     before = [width - pad for pad in pads]
     features = torch.cat([insert.rows for sample in inserts for insert in sample])[None]
-    return SplicedPrompt(pad_left(new_ids, pad_id).to(device), mask, base.positions, features, kinds, before, state)
+    new_ids = pad_left(new_ids, pad_id).to(device)
+    return SplicedPrompt(new_ids, mask, base.positions, features, kinds, groups, before, state)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from holitom.errors import UnsupportedModel
@@ -33,12 +33,13 @@ def attention_rows(
     *,
     keys: Float[Tensor, "kv keys width"] | None = None,
     causal: bool = True,
+    seen: Bool[Tensor, " keys"] | None = None,
 ) -> Float[Tensor, "heads rows keys"]:
     """softmax(q k^T * scaling) for some query rows of one sample, in float32.
 
     hidden: the normed states that enter the attention; cos, sin: their rotary embedding; rows: the queries, as ids into
     hidden; keys: rotated keys of the whole sequence from the cache, of which hidden holds the last ones (None: computed
-    here from hidden). causal: query row i of hidden sees the keys up to its own.
+    here from hidden). causal: query row i of hidden sees the keys up to its own. seen: keys that may be attended to.
     """
     rotate = rotation_of(attention)
     where = attention.q_proj.weight.device
@@ -57,6 +58,8 @@ def attention_rows(
         last_seen = rows + (keys.shape[1] - len(hidden))
         ahead = torch.arange(keys.shape[1], device=where) > last_seen[:, None]
         scores = scores.masked_fill(ahead, float("-inf"))
+    if seen is not None:
+        scores = scores.masked_fill(~seen.to(where), float("-inf"))
     return scores.softmax(-1)
 
 

@@ -14,7 +14,7 @@ from holitom.attaching.checks import check_cache, check_generation, check_not_tr
 from holitom.attaching.continuation import continue_prompt
 from holitom.attaching.decoder import DecoderHooks
 from holitom.attaching.prefill import Prefill, begin_prefill
-from holitom.attaching.stats import RunStats, stage_names
+from holitom.attaching.stats import RunStats
 from holitom.attaching.views import forget, recall
 from holitom.errors import BadUsage
 from holitom.models import Adapter
@@ -29,7 +29,7 @@ class Run:
 
     def __init__(self, model: nn.Module, adapter: Adapter, reduction: Reduction) -> None:
         self.reduction = reduction
-        self.stats = RunStats(stage_names(reduction.outer, reduction.inner, reduction.decode))
+        self.stats = RunStats.of(reduction)
         self._model, self._adapter = model, adapter
         self._decoder = DecoderHooks(adapter, reduction.inner, reduction.decode, self.stats)
         self._requires = frozenset(reduction.outer.requires) if reduction.outer is not None else frozenset()

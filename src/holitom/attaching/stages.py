@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from holitom.attaching.calls import Call
+from holitom.attaching.groups import NO_GROUPS
 from holitom.attaching.prompt import TEXT, VISUAL
 from holitom.attaching.scores import attention_rows
 from holitom.attaching.views import PromptState, View, pad_left, select_slots
@@ -56,14 +57,19 @@ def reduce_samples(
     call: Call, stage: Inner, before: View, hidden: Tensor, scores: list[Tensor | None]
 ) -> tuple[Tensor, View]:
     """hidden [B, S, D] with the layout ``before`` -> the states that remain [B, S', D] and their layout; updates
-    ``call.kinds``."""
-    rows, ids, positions, kinds = [], [], [], []
+    ``call.kinds`` and ``call.groups``."""
+    rows, ids, positions, kinds, groups = [], [], [], [], []
+    reads_groups = getattr(stage, "reads_groups", False)
     for b, kind in enumerate(call.kinds):
         states, number, kept = before.real(hidden, b), before.real(before.positions, b), torch.arange(len(kind))
         visual = candidates(stage, kind)
         if len(visual):
             n0 = len(candidates(stage, call.initial[b]))
-            keep, states = stage(states, scores[b], visual.to(hidden.device), n0)
+            given = {}
+            if reads_groups:
+                mine = call.groups[b]
+                given = NO_GROUPS if mine is None else mine.at(visual).arguments(hidden.device)
+            keep, states = stage(states, scores[b], visual.to(hidden.device), n0, **given)
             kept = _checked(stage, keep, states, kind)
         place = kept.to(number.device)
         number = number[place]
@@ -73,10 +79,11 @@ def reduce_samples(
         ids.append(before.real(before.ids, b)[place])
         positions.append(number)
         kinds.append(kind[kept])
+        groups.append(None if call.groups[b] is None else call.groups[b].at(kept))
     shift = before.shift
     if stage.positions == "contiguous":
         shift = call.state.next_position - 1 - torch.stack([p[-1] for p in positions])
-    call.kinds = kinds
+    call.kinds, call.groups = kinds, groups
     return pad_left(rows, 0), View.of(ids, positions, shift)
 
 

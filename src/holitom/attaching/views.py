@@ -57,6 +57,17 @@ class View:
                 valid[sample] &= ~torch.isin(ids[sample], dropped.to(device))
         return valid
 
+    def reads(self, unread: Sequence[Tensor | None], behind: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What is read of this layer's cache when ids are left unread: its slots [B, R], ascending and left-padded, and
+        which of them are real (None: all). behind [B, new]: which columns behind the prompt may be attended to."""
+        allowed = torch.cat([self.mask(behind.device, unread), behind], dim=1)
+        rows = [sample.nonzero().flatten() for sample in allowed]
+        slots = pad_left(rows, 0)
+        first = slots.shape[1] - torch.tensor([len(row) for row in rows])
+        if not first.any():
+            return slots, None
+        return slots, (torch.arange(slots.shape[1]) >= first[:, None]).to(slots.device)
+
     def restricted(self, kept: View) -> View:
         """This view without the tokens that ``kept`` has lost (it holds a subset); positions and shift stay."""
         rows, positions = [], []
@@ -125,6 +136,8 @@ def pad_left(rows: Sequence[Tensor], value: int) -> Tensor:
 
 def select_slots(batched: Tensor, slots: Tensor, dim: int) -> Tensor:
     """Gather per-sample slots [B, S'] from a batched tensor along ``dim`` (the tensor's batch is dimension 0)."""
+    if len(slots) == len(batched) == 1:
+        return batched.index_select(dim, slots[0].to(batched.device))  # copies whole rows
     shape = [1] * batched.ndim
     shape[0], shape[dim] = slots.shape
     target = list(batched.shape)

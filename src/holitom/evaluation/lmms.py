@@ -20,7 +20,7 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
-from holitom.attach import reduce_tokens
+from holitom.attach import SampleStats, reduce_tokens
 from holitom.errors import BadUsage, CannotRun
 from holitom.evaluation.arguments import reduction_from
 from holitom.evaluation.cells import check_saliency
@@ -44,17 +44,12 @@ def manifest() -> Any:
 
 @dataclass(frozen=True)
 class Answered:
-    """What is known about one question beside its answer: the video file, prompt tokens, and tokens per layer."""
+    """What is known about one question beside its answer: the video file, what its decoder had to say, and what the
+    reduction did to the prompt."""
 
     video: str
-    frames: int
-    requested: int
-    kept: int
-    prompt: int
     notes: tuple[str, ...]
-    per_layer: tuple[int, ...]
-    flops_paper: float
-    flops_exact: float
+    sample: SampleStats
 
 
 @dataclass(frozen=True)
@@ -120,7 +115,8 @@ class ReducedVideoModel(lmms):
         self.on_progress: Callable[[int], object] | None = None
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
-        """Greedy answers. CannotRun if a stage of the reduction never acted: the score would not mean what it says."""
+        """Greedy answers. CannotRun if a stage of the reduction never ran, or never took a token away: the score would
+        not mean what it says."""
         answers: list[GenerationResult | None] = [None] * len(requests)
         jobs = [self._job(place, request) for place, request in enumerate(requests)]
         hidden = self.on_progress is not None or self.rank != 0
@@ -204,14 +200,8 @@ class ReducedVideoModel(lmms):
         for job, sample, text, tokens in zip(batch, samples, texts, written, strict=True):
             self.answered[job.key] = Answered(
                 video="/".join(Path(job.video).parts[-2:]),
-                frames=sample.frames,
-                requested=sample.requested,
-                kept=sample.kept,
-                prompt=sample.prompt_after,
                 notes=self.store.notes[job.video, self.frames],
-                per_layer=tuple(sample.per_layer),
-                flops_paper=sample.flops_paper,
-                flops_exact=sample.flops_exact,
+                sample=sample,
             )
             length = int((tokens != self.processor.tokenizer.pad_token_id).sum())
             counts = TokenCounts(input_tokens=sample.prompt_after, output_tokens=length)

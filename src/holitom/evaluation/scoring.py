@@ -66,6 +66,6 @@ def line(sample: Mapping[str, Any], task: str, answered: Answered) -> dict[str, 
         "target": sample["target"],
         "answer": sample["filtered_resps"][0],
         "correct": correct(sample),
-        "prompt": answered.prompt,
-        "kept": answered.kept,
+        "prompt": answered.sample.prompt_after,
+        "kept": answered.sample.kept,
     }

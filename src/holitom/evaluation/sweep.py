@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from holitom import paths
+from holitom.attaching.stats import token_budget
 from holitom.evaluation.cells import CONTROL_TOWER, Cell, CellFiles, check, key, load_samples, model_path, revision
 from holitom.evaluation.scoring import line
 from holitom.evaluation.statistics import interval
@@ -153,7 +154,8 @@ def _record(
 ) -> Record:
     judged = [(s["correct"], f"{s['task']}/{s['video']}") for s in samples] or [(0.0, "none")]
     score = interval([c for c, _ in judged], [v for _, v in judged])
-    told = list(answered.values())
+    told = [answer.sample for answer in answered.values()]
+    budget = token_budget(told)
     kinds = sorted({s["type"] for s in samples})
     stages = (cell.reduction.outer, *cell.reduction.inner, cell.reduction.decode)
     tiny = cell.benchmark in benchmarks.BENCHMARKS
@@ -166,10 +168,10 @@ def _record(
         "questions_by_type": {kind: sum(s["type"] == kind for s in samples) for kind in kinds},
         "flops_paper": fmean(a.flops_paper for a in told),
         "flops_exact": fmean(a.flops_exact for a in told),
-        "frames_used": fmean(a.frames for a in told),
-        "prompt_tokens": fmean(a.prompt for a in told),
+        "frames_used": budget.frames,
+        "prompt_tokens": fmean(a.prompt_after for a in told),
         "pixels": cell.pixels,
-        "decoder_notes": sorted({note for a in told for note in a.notes}),
+        "decoder_notes": sorted({note for answer in answered.values() for note in answer.notes}),
         "recipe": benchmarks.recipe_hash() if tiny else None,
         "batch_size": lm.batch_size,
         "seconds": round(seconds, 2),
@@ -184,8 +186,9 @@ def _record(
         experiment=cell.experiment,
         row=cell.row,
         method=cell.reduction.describe(),
-        requested_tokens=fmean(a.requested for a in told),
-        realised_tokens=fmean(a.kept for a in told),
+        requested_tokens=budget.asked_tokens,
+        realised_tokens=budget.kept_tokens,
+        budget=budget,
         tokens_per_layer=tuple(fmean(layer) for layer in zip(*(a.per_layer for a in told), strict=True)),
         model=cell.model,
         model_revision=revision(cell.model),

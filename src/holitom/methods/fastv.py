@@ -35,9 +35,15 @@ class FastV:
     def __post_init__(self) -> None:
         check_stage(self.layer, self.ratio)
 
+    @property
+    def identity(self) -> bool:
+        """Whether these parameters ask for nothing."""
+        return self.ratio == 0
+
     def __call__(
         self, hidden: Float[Tensor, "seq dim"], score: Float[Tensor, " seq"], visual: Int[Tensor, " visual"], n0: int
     ) -> tuple[Int[Tensor, " kept"], Float[Tensor, "kept dim"]]:
-        """hidden [S, D], score [S], visual: ascending ids -> (ids [S'] ascending, hidden[ids])."""
-        ids = surviving(hidden.shape[0], visual, kept_visual(score, visual, self.ratio))
+        """hidden [S, D], score [S], visual: ascending ids -> (ids [S'] ascending, hidden[ids]). Raises BadUsage
+        for a NaN in the visual tokens' scores."""
+        ids = surviving(hidden.shape[0], visual, kept_visual(self, score, visual))
         return ids, hidden[ids]

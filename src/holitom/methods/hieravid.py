@@ -145,6 +145,11 @@ class HieraVidSelect:
         if not 0 < self.clamp[0] <= self.clamp[1] <= 1:
             raise BadUsage(f"clamp {self.clamp} is not a range in (0, 1]", fix="use (0.05, 0.95)")
 
+    @property
+    def identity(self) -> bool:
+        """Whether these parameters ask for nothing."""
+        return self.ratio == 0 and not self.released
+
     def __call__(
         self,
         hidden: Float[Tensor, "seq dim"],

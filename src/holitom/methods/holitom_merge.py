@@ -50,11 +50,17 @@ class HoliTomMerge:
         released = self.average == "running" and not self.causal and self.include_newlines
         return "golden" if released else "port"
 
+    @property
+    def identity(self) -> bool:
+        """Whether these parameters ask for nothing."""
+        return self.ratio == 0
+
     def __call__(
         self, hidden: Float[Tensor, "seq dim"], score: Float[Tensor, " seq"], visual: Int[Tensor, " visual"], n0: int
     ) -> tuple[Int[Tensor, " kept"], Float[Tensor, "kept dim"]]:
-        """hidden [S, D] entering ``layer``, score [S] (mean over heads), visual: ascending ids -> (ids [S'], rows)."""
-        kept = kept_visual(score, visual, self.ratio)
+        """hidden [S, D] entering ``layer``, score [S] (mean over heads), visual: ascending ids -> (ids [S'], rows).
+        Raises BadUsage for a NaN in the visual tokens' scores."""
+        kept = kept_visual(self, score, visual)
         if kept.shape[0] == visual.shape[0]:
             return torch.arange(hidden.shape[0], device=hidden.device), hidden
         rows = hidden[visual]

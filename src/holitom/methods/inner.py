@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from holitom.errors import BadUsage
+from holitom.methods.scored import finite_scores
 from holitom.ops.selection import keep_count, mask_ids, topk_ids
 
 
@@ -22,10 +25,11 @@ def check_stage(layer: int, ratio: float) -> None:
         )
 
 
-def kept_visual(score: Float[Tensor, " seq"], visual: Int[Tensor, " visual"], ratio: float) -> Int[Tensor, " kept"]:
-    """Indices into ``visual`` of the round(V * (1 - ratio)) tokens (at least one) with the highest score, ascending."""
-    wanted = keep_count(visual.shape[0], 1 - ratio, "round")
-    return topk_ids(score[visual].float(), max(1, wanted))
+def kept_visual(stage: Any, score: Float[Tensor, " seq"], visual: Int[Tensor, " visual"]) -> Int[Tensor, " kept"]:
+    """Indices into ``visual`` of the round(V * (1 - stage.ratio)) tokens (at least one) with the highest score,
+    ascending. Raises BadUsage for a NaN or an infinity among their scores."""
+    wanted = keep_count(visual.shape[0], 1 - stage.ratio, "round")
+    return topk_ids(finite_scores(stage, score[visual]), max(1, wanted))
 
 
 def surviving(seq: int, visual: Int[Tensor, " visual"], kept: Int[Tensor, " kept"]) -> Int[Tensor, " left"]:

@@ -53,6 +53,11 @@ class PruneVidSelect:
     def __post_init__(self) -> None:
         check_keep(self.layer - 1, self.alpha, "alpha")  # the score comes from the layer before
 
+    @property
+    def identity(self) -> bool:
+        """Whether these parameters ask for nothing."""
+        return self.alpha == 1
+
     def __call__(
         self,
         hidden: Float[Tensor, "seq dim"],

@@ -58,6 +58,11 @@ class PyramidDropStage:
     def fidelity(self) -> Fidelity:
         return "golden" if self.released else "port"
 
+    @property
+    def identity(self) -> bool:
+        """Whether these parameters ask for nothing."""
+        return self.ratio == 1
+
     def __call__(
         self, hidden: Float[Tensor, "seq dim"], score: Float[Tensor, " seq"], visual: Int[Tensor, " visual"], n0: int
     ) -> tuple[Int[Tensor, " kept"], Float[Tensor, "kept dim"]]:
