@@ -1,0 +1,202 @@
+"""One change at a time against the default: paired differences, corrected for their number, and a sentence per factor.
+
+Sentences are made from the measured differences and from what was expected beforehand; no result is written by hand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from holitom import paths
+from holitom.errors import BadUsage
+from holitom.evaluation.cells import Cell, load_samples
+from holitom.evaluation.statistics import Estimate, paired_difference
+from holitom.results import Record
+from holitom.scores import averages, score_frame
+
+DEFAULT = "default"
+MARGIN = 1.5
+"""Points. "Matters little" means a 95 % interval inside +- this much, as in the trends: 1,200 questions show it."""
+LEVEL = 0.05
+FEWEST_VIDEOS = 30
+
+Answers = dict[tuple[str, Any], tuple[float, str]]
+"""(benchmark, question) -> right or wrong, and the video it is about."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What is varied, and what is expected of it.
+
+    expected: a statement, judged by ``test``: "needed": the default scores clearly above every rival; "not beaten": no
+    rival scores clearly above it, and none can be ahead by more than MARGIN; "robust": every rival stays within +-
+    MARGIN. rivals: the variants that the statement is about (empty: all); why: where the expectation comes from.
+    """
+
+    name: str
+    expected: str
+    test: Literal["needed", "not beaten", "robust"]
+    why: str
+    rivals: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A factor's verdict ("holds", "does not hold", "within noise", "not decided") and the sentence that says why."""
+
+    factor: Factor
+    verdict: str
+    sentence: str
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values: below a level together, they hold the chance of any false alarm below it."""
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    adjusted, largest = [0.0] * len(p), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def against_default(
+    cells: Sequence[Cell],
+    records: Sequence[Record],
+    tier: str,
+    *,
+    runs: Path | None = None,
+    samples: Callable[[Cell], list[dict[str, Any]]] | None = None,
+) -> pd.DataFrame:
+    """One row per setting of the ablations: factor and variant; value, the average score, with low and high; diff, the
+    difference of the averages to the default on the same questions, with diff_low and diff_high, p and p_holm (over all
+    variants), clustered by video; the same per benchmark, under its name; changed, how many answers are now right that
+    were wrong or the reverse; tokens per layer; flops_pct.
+
+    records: what ``run_cells(cells, tier)`` returned. Every benchmark counts the same, however many questions it has.
+    """
+    read = samples or (lambda cell: load_samples(cell, tier, runs=runs or paths.runs()))
+    names = list(dict.fromkeys(cell.benchmark for cell in cells))
+    mean = averages(score_frame(cells, records, tier, samples=read), names).set_index("row")
+    logs = {
+        row: _answers([cell for cell in cells if cell.row == row], read) for row in dict.fromkeys(c.row for c in cells)
+    }
+    if DEFAULT not in logs:
+        raise BadUsage("the cells hold no default to compare with", fix='give the cells of "ablations"')
+    tokens = {row: _tokens(cells, records, row) for row in logs}
+    rows = []
+    for row, log in logs.items():
+        factor, _, variant = row.rpartition(": ")
+        score = mean.loc[row]
+        found = {"factor": factor, "variant": variant, "value": score["value"], "low": score["low"]}
+        found |= {"high": score["high"], "n": int(score["n"]), "tokens": tokens[row], "flops_pct": score["flops_pct"]}
+        found |= _difference(log, logs[DEFAULT], names) if row != DEFAULT else {}
+        rows.append(found | {"source": "measured"})
+    table = pd.DataFrame(rows)
+    tested = table["factor"] != ""
+    table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"].tolist())
+    return table
+
+
+def findings(table: pd.DataFrame, factors: Iterable[Factor]) -> list[Finding]:
+    """What holds of each factor's expectation, from ``against_default``."""
+    return [_finding(table[table["factor"] == factor.name], factor, table) for factor in factors]
+
+
+def clear(row: pd.Series) -> int:
+    """-1 or 1 where a variant scores below or above the default after Holm's correction, else 0."""
+    return int(math.copysign(1, row["diff"])) if row["p_holm"] < LEVEL and row["diff"] else 0
+
+
+def within_margin(row: pd.Series) -> bool:
+    """Whether the whole interval of the difference lies inside +- MARGIN."""
+    return bool(row["diff_low"] >= -MARGIN and row["diff_high"] <= MARGIN)
+
+
+def _finding(mine: pd.DataFrame, factor: Factor, table: pd.DataFrame) -> Finding:
+    rivals = [row for _, row in mine.iterrows() if not factor.rivals or row["variant"] in factor.rivals]
+    signs = [clear(row) for row in rivals]
+    if not rivals or min(row["videos"] for row in rivals) < FEWEST_VIDEOS:
+        verdict = "not decided"
+    elif factor.test == "needed":
+        close = any(row["diff_low"] > -MARGIN for row in rivals)
+        verdict = "holds" if all(s < 0 for s in signs) else "does not hold" if close else "within noise"
+    elif factor.test == "not beaten":
+        bounded = all(row["diff_high"] <= MARGIN for row in rivals)
+        verdict = "does not hold" if any(s > 0 for s in signs) else "holds" if bounded else "within noise"
+    else:
+        outside = [s for s, row in zip(signs, rivals, strict=True) if not within_margin(row)]
+        verdict = "does not hold" if any(outside) else "within noise" if outside else "holds"
+    default = table[(table["factor"] == "") & (table["variant"] == DEFAULT)].iloc[0]
+    rows = [row for _, row in mine.iterrows()]
+    return Finding(factor, verdict, _sentence(factor, rows, default, verdict))
+
+
+def _sentence(factor: Factor, rows: list[pd.Series], default: pd.Series, verdict: str) -> str:
+    parts = []
+    if verdict == "not decided":
+        parts.append(f"fewer than {FEWEST_VIDEOS} videos decide nothing")
+    for sign, word in ((-1, "below"), (1, "above")):
+        named = [_named(row, default) for row in rows if clear(row) == sign]
+        if named:
+            parts.append(f"clearly {word} the default: " + "; ".join(named))
+    rest = [row for row in rows if not clear(row)]
+    same = [row["variant"] for row in rest if not row["changed"]]
+    if same:
+        parts.append(f"no answer changes with {', '.join(same)}")
+    unclear = [row for row in rest if row["changed"]]
+    little = [_named(row, default) for row in unclear if within_margin(row)]
+    if little:
+        parts.append(f"within {MARGIN:g} points of the default: " + "; ".join(little))
+    noise = [_named(row, default) for row in unclear if not within_margin(row)]
+    if noise:
+        parts.append("cannot be told from the default: " + "; ".join(noise))
+    return f"{factor.expected} {verdict[0].upper()}{verdict[1:]}: " + ". ".join(parts) + "."
+
+
+def _named(row: pd.Series, default: pd.Series) -> str:
+    """ "windows of 8 (-1.2 [-2.0, -0.4], 70 tokens instead of 61)": tokens where they differ by more than 2 %."""
+    text = f"{row['diff']:+.1f} [{row['diff_low']:+.1f}, {row['diff_high']:+.1f}]".replace("-", "−")
+    if abs(row["tokens"] / default["tokens"] - 1) > 0.02:
+        text += f", {row['tokens']:.0f} tokens per layer instead of {default['tokens']:.0f}"
+    return f"{row['variant']} ({text})"
+
+
+def _answers(cells: Iterable[Cell], read: Callable[[Cell], list[dict[str, Any]]]) -> Answers:
+    return {
+        (cell.benchmark, (s.get("task", ""), s["doc_id"])): (float(s["correct"]), f"{cell.benchmark}/{s['video']}")
+        for cell in cells
+        for s in read(cell)
+    }
+
+
+def _difference(mine: Answers, base: Answers, names: Sequence[str]) -> dict[str, Any]:
+    if set(mine) != set(base):
+        raise BadUsage("two settings answered different questions", fix="run all of them with the same limit")
+    counts = {name: sum(benchmark == name for benchmark, _ in base) for name in names}
+    weight = {name: len(base) / (len(names) * counts[name]) for name in names}
+    whole = _paired(mine, base, list(base), weight)
+    found: dict[str, Any] = {"diff": whole.value, "diff_low": whole.low, "diff_high": whole.high, "p": whole.p}
+    found |= {"changed": sum(mine[q][0] != base[q][0] for q in base), "videos": whole.groups}
+    for name in names:
+        one = _paired(mine, base, [question for question in base if question[0] == name], {name: 1.0})
+        found |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
+    return found
+
+
+def _paired(mine: Answers, base: Answers, questions: list[tuple[str, Any]], weight: dict[str, float]) -> Estimate:
+    scale = [weight[name] for name, _ in questions]
+    a = [w * mine[question][0] for w, question in zip(scale, questions, strict=True)]
+    b = [w * base[question][0] for w, question in zip(scale, questions, strict=True)]
+    return paired_difference(a, b, [base[question][1] for question in questions])
+
+
+def _tokens(cells: Sequence[Cell], records: Sequence[Record], row: str) -> float:
+    """Visual tokens per layer, mean over layers and benchmarks: what the setting computes with."""
+    mine = [r for c, r in zip(cells, records, strict=True) if c.row == row]
+    return sum(sum(r.tokens_per_layer) / len(r.tokens_per_layer) for r in mine) / len(mine)
