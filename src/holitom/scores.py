@@ -2,8 +2,8 @@
 model.
 
 A difference to the full model is taken question by question on the same model, benchmark and frames, and its interval
-is clustered by video. The average over benchmarks is the mean of their scores, as in the papers, not of their
-questions.
+is clustered by video. Only a row of fewer frames is compared with the full model at the most frames there are. The
+average over benchmarks is the mean of their scores, as in the papers, not of their questions.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from holitom.results import Record
 
 BASELINE = "Vanilla"
 AVERAGE = "average"
+FEWER_FRAMES = "Fewer frames"
+"""The row of a control: all tokens of fewer frames."""
+SHARES = ("kept_pct", "newline_pct", "layer_pct", "off_per_frame", "flops_pct")
 Samples = Callable[[Cell], list[dict[str, Any]]]
 _SETTING = ["row", "model", "budget", "layer", "ratio", "saliency", "frames", "setting"]
 
@@ -37,8 +40,10 @@ def score_frame(
     samples: Samples | None = None,
 ) -> pd.DataFrame:
     """One row per cell: its labels, value with low and high, difference to the full model (diff, diff_low, diff_high,
-    p), share of visual tokens that enter the language model, FLOPs in per cent of the full model by the papers'
-    formula.
+    p), and what it spent, in per cent of the full model: visual tokens that enter the language model (kept_pct), the
+    same with newline tokens on both sides (newline_pct), averaged over the layers (layer_pct), FLOPs by the papers'
+    formula (flops_pct); off_per_frame: tokens per frame kept beyond what was asked. Newlines and off_per_frame are NaN
+    in records that do not tell.
 
     records: what ``run_cells(cells, tier)`` returned, in that order. samples: gives the per-question log of a cell
     (default: from ``runs``). BadUsage when the two do not belong together.
@@ -49,17 +54,18 @@ def score_frame(
         )
     read = samples or (lambda cell: load_samples(cell, tier, runs=runs or paths.runs()))
     full = {_where(c): (c, r) for c, r in zip(cells, records, strict=True) if c.row == BASELINE}
+    most = {_place(c): (c, r) for c, r in sorted(full.values(), key=lambda pair: pair[0].frames)}
     rows = []
     for cell, record in zip(cells, records, strict=True):
-        base = full.get(_where(cell))
+        fewer = cell.row == FEWER_FRAMES
+        base = most.get(_place(cell)) if fewer else full.get(_where(cell))
         row = _labels(cell) | {
             "benchmark": cell.benchmark,
             "value": record.value,
             "low": record.low,
             "high": record.high,
             "n": record.n,
-            "kept_pct": math.nan,
-            "flops_pct": math.nan,
+            **dict.fromkeys(SHARES, math.nan),
             "source": record.source,
             "tier": record.tier,
             "diff": math.nan,
@@ -68,7 +74,9 @@ def score_frame(
             "p": math.nan,
         }
         if base is not None:
-            row |= _relative(record, base[1])
+            row |= _spent(record, base[1])
+            if fewer:
+                row |= {"budget": cell.frames / base[0].frames, "off_per_frame": 0.0}
             if cell.row != BASELINE:
                 row |= _difference(read(cell), read(base[0]))
         rows.append(row)
@@ -88,7 +96,7 @@ def with_average(scores: pd.DataFrame, benchmarks: Iterable[str]) -> pd.DataFram
         if len(part) < len(wanted):
             continue
         mean = part.iloc[0].to_dict() | {"benchmark": AVERAGE, "n": int(part["n"].sum()), "p": math.nan}
-        mean |= {name: float(part[name].mean()) for name in ("kept_pct", "flops_pct")}
+        mean |= {name: float(part[name].mean(skipna=False)) for name in SHARES}
         for value, low, high in (("value", "low", "high"), ("diff", "diff_low", "diff_high")):
             mean[value], mean[low], mean[high] = _mover(part[value], part[low], part[high])
         means.append(mean)
@@ -120,13 +128,29 @@ def _where(cell: Cell) -> tuple[Any, ...]:
     return cell.model, cell.benchmark, cell.frames, cell.limit
 
 
-def _relative(record: Record, base: Record) -> dict[str, float]:
-    kept, total = record.realised_tokens, base.realised_tokens
+def _place(cell: Cell) -> tuple[Any, ...]:
+    return cell.model, cell.benchmark, cell.limit
+
+
+def _spent(record: Record, base: Record) -> dict[str, float]:
+    """Tokens and FLOPs in per cent of the full model's; both budgets are those of the same videos."""
     cost, whole = record.extra.get("flops_paper"), base.extra.get("flops_paper")
-    return {
-        "kept_pct": 100 * kept / total if kept and total else math.nan,
-        "flops_pct": 100 * cost / whole if cost and whole else math.nan,
+    layers = list(record.tokens_per_layer)
+    spent = {
+        "kept_pct": _percent(record.realised_tokens, base.realised_tokens),
+        "layer_pct": _percent(sum(layers) / len(layers) if layers else None, base.realised_tokens),
+        "flops_pct": _percent(cost, whole),
     }
+    mine, full = record.budget, base.budget
+    if mine is not None and full is not None:
+        with_newlines = mine.kept_tokens + mine.kept_newlines
+        spent["newline_pct"] = _percent(with_newlines, full.full_tokens + full.full_newlines)
+        spent["off_per_frame"] = mine.off_per_frame
+    return spent
+
+
+def _percent(part: float | None, whole: float | None) -> float:
+    return 100 * part / whole if part and whole else math.nan
 
 
 def _difference(mine: list[dict[str, Any]], full: list[dict[str, Any]]) -> dict[str, float]:

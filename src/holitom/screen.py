@@ -17,7 +17,7 @@ from holitom import paths
 _RULE = re.compile(r"^\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?$")
 _MARKS = re.compile(r"\*\*|(?<!\w)_|_(?!\w)|`")
 _SHORTER = (  # what a table that is too wide for the terminal loses first
-    (r" · tiny_\w+", ""),
+    (r"( ·)? tiny_\w+", ""),
     (r"([✓≈✗·]) (NOT REPRODUCED|REPRODUCED|WITHIN NOISE|NOT RUN|QUOTED)", r"\1"),
     (r"\(([+−-]?[\d.]+) ±[\d.]+", r"(\1"),  # the interval of a difference
     (r" ±[\d.]+", ""),

@@ -7,11 +7,12 @@ import os
 
 import pytest
 
-from holitom import caches, paths, runner, screen
+from holitom import caches, paper, paths, runner, screen
 from holitom.errors import BadUsage
 from holitom.evaluation.cells import Cell
 from holitom.experiments import EXPERIMENTS, cells, find, status
 from holitom.experiments.registry import check_tier
+from holitom.scores import FEWER_FRAMES
 
 MEASURING = [name for name, experiment in EXPERIMENTS.items() if experiment.measures]
 
@@ -30,11 +31,10 @@ def test_cells_are_distinct_complete_and_limited(name, tier):
     assert len({same(cell) for cell in made}) == len(made)
     settings = {(c.model, c.row, json.dumps(c.reduction.describe()), c.frames, c.saliency) for c in made}
     assert len(made) == 4 * len(settings)  # every setting on every benchmark
+    full = {(c.model, c.benchmark, c.frames) for c in made if c.row == "Vanilla"}
     for cell in made:  # a difference to the full model needs the full model on the same benchmark and frames
-        assert any(
-            (c.row, c.model, c.benchmark, c.frames) == ("Vanilla", cell.model, cell.benchmark, cell.frames)
-            for c in made
-        )
+        assert cell.row == FEWER_FRAMES or (cell.model, cell.benchmark, cell.frames) in full
+        assert (cell.model, cell.benchmark) in {where[:2] for where in full}
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in MEASURING])
@@ -42,19 +42,50 @@ def test_what_only_calculates_has_no_cells(name):
     assert cells(name, "tiny") == []
 
 
-def test_table1_holds_the_papers_rows_and_the_adverse_controls():
+@pytest.mark.parametrize("tier", ["tiny", "paper"])
+@pytest.mark.parametrize(("table", "skipped"), [("table1", ()), ("table2", ("ov-72b", "video-7b"))])
+def test_the_tables_hold_every_printed_row_that_has_a_model(table, skipped, tier):
+    made = {(c.model, c.row, round(100 * c.reduction.budget)) for c in cells(table, tier)}
+    models = {"ov-7b": "onevision", "video-7b": "video"} if tier == "tiny" else {"ov-7b": "ov-7b", "ov-72b": "ov-72b"}
+    for row in paper.table(table).itertuples():
+        if row.model in models:
+            assert (models[row.model], row.method, row.retained_pct) in made
+        else:
+            assert row.model in skipped
+
+
+def test_table1_holds_the_adverse_controls():
     made = {(c.row, c.reduction.budget) for c in cells("table1", "tiny")}
-    for budget in (0.25, 0.20, 0.15, 0.10):
-        assert {("HoliTom", budget), ("HoliTom (w/o M)", budget)} <= made
     for budget in (0.25, 0.10):
-        rows = (
-            "Random",
-            "Saliency top-k",
-            "Saliency bottom-k",
-            "HoliTom, random saliency",
-            "HoliTom, control saliency",
-        )
-        assert {(row, budget) for row in rows} <= made
+        rows = ("Random", "Uniform stride", "Average pooling", "Saliency top-k", "Saliency bottom-k")
+        sources = ("random", "control")
+        swapped = [f"{row}, {source} saliency" for row in ("HoliTom", "Top-k") for source in sources]
+        swapped += ["VisionZip, control saliency", "FastVID, control saliency"]
+        assert {(row, budget) for row in (*rows, *swapped)} <= made
+    fewer = {c.frames for c in cells("table1", "tiny") if c.row == FEWER_FRAMES}
+    assert fewer == {8, 4}  # 25 and 12.5 % of 32: rounded up
+
+
+def test_the_tradeoff_has_every_method_at_every_budget():
+    budgets: dict[str, set[float]] = {}
+    for cell in cells("fig_tradeoff", "tiny"):
+        budgets.setdefault(cell.row, set()).add(cell.reduction.budget)
+    everywhere = {0.25, 0.20, 0.15, 0.10, 0.05, 0.02}
+    for row in ("HoliTom", "HoliTom (w/o M)", "VisionZip", "PruneVid", "FastVID", "MMG-Vid", "ToMe"):
+        assert budgets[row] == everywhere, row
+    for row in ("Random", "Uniform stride", "Average pooling", "Saliency top-k"):
+        assert budgets[row] == everywhere, row
+    assert budgets["DyCoke"] == {0.25}  # one whole frame in four
+    strengths = {"FastV": 4, "PDrop": 3, "HieraVid": 3}
+    for row, number in strengths.items():
+        inner = {json.dumps(c.reduction.describe()) for c in cells("fig_tradeoff", "tiny") if c.row == row}
+        assert len(inner) == number
+
+
+def test_several_stages_stay_apart_in_the_small_model():
+    for cell in cells("fig_tradeoff", "tiny"):
+        layers = [stage.layer for stage in cell.reduction.inner]
+        assert layers == sorted(set(layers)) and all(1 <= layer < 6 for layer in layers)
 
 
 def test_inner_stages_keep_their_relative_depth():
@@ -65,7 +96,7 @@ def test_inner_stages_keep_their_relative_depth():
 
 def test_figures_reuse_the_tables_cells():
     table1 = {same(cell) for cell in cells("table1", "tiny")}
-    for name, at_least in (("table2", 16), ("fig_tradeoff", 60), ("fig_inner", 12), ("fig_frames", 8)):
+    for name, at_least in (("table2", 32), ("fig_tradeoff", 130), ("fig_inner", 12), ("fig_frames", 16)):
         assert len(table1 & {same(cell) for cell in cells(name, "tiny")}) >= at_least, name
 
 

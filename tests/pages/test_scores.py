@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from holitom.errors import BadUsage
-from holitom.scores import AVERAGE, averages, by_type, score_frame, with_average
+from holitom.scores import AVERAGE, FEWER_FRAMES, averages, by_type, score_frame, with_average
 
 TINY = ("tiny_actions", "tiny_ego", "tiny_long", "tiny_general")
 
@@ -19,7 +19,7 @@ def test_the_difference_is_that_of_the_same_questions(made):
     found = made("table1")
     scores = frame(found)
     by = {c.benchmark: r.value for c, r in zip(found.cells, found.records, strict=True) if c.row == "Vanilla"}
-    for row in scores[scores["row"] != "Vanilla"].itertuples():
+    for row in scores[~scores["row"].isin(["Vanilla", FEWER_FRAMES])].itertuples():
         assert row.diff == pytest.approx(row.value - by[row.benchmark])
         assert row.diff_low <= row.diff <= row.diff_high
     assert scores[scores["row"] == "Vanilla"]["diff"].isna().all()
@@ -30,6 +30,17 @@ def test_shares_are_relative_to_the_full_model(made):
     ten = scores[(scores["row"] == "HoliTom (w/o M)") & (scores["budget"] == 0.10)]
     assert ten["kept_pct"].tolist() == pytest.approx([10.0] * 4)
     assert (ten["flops_pct"] < 10).all()
+
+
+def test_fewer_frames_are_compared_with_all_frames(made):
+    scores = frame(made("table1"))
+    fewer = scores[scores["row"] == FEWER_FRAMES]
+    assert set(fewer["budget"]) == {0.25, 0.125} and set(fewer["frames"]) == {8, 4}
+    full = scores[scores["row"] == "Vanilla"].set_index("benchmark")["value"]
+    for row in fewer.itertuples():
+        assert row.diff == pytest.approx(row.value - full[row.benchmark])
+        assert row.kept_pct == pytest.approx(100 * row.budget)
+        assert row.off_per_frame == 0
 
 
 def test_the_average_is_the_mean_of_the_benchmarks_with_a_narrower_interval(made):

@@ -1,13 +1,16 @@
 """The paper's layout, row by row; quoted numbers that never look reproduced; every number with its source."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
 from holitom import paper
 from holitom.errors import BadUsage
 from holitom.figures import Stamp
-from holitom.scores import score_frame
+from holitom.scores import FEWER_FRAMES, score_frame
 from holitom.tables import derived, render
+from holitom.tables.measured import columns
 from holitom.tables.parts import CSS, Text
 
 
@@ -64,29 +67,87 @@ def test_quoted_scores_never_look_measured(view):
     assert printed and CSS["quoted"] != CSS["measured"] and "italic" in CSS["quoted"]
 
 
-def test_part_b_measures_what_exists_and_says_why_not(view):
-    rows = {(r.cells[0].value, r.cells[1].value): r.cells for r in rows_of(view.parts[1])}
-    assert rows["HoliTom", "10%"][-1].value == "measured" and rows["HoliTom", "10%"][5].kind == "measured"
-    assert rows["DyCoke", "25%"][-1].value == "not measured yet" and rows["DyCoke", "25%"][5].value == "–"
-    assert rows["Random", "10%"][-1].value == "control of this kit" and rows["Random", "10%"][4].value == ""
-    order = [r.cells[0].value for r in rows_of(view.parts[1])]
-    assert order[: len(paper.table("table1"))] == paper.table("table1")["method"].tolist()
+def cell(part, row, asked, head, group=""):
+    """The cell of a row under a column's group and head."""
+    place = [(c.group, c.head) for c in part.columns].index((group, head))
+    (found,) = [r for r in rows_of(part) if (r.cells[0].value, r.cells[1].value) == (row, asked)]
+    return found.cells[place]
+
+
+def test_part_b_measures_every_printed_row(view):
+    part = view.parts[1]
+    order = [r.cells[0].value for r in rows_of(part)]
+    assert order == paper.table("table1")["method"].tolist()
+    assert all(r.cells[-1].value == "measured" for r in rows_of(part))
+    assert cell(part, "VisionZip", "10%", "quoted", "average") == Text("53.5", "quoted")
+    assert cell(part, "VisionZip", "10%", "measured", "average").kind == "measured"
+    assert cell(part, "FastVID", "10%", "quoted", "average").value == "–"  # a score is missing in the paper
+
+
+def test_a_row_without_measurement_stays_quoted_and_says_so(made):
+    found = made("table1")
+    kept = [i for i, c in enumerate(found.cells) if c.row != "DyCoke"]
+    plan, records = [found.cells[i] for i in kept], [found.records[i] for i in kept]
+    part = render("table1", score_frame(plan, records, "tiny", samples=found.samples), "tiny").parts[1]
+    assert cell(part, "DyCoke", "25%", "status").value == "not measured yet"
+    assert cell(part, "DyCoke", "25%", "measured", "average").value == "–"
+    assert cell(part, "DyCoke", "25%", "quoted", "average").kind == "quoted"
+
+
+def test_controls_have_a_part_of_their_own(view):
+    part = view.parts[2]
+    names = {r.cells[0].value for r in rows_of(part)}
+    assert {"Random", "Uniform stride", "Average pooling", FEWER_FRAMES, "HoliTom, control saliency"} <= names
+    assert not names & set(paper.table("table1")["method"])
+    assert cell(part, "Random", "10%", "status").value == "control of this kit"
+    assert cell(part, "PruneVid + selection", "10%", "status").value == "both stages"
+    assert not [c for c in part.columns if c.head == "quoted"]
+    order = [r.cells[1].value for r in rows_of(part)]
+    assert order.index("12.5%") > order.index("10%")  # four of 32 frames stand with the 10 % rows
+
+
+def test_the_budget_is_asked_and_realised_in_every_way(made):
+    found = made("table1")
+    given = {"asked_share": 0.1, "asked_tokens": 51.2, "full_tokens": 512.0, "full_newlines": 1.0, "kept_tokens": 96.0}
+    given |= {"kept_newlines": 1.0, "layer_tokens": 70.0, "layer_newlines": 1.0, "frames": 32, "farthest_off": 2.0}
+    full = given | {"kept_tokens": 512.0, "off_per_frame": 0.0}
+    records = []
+    for c, r in zip(found.cells, found.records, strict=True):
+        ten = c.row == "HoliTom" and c.reduction.budget == 0.10
+        off = {"off_per_frame": 1.4 if ten else 0.0}
+        tokens = {"realised_tokens": 96.0, "tokens_per_layer": (96, 96, 96, 96, 48, 48)} if ten else {}
+        records.append(replace(r, budget=full if c.row == "Vanilla" else given | off, **tokens))
+    part = render("table1", score_frame(found.cells, records, "tiny", samples=found.samples), "tiny").parts[1]
+    shares = [cell(part, "HoliTom", "10%", head, "tokens kept (%)").value for head in ("got", "+newl.", "layers")]
+    assert shares == ["18.8", f"{100 * 97 / 513:.1f}", f"{100 * 80 / 512:.1f}"]
+    assert cell(part, "HoliTom", "10%", "off/frame") == Text("+1.40", "bad")
+    assert cell(part, "VisionZip", "10%", "off/frame") == Text("0", "muted")
+    assert "red beyond 1" in part.caption
 
 
 def test_a_measured_score_carries_interval_and_paired_difference(view):
-    row = next(r for r in rows_of(view.parts[1]) if (r.cells[0].value, r.cells[1].value) == ("HoliTom", "10%"))
-    assert "±" in row.cells[5].value and "±" in row.cells[5].second
-    vanilla = rows_of(view.parts[1])[0].cells
-    assert vanilla[5].second == "" and vanilla[-2].value == "100.0"
+    score = cell(view.parts[1], "HoliTom", "10%", "tiny_ego", "Ego")
+    assert "±" in score.value and "±" in score.second
+    assert cell(view.parts[1], "Vanilla", "100%", "tiny_ego", "Ego").second == ""
+    assert cell(view.parts[1], "Vanilla", "100%", "measured", "% of all").value == "100.0"
+
+
+def test_scores_of_the_papers_own_benchmarks_stand_beside_the_printed_ones():
+    heads = [(c.group, c.head) for c in columns("paper")]
+    assert ("MVB · mvbench", "quoted") in heads and ("MVB · mvbench", "measured") in heads
+    assert ("MVB", "tiny_actions") in [(c.group, c.head) for c in columns("tiny")]
 
 
 def test_table2_quotes_the_block_that_the_tier_has_no_model_for(made):
     found = made("table2")
-    part = render("table2", score_frame(found.cells, found.records, "tiny", samples=found.samples), "tiny").parts[1]
+    parts = render("table2", score_frame(found.cells, found.records, "tiny", samples=found.samples), "tiny").parts
+    part = parts[1]
     headings = [row.heading for row in part.rows if row.heading]
     assert "LLaVA-OneVision-72B" in headings[0] and "no model of this kind" in headings[0]
     assert all(row.cells[-1].value == "no such model here" for row in rows_of(part)[:6])
-    assert "LLaVA-Video-7B" in headings[1] and len(headings) >= 3
+    assert "LLaVA-Video-7B" in headings[1] and len(headings) == 2
+    assert all(row.cells[-1].value == "measured" for row in rows_of(part)[6:])
+    assert next(row.heading for row in parts[2].rows if row.heading).startswith("A model that the table does not have")
 
 
 def test_every_number_is_written_with_its_source(view, tmp_path):
@@ -96,7 +157,7 @@ def test_every_number_is_written_with_its_source(view, tmp_path):
     assert numbers.loc[numbers["source"] == "measured", ["low", "high", "n"]].notna().all(axis=None)
     text = (tmp_path / "table1.md").read_text()
     assert "trends only" in text and "| **HoliTom** | 10% |" in text
-    assert [s.png.name for s in saved] == ["table1.png", "table1_measured.png"]
+    assert [s.png.name for s in saved] == ["table1.png", "table1_measured.png", "table1_further.png"]
 
 
 def test_html_has_caption_and_looks(view):

@@ -98,37 +98,68 @@ _ALL = (
         "table1",
         "Table 1: how much of the score is left at 25, 20, 15 and 10 % of the tokens?",
         _TABLE,
-        Cost(4, CPU),
-        20,
+        _guess(10),
+        40,
     ),
-    _measuring(
-        "table2", "Table 2: does it hold on LLaVA-Video and on 72B?", _TABLE, Cost(6, CPU), 40, "8 GPUs of 80 GB"
-    ),
+    _measuring("table2", "Table 2: does it hold on LLaVA-Video and on 72B?", _TABLE, _guess(8), 60, "8 GPUs of 80 GB"),
     _measuring(
         "fig_tradeoff",
-        "Teaser figure: score over prefill FLOPs, down to 2 % of the tokens",
+        "Teaser figure: score over prefill FLOPs for every method, down to 2 % of the tokens",
         "trends (tiny tier)",
-        _guess(15),
-        30,
+        _guess(18),
+        60,
     ),
     _measuring(
         "fig_inner",
         "Inner-LLM ablation: which layer K, which ratio R, and does merging beat dropping?",
         "merging against dropping over K and R: trends (tiny tier)",
-        _guess(15),
+        _guess(5),
         30,
     ),
     _measuring(
         "fig_frames",
         "More frames: does reduction pay for a longer look at the video?",
         "trends (tiny tier)",
-        _guess(15),
+        _guess(5),
         30,
+    ),
+    _measuring(
+        "mmg_vid",
+        "MMG-Vid: does its reconstruction keep the score, and does the sign of its marginal gain matter?",
+        "its FLOPs, averages and shares (derived); headline score and speed-up (quoted); trends (tiny tier)",
+        _guess(11),
+        30,
+    ),
+    _measuring(
+        "hieravid",
+        "HieraVid: what do its percentages mean, and what is left of the score at each?",
+        "its FLOPs and mean shares (derived); headline scores (quoted); trends (tiny tier)",
+        _guess(9),
+        10,
+    ),
+    _measuring(
+        "ablations",
+        "Ablations of HoliTom: which of its parts and settings does the score depend on?",
+        "trends (tiny tier); the paper's own ablation tables were not seen",
+        _guess(9),
+        40,
     ),
 )
 
 EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in _ALL}
-ORDER = ("flops", "table1", "table2", "fig_tradeoff", "fig_inner", "fig_frames", "method", "start")
+ORDER = (
+    "flops",
+    "table1",
+    "table2",
+    "fig_tradeoff",
+    "fig_inner",
+    "fig_frames",
+    "mmg_vid",
+    "hieravid",
+    "ablations",
+    "method",
+    "start",
+)
 """The order of ``all``: what others reuse first, the overview last, when it has everything to show."""
 
 

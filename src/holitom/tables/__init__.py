@@ -12,7 +12,7 @@ from holitom.errors import BadUsage
 from holitom.figures.saving import Saved, Stamp, save, write_bytes
 from holitom.tables.derived import derived_part
 from holitom.tables.drawing import draw
-from holitom.tables.measured import measured_numbers, measured_part
+from holitom.tables.measured import further_part, measured_numbers, measured_part
 from holitom.tables.parts import Column, Part, Row, Text
 
 __all__ = ["Column", "Part", "Row", "TableView", "Text", "render"]
@@ -22,13 +22,14 @@ CALCULATED = "calculated, no model was run"
 
 @dataclass(frozen=True)
 class TableView:
-    """A table in all its parts: (a) the paper's own, calculated again; (b) the same rows, measured."""
+    """A table in all its parts: (a) the paper's own, calculated again; (b) the same rows, measured; (c) controls and
+    other rows that the paper does not print."""
 
     name: str
     parts: tuple[Part, ...]
 
     def markdown(self) -> str:
-        """Both parts with their captions, for a terminal and for git."""
+        """All parts with their captions, for a terminal and for git."""
         return "\n".join(part.markdown() for part in self.parts)
 
     def _repr_html_(self) -> str:
@@ -37,17 +38,18 @@ class TableView:
     @property
     def numbers(self) -> pd.DataFrame:
         """Every number of the table, one per line, with its source (quoted, derived, measured)."""
-        return pd.concat([_long(part) for part in self.parts], ignore_index=True)
+        parts = [part for part in self.parts if not part.key.endswith("_further")]  # (b) has the numbers of both
+        return pd.concat([_long(part) for part in parts], ignore_index=True)
 
     def save(self, origin: Stamp, *, folder: Path | str | None = None) -> list[Saved]:
-        """Write <name>.md and <name>.csv, and a picture of each part: <name>.png and <name>_measured.png (.svg
-        beside)."""
+        """Write <name>.md and <name>.csv, and a picture of each part: <name>.png, <name>_measured.png and
+        <name>_further.png (.svg beside)."""
         target = Path(folder) if folder else origin.folder
         note = f"\n_{origin.headline}_" + (f" · {origin.footer}" if origin.footer else "") + "\n"
         write_bytes(target / f"{self.name}.md", (self.markdown() + note).encode())
         saved = []
         for place, part in enumerate(self.parts):
-            table, _, kind = part.key.partition("_")
+            table, _, kind = part.key.rpartition("_")
             name = self.name if place == 0 else f"{self.name}_{kind if table == self.name else table}"
             mark = replace(origin, n="", note=CALCULATED, trial=False) if kind == "derived" else origin
             saved.append(save(draw(part), name, mark, self.numbers if place == 0 else None, folder=target))
@@ -65,6 +67,8 @@ def render(table: str, scores: pd.DataFrame | None = None, tier: str = "tiny") -
     parts = [derived_part(name)]
     if scores is not None and len(scores):
         parts.append(measured_part(name, scores, tier))
+        if further := further_part(name, scores, tier):
+            parts.append(further)
     return TableView(name, tuple(parts))
 
 

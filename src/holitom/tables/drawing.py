@@ -27,7 +27,7 @@ SIZE = 8.0
 def draw(part: Part) -> Figure:
     """One part as a figure of its natural size: title, two header lines, the rows, the caption below."""
     width = sum(c.width for c in part.columns) + 2 * MARGIN
-    caption = textwrap.wrap(part.caption, width=int(width * 19.5))
+    caption = textwrap.wrap(part.caption, width=int(width * 17.5))
     heights = [LINE + (SECOND if any(t.second for t in row.cells) else 0) for row in part.rows]
     head = 0.36 + 2 * HEAD + 0.05
     height = head + sum(heights) + 0.12 + 0.145 * len(caption) + 0.12

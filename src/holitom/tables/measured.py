@@ -4,13 +4,15 @@ interval."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from holitom import paper
+from holitom.budgets import WITHIN
 from holitom.figures.style import TIER_STAMPS
-from holitom.scores import AVERAGE, with_average
+from holitom.scores import AVERAGE, SHARES, with_average
 from holitom.tables.derived import NUMBER, SHORT, frames_of, quoted
 from holitom.tables.parts import Column, Part, Row, Text
 
@@ -35,14 +37,13 @@ def tasks(tier: str) -> dict[str, str]:
 
 
 def measured_part(name: str, scores: pd.DataFrame, tier: str) -> Part:
-    """The paper's rows with quoted and measured scores, then the rows that only the measurement has.
+    """The paper's rows, measured, beside what the paper prints for its own model.
 
     scores: ``scores.score_frame`` of the table's cells. A row without measurement says why and stays quoted.
     """
     found = with_average(scores, tasks(tier).values())
     printed = paper.table(name)
     rows: list[Row] = []
-    used: set[int] = set()
     for model in printed["model"].unique():
         here = MODEL_OF[tier].get(model)
         rows.append(Row(heading=_block_name(name, model, here, found), rule=True))
@@ -50,37 +51,62 @@ def measured_part(name: str, scores: pd.DataFrame, tier: str) -> Part:
         last = None
         for _, row in printed[printed["model"] == model].iterrows():
             mine = _match(found, here, row["method"], row["retained_pct"])
-            used |= set(mine.index)
             cells = _cells(row["method"], row["retained_pct"], mine, tier, why_not, row)
             rows.append(Row(cells, rule=last is not None and bool(row["retained_pct"] != last)))
             last = row["retained_pct"]
-        rows += _further(found, used, here, tier)
-    blocks = {MODEL_OF[tier].get(model) for model in printed["model"].unique()}
-    for model in [m for m in found["model"].unique() if m not in blocks]:
-        rows.append(Row(heading=f"Measured only: {MODEL_NAMES.get(model, model)}", rule=True))
-        rows += _further(found, used, model, tier)
     title = f"{NUMBER[name[-1]]} of HoliTom at the {tier} tier: the same rows, measured"
     return Part(f"{name}_measured", title, _caption(tier, found), columns(tier), tuple(rows), found)
 
 
-def columns(tier: str) -> tuple[Column, ...]:
-    """Method, shares, then for each benchmark the quoted and the measured score, the average, and the row's status."""
+def further_part(name: str, scores: pd.DataFrame, tier: str) -> Part | None:
+    """The rows that no printed row stands for: controls, methods with all their stages, further models. None when there
+    are none."""
+    found = with_average(scores, tasks(tier).values())
+    used: set[int] = set()
+    blocks = []
+    for row in paper.table(name).itertuples():
+        here = MODEL_OF[tier].get(row.model)
+        used |= set(_match(found, here, row.method, row.retained_pct).index)
+        blocks.append(here)
+    rows: list[Row] = []
+    for model in found["model"].unique():
+        further = _further(found, used, model, tier)
+        if further:
+            kind = "Beside the printed rows" if model in blocks else "A model that the table does not have"
+            heading = f"{kind}: {MODEL_NAMES.get(model, model)}, {_frames(found, model)} frames"
+            rows += [Row(heading=heading, rule=True), *further]
+    if not rows:
+        return None
+    title = f"Beside {NUMBER[name[-1]]} at the {tier} tier: rows that it does not print"
+    return Part(f"{name}_further", title, _caption(tier, found), columns(tier, printed=False), tuple(rows), found)
+
+
+def columns(tier: str, *, printed: bool = True) -> tuple[Column, ...]:
+    """Method, what was asked and spent, the benchmarks' scores, the average and its share of the full model's, status.
+
+    printed: with the paper's numbers beside the measured ones: the averages, and each score where the benchmark is the
+    paper's own.
+    """
     per = []
     for column, task in tasks(tier).items():
-        per += [
-            Column(f"{SHORT[column]} · {task}", "quoted", 0.52),
-            Column(f"{SHORT[column]} · {task}", "measured", 0.98),
-        ]
+        if tier == "tiny" or not printed:
+            per.append(Column(SHORT[column], task, 0.98))
+        else:
+            per += [Column(f"{SHORT[column]} · {task}", *rest) for rest in (("quoted", 0.52), ("measured", 0.98))]
+    mean = [Column("average", "measured", 0.98), Column("% of all", "measured", 0.68)]
+    if printed:
+        mean = [wide for one in mean for wide in (Column(one.group, "quoted", 0.52), one)]
     return (
-        Column("", "Method", 1.55, "left"),
-        Column("tokens kept", "asked", 0.5),
-        Column("tokens kept", "got", 0.58),
-        Column("", "FLOPs %", 0.62),
+        Column("", "Method", 1.35 if printed else 1.8, "left"),
+        Column("tokens kept (%)", "asked", 0.5),
+        Column("tokens kept (%)", "got", 0.5),
+        Column("tokens kept (%)", "+newl.", 0.55),
+        Column("tokens kept (%)", "layers", 0.52),
+        Column("", "off/frame", 0.68),
+        Column("", "FLOPs %", 0.64),
         *per,
-        Column("average", "quoted", 0.52),
-        Column("average", "measured", 0.98),
-        Column("", "% of all", 0.62),
-        Column("", "status", 1.5, "left"),
+        *mean,
+        Column("", "status", 1.22, "left"),
     )
 
 
@@ -99,21 +125,40 @@ def _cells(
     label: str, asked: float | int, mine: pd.DataFrame, tier: str, why_not: str, printed: pd.Series | None = None
 ) -> tuple[Text, ...]:
     by = {row["benchmark"]: row for _, row in mine.iterrows()}
-    first = mine.iloc[0] if len(mine) else None
-    cells = [Text(label, bold=label == "HoliTom"), Text(f"{asked:.0f}%")]
-    for field in ("kept_pct", "flops_pct"):
-        known = first is not None and not math.isnan(first[field])
-        cells.append(Text(f"{first[field]:.1f}", "measured") if known else Text("–", "muted"))
-    for column, task in [*tasks(tier).items(), ("avg", AVERAGE)]:
-        cells.append(quoted(printed[column]) if printed is not None else Text())
+    first = by.get(AVERAGE, mine.iloc[0] if len(mine) else None)
+    share = asked if first is None else 100 * first["budget"]
+    cells = [Text(label, bold=label == "HoliTom"), Text(f"{round(share, 1):g}%")]
+    for field in ("kept_pct", "newline_pct", "layer_pct"):
+        cells.append(_number(first, field, "{:.1f}"))
+    cells += [_off(first), _number(first, "flops_pct", "{:.1f}")]
+    for column, task in tasks(tier).items():
+        if printed is not None and tier != "tiny":
+            cells.append(quoted(printed[column]))
         cells.append(score_text(by[task]) if task in by else Text("–", "muted"))
     mean = by.get(AVERAGE)
-    cells.append(Text(f"{retained(mean):.1f}", "measured") if mean is not None else Text("–", "muted"))
+    spread = score_text(mean) if mean is not None else Text("–", "muted")
+    share_left = Text(f"{retained(mean):.1f}", "measured") if mean is not None else Text("–", "muted")
+    if printed is None:
+        cells += [spread, share_left]
+    else:
+        cells += [quoted(printed["avg"]), spread, quoted(printed["avg_pct"]), share_left]
     status = ("measured" if len(by) > len(tasks(tier)) else "measured in part") if by else why_not
     if status == "measured" and label not in _PRINTED:
-        status = "control of this kit"
+        status = "both stages" if " + " in label else "control of this kit"
     cells.append(Text(status, "plain" if by else "muted"))
     return tuple(cells)
+
+
+def _off(score: pd.Series | None) -> Text:
+    text = _number(score, "off_per_frame", "{:+.2f}")
+    if text.kind == "measured" and abs(score["off_per_frame"]) < 0.005:
+        return Text("0", "muted")
+    return replace(text, kind="bad") if text.kind == "measured" and abs(score["off_per_frame"]) > WITHIN else text
+
+
+def _number(score: pd.Series | None, field: str, form: str) -> Text:
+    known = score is not None and not math.isnan(score[field])
+    return Text(form.format(score[field]).replace("-", "−"), "measured") if known else Text("–", "muted")
 
 
 def retained(score: pd.Series) -> float:
@@ -126,24 +171,29 @@ def _match(found: pd.DataFrame, model: str | None, method: str, retained_pct: fl
     return found[(found["model"] == model) & (found["row"] == method) & share].drop_duplicates("benchmark")
 
 
-def _further(found: pd.DataFrame, used: set[int], model: str | None, tier: str) -> list[Row]:
-    """Rows of a model that no printed row stands for, by budget."""
+def _further(found: pd.DataFrame, used: set[int], model: str, tier: str) -> list[Row]:
+    """Rows of a model that no printed row stands for, by budget; an odd budget goes with the next lower one."""
     rest = found[(found["model"] == model) & ~found.index.isin(list(used))]
-    rows = []
-    for _, mine in rest.groupby(["row", "setting", "saliency"], sort=False):
-        asked = 100 * mine["budget"].iloc[0]
-        label = mine["row"].iloc[0]
-        rows.append((asked, Row(_cells(label, asked, mine.drop_duplicates("benchmark"), tier, ""))))
-    rows.sort(key=lambda pair: -pair[0])
-    return [Row(row.cells, rule=i == 0 or bool(asked != rows[i - 1][0])) for i, (asked, row) in enumerate(rows)]
+    made = []
+    for _, mine in rest.groupby(["row", "setting", "saliency", "frames"], sort=False):
+        asked, label = 100 * mine["budget"].iloc[0], mine["row"].iloc[0]
+        made.append((asked, Row(_cells(label, asked, mine.drop_duplicates("benchmark"), tier, ""))))
+    all_asked = [asked for asked, _ in made]
+    groups = [asked for asked in all_asked if all_asked.count(asked) > 1]
+    placed = [(max((g for g in groups if g <= asked + 1e-9), default=asked), row) for asked, row in made]
+    placed.sort(key=lambda pair: -pair[0])
+    return [Row(row.cells, rule=i == 0 or bool(group != placed[i - 1][0])) for i, (group, row) in enumerate(placed)]
 
 
 def _block_name(name: str, model: str, here: str | None, found: pd.DataFrame) -> str:
     quoted_model = f"Quoted: {paper.MODELS[model]}, {frames_of(name, model)} frames"
     if here is None or here not in set(found["model"]):
         return f"{quoted_model}. Measured: no model of this kind at this tier"
-    frames = int(found[found["model"] == here]["frames"].iloc[0])
-    return f"{quoted_model}. Measured: {MODEL_NAMES.get(here, here)}, {frames} frames"
+    return f"{quoted_model}. Measured: {MODEL_NAMES.get(here, here)}, {_frames(found, here)} frames"
+
+
+def _frames(found: pd.DataFrame, model: str) -> int:
+    return int(found[found["model"] == model]["frames"].max())
 
 
 def _caption(tier: str, found: pd.DataFrame) -> str:
@@ -158,8 +208,10 @@ def _caption(tier: str, found: pd.DataFrame) -> str:
     return (
         f"{stamp}. {level}Measured: accuracy in %, ± half of the 95 % interval clustered by "
         f"video, n = {n} questions per benchmark; in the second line (in brackets in text) the difference to all "
-        "tokens on the same questions, * where its 95 % interval leaves out 0. Tokens kept: share of visual tokens "
-        "that enter the language model, asked for and realised. FLOPs %: of all tokens, by the papers' formula, at "
+        "tokens on the same questions, * where its 95 % interval leaves out 0. Tokens kept, in % of all: asked for and "
+        "got before the language model; with newline tokens on both sides (+newl.); averaged over its layers (layers), "
+        "which is where FastV, PDrop, the second stages and HoliTom's merging save. off/frame: visual tokens per "
+        f"frame kept beyond what was asked, red beyond {WITHIN:g}. FLOPs %: of all tokens, by the papers' formula, at "
         "realised counts."
     )
 
@@ -170,21 +222,8 @@ def _signed(value: float | int) -> str:
 
 def measured_numbers(found: pd.DataFrame) -> list[dict[str, Any]]:
     """The measured scores in the long form of the table's CSV."""
-    keep = [
-        "model",
-        "row",
-        "saliency",
-        "frames",
-        "n",
-        "value",
-        "low",
-        "high",
-        "diff",
-        "diff_low",
-        "diff_high",
-        "p",
-        "kept_pct",
-    ]
+    keep = ["model", "row", "saliency", "frames", "n", "value", "low", "high", "diff", "diff_low", "diff_high", "p"]
+    keep += list(SHARES)
     return [
         {name: row[name] for name in keep}
         | {"column": row["benchmark"], "retained_pct": 100 * row["budget"], "unit": "%", "source": row["source"]}

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from holitom.errors import BadUsage
 from holitom.evaluation.cells import Cell
-from holitom.experiments.grids import holitom_figures, holitom_tables
+from holitom.experiments.grids import ablations, hieravid, holitom_figures, holitom_tables, mmg_vid
 from holitom.experiments.grids.stage import STAGES, Stage
 from holitom.experiments.registry import find
 
@@ -22,6 +22,9 @@ GRIDS: dict[str, Callable[[Stage], list[Cell]]] = {
     "fig_tradeoff": holitom_figures.tradeoff,
     "fig_inner": holitom_figures.inner,
     "fig_frames": holitom_figures.frames,
+    "mmg_vid": mmg_vid.cells,
+    "hieravid": hieravid.cells,
+    "ablations": ablations.cells,
 }
 
 

@@ -25,7 +25,8 @@ Setting = tuple[str, Reduction, str]
 
 @dataclass(frozen=True)
 class Stage:
-    """What a tier runs on: models by their role (None: there is none), decoder layers of the OneVision, benchmarks."""
+    """What a tier runs on: models by their role (None: there is none), decoder layers of the OneVision, benchmarks, the
+    one with the longest videos, and the numbers of frames to compare."""
 
     onevision: str
     video: str | None
@@ -34,6 +35,7 @@ class Stage:
     layers: int
     benchmarks: tuple[str, ...]
     long: str
+    frames: tuple[int, ...]
 
     def at(self, table: str, row: str, budget: float | None = None, model: str | None = None) -> Reduction:
         """The setting of one cell of a paper's table, at the depth of this tier's language model."""
@@ -53,15 +55,17 @@ STAGES = {
         layers=6,
         benchmarks=tuple(TINY_TASKS.values()),
         long=TINY_TASKS["longvideobench"],
+        frames=(8, 16, 32, 64),  # it was trained on at most 32
     ),
     "paper": Stage(
-        onevision="llava-hf/llava-onevision-qwen2-7b-ov-hf",
+        onevision="ov-7b",
         video=None,  # LLaVA-Video is published in its authors' own format only
-        larger="llava-hf/llava-onevision-qwen2-72b-ov-hf",
+        larger="ov-72b",
         second=None,
         layers=28,
         benchmarks=tuple(TASKS.values()),
         long=TASKS["longvideobench"],
+        frames=(16, 32, 64, 128),
     ),
 }
 
