@@ -38,15 +38,23 @@ def train(words: list[str]) -> int:
     return main(words) or 0
 
 
+BENCHES = {  # bench <name> -> its module and what it times
+    "ops": ("holitom.bench", "time and memory of the outer stage against a plain loop, as ratios"),
+    "latency": ("holitom.latency.command", "time to the first token per stage, decode rate and memory of a whole model"),
+    "released": ("holitom.latency.released", "the released HoliTom code beside this kit's, on the same tensors"),
+}
+
+
 def bench(words: list[str]) -> int:
-    """The benchmark of the algorithms: ``bench ops``."""
-    if words[:1] not in (["ops"], ["-h"], ["--help"]):
-        asked = f"bench {words[0]!r} is not known" if words else "bench needs to know what to time"
-        raise BadUsage(asked, fix="use ./reproduce.sh bench ops")
-    if words[0] != "ops":
-        print("usage: ./reproduce.sh bench ops\n\nTime and memory of the outer stage against a plain loop, as ratios.")
+    """The benchmarks: ``bench ops``, ``bench latency``, ``bench released``."""
+    if words[:1] in (["-h"], ["--help"]):
+        print("usage: ./reproduce.sh bench {ops,latency,released} [options; --help after the name lists them]\n")
+        print("\n".join(f"  {name:<10}{about}" for name, (_, about) in BENCHES.items()))
         return 0
-    return import_module("holitom.bench").run(words[1:]) or 0
+    if not words or words[0] not in BENCHES:
+        asked = f"bench {words[0]!r} is not known" if words else "bench needs to know what to time"
+        raise BadUsage(asked, fix=f"use ./reproduce.sh bench {', bench '.join(BENCHES)}")
+    return import_module(BENCHES[words[0]][0]).run(words[1:]) or 0
 
 
 def lab(words: list[str]) -> int:

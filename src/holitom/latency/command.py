@@ -1,0 +1,161 @@
+"""``python -m holitom bench latency``: the command line over ``holitom.latency.measuring``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from holitom.errors import BadUsage
+from holitom.latency.content import similarity_of
+from holitom.latency.measuring import Protocol, Record, measure
+from holitom.latency.records import write
+from holitom.latency.settings import FULL, NAMES, PRINTED, printed_setting, row_of, setting
+from holitom.latency.shapes import DTYPES, FOLDERS, SHAPES, Loaded, load
+from holitom.types import Reduction, check_budget
+
+DESCRIPTION = """\
+Time to the first token, per stage and end to end, decode rate, peak memory and cache size of one model under several
+methods, in one process. Models of the papers' shapes get random weights on the device; nothing is downloaded. Needs
+torch, transformers and jaxtyping (torch 2.11 to 2.13 and transformers 5.17 or newer); --video also needs PyAV and
+Pillow. The full model is always measured beside the methods, with its fastest attention backend."""
+EPILOG = """\
+examples:
+  bench latency --model ov-7b --method holitom holitom-outer fastv --budget 0.1 --out data/measured/h200.jsonl
+  bench latency --model ov-7b --method printed --out data/measured/h200.jsonl
+  bench latency --model ov-72b-shape --layers 20 --method holitom --budget 0.15
+  bench latency --model tiny --device cpu --dtype float32 --repeats 5 --new-tokens 10 --content own"""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="./reproduce.sh bench latency",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = made.add_argument
+    add("--model", default="ov-7b", help=f"{', '.join([*SHAPES, *FOLDERS])}, or a checkpoint's folder (ov-7b)")
+    add("--method", nargs="+", default=["holitom"], help=f"{', '.join(NAMES)}; or printed: the figure's rows (holitom)")
+    add("--budget", type=float, nargs="+", default=[0.10], help="shares of visual tokens kept, for each method (0.1)")
+    add("--frames", type=int, nargs="+", help="frames of a video (as in the papers: 32, LLaVA-Video 64)")
+    add("--batch", type=int, nargs="+", default=[1], help="videos at once (1)")
+    add("--repeats", type=int, default=20, help="timed passes of each kind, after the warm-up (20)")
+    add("--warmup", type=int, default=5, help="passes before timing (5)")
+    add("--new-tokens", type=int, default=100, help="tokens behind the decode rate; 0: no decoding (100)")
+    add("--decode-repeats", type=int, default=5, help="in how many repeats they are generated (5)")
+    add("--device", help="cuda or cpu (cuda where there is one)")
+    add("--dtype", choices=list(DTYPES), default="bfloat16", help="(bfloat16)")
+    add("--layers", type=int, help="cut the decoder to so many layers; the total is extrapolated and says so")
+    add(
+        "--content", default="clip", help="clip: similarities of the shipped clip; clip-tower; static:SHARE; own (clip)"
+    )
+    add("--video", type=Path, help="also time decoding and preprocessing of this file, and use its pixels")
+    add("--seed", type=int, default=0, help="of weights and inputs (0)")
+    add("--out", type=Path, metavar="FILE", help="append the records to this JSON lines file")
+    add("--quiet", action="store_true", help="no progress bar")
+    return made
+
+
+def run(argv: Sequence[str] = ()) -> int:
+    """Measure, print the table, append to --out. Exit code 0, also when some settings ran out of memory."""
+    args = parser().parse_args(list(argv))
+    _check(args)
+    import torch
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load(args.model, device=device, dtype=args.dtype, layers=args.layers, seed=args.seed)
+    protocol = Protocol(args.repeats, args.warmup, args.new_tokens, args.decode_repeats, args.video, args.seed)
+    wanted = settings_of(args.method, args.budget, loaded)
+    frames = args.frames or [loaded.frames]
+    records: list[Record] = []
+    with _progress(len(frames) * len(args.batch) * len(wanted) * protocol.passes, quiet=args.quiet) as advance:
+        for count in frames:
+            for batch in args.batch:
+                part = measure(
+                    loaded,
+                    wanted,
+                    frames=count,
+                    batch=batch,
+                    similarity=similarity_of(args.content),
+                    protocol=protocol,
+                    advance=advance,
+                )
+                if args.out:
+                    write(args.out, part, append=True)  # at once: a later size may end the process
+                records += part
+    print(table(records))
+    return 0
+
+
+def settings_of(methods: Sequence[str], budgets: Sequence[float], loaded: Loaded) -> list[tuple[str, Reduction]]:
+    """The full model first, then every method at every budget; "printed": the figure's rows at their own budgets."""
+    wanted: list[tuple[str, Reduction]] = [("all tokens", Reduction(FULL))]
+    for name in methods:
+        if name == "printed":
+            wanted += [("printed", printed_setting(row, loaded.layers)) for row, _ in PRINTED if row != FULL]
+            continue
+        if (row := row_of(name)) == FULL:
+            continue
+        for budget in budgets:
+            made = setting(row, check_budget(budget), loaded.preset, loaded.layers)
+            wanted.append((f"{budget:.0%}", made))
+    return wanted
+
+
+def table(records: Sequence[Record]) -> str:
+    """The records as one plain table per number of frames and batch."""
+    lines: list[str] = []
+    group = None
+    base = 0.0
+    for record in records:
+        size = (record["frames"], record["batch"])
+        if size != group:
+            group, base = size, 0.0
+            state = "" if record["state"]["idle"] else f"; NOT IDLE: {record['state']['reason']}"
+            lines += [
+                "",
+                f"{record['model']} ({record['weights']} weights, {record['layers']} layers), {size[0]} frames, batch "
+                f"{size[1]}, {record['device']}, {record['dtype']}, {record['attention']}{state}",
+                f"{'method':<18}{'at':>11}{'tokens':>9}{'TTFT ms':>10}{'IQR':>16}{'x full':>8}{'prefill':>10}"
+                f"{'added':>9}{'tok/s':>8}{'waits':>7}",
+            ]
+        if record["outcome"] != "measured":
+            lines.append(f"{record['row']:<18}{record['at']:>11}  {record['outcome']}: {record['reason']}")
+            continue
+        summary, ttft = record["summary"], record["summary"]["ttft_ms"]
+        base = base or ttft["median"]
+        rate = summary["decode_tok_s"]
+        waits = record["host_syncs"].get("count")
+        lines.append(
+            f"{record['row']:<18}{record['at']:>11}{record['realised_tokens'] or 0:>9.0f}{ttft['median']:>10.1f}"
+            f"{ttft['q1']:>8.1f}-{ttft['q3']:<7.1f}{base / ttft['median']:>7.2f}x"
+            f"{summary['stages_ms']['prefill']['median']:>10.1f}{summary['added_ms']['median']:>9.2f}"
+            f"{rate['median'] if rate else float('nan'):>8.1f}{'-' if waits is None else waits:>7}"
+        )
+    return "\n".join(lines[1:])
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("repeats", "warmup"):
+        if getattr(args, name) < 1:
+            raise BadUsage(f"--{name} {getattr(args, name)}", fix="give 1 or more")
+    for name in ("frames", "batch"):
+        if min(getattr(args, name) or [1]) < 1:
+            raise BadUsage(f"--{name} {getattr(args, name)}", fix="give numbers from 1 on")
+    if min(args.new_tokens, args.decode_repeats) < 0:
+        raise BadUsage("a negative number of tokens or repeats", fix="give 0 to leave decoding out")
+    if args.video is not None and not args.video.is_file():
+        raise BadUsage(f"there is no file {args.video}", fix="check the path, or leave --video out")
+
+
+@contextmanager
+def _progress(passes: int, *, quiet: bool) -> Iterator[Callable[[int], Any]]:
+    """A bar with an estimate on stderr, where tqdm is there (transformers brings it)."""
+    from tqdm import tqdm
+
+    with tqdm(total=passes, unit="pass", desc="timing", file=sys.stderr, disable=quiet or None) as bar:
+        yield bar.update
