@@ -3,7 +3,7 @@ import torch
 
 from golden.loader import Golden, cases
 from holitom.ops import similarity
-from holitom.ops.similarity import cosine_matrix, neighbour_cosine, row_norms
+from holitom.ops.similarity import cosine_matrix, gram, nearest_row, neighbour_cosine, row_norms
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in cases("holitom_outer_*")}))
@@ -41,3 +41,22 @@ def test_cosine_matrix():
     a = torch.tensor([[3.0, 0.0], [0.0, 0.0]])
     b = torch.tensor([[1.0, 1.0], [-2.0, 0.0]])
     torch.testing.assert_close(cosine_matrix(a, b), torch.tensor([[0.5**0.5, -1.0], [0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nearest_row_is_the_most_similar_one_however_it_is_cut(dtype):
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(300, 8, generator=draw).to(dtype)
+    ids, heads = torch.arange(1, 300, 2), torch.arange(0, 300, 10)
+    expected = cosine_matrix(rows[ids], rows[heads]).argmax(1)
+    assert torch.equal(nearest_row(rows, ids, heads), expected)
+    assert nearest_row(rows, ids[:0], heads).shape == (0,)
+    assert nearest_row(torch.ones(4, 2), torch.arange(4), torch.arange(3)).tolist() == [0, 0, 0, 0]
+
+
+def test_gram_is_exactly_symmetric():
+    x = torch.randn(3, 50, 70, generator=torch.Generator().manual_seed(1))
+    found = gram(x)
+    assert torch.equal(found, found.transpose(1, 2))
+    torch.testing.assert_close(found, x @ x.transpose(1, 2), atol=1e-4, rtol=1e-5)
+    assert gram(x[:, :0]).shape == (3, 0, 0)

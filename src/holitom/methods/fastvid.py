@@ -14,7 +14,7 @@ from torch import Tensor
 from holitom.errors import BadUsage
 from holitom.methods.checks import every_token
 from holitom.methods.inputs import frame_counts, need_field, on, refuse_non_finite
-from holitom.ops.density import peak_scores, squared_distances
+from holitom.ops.density import CACHE, group_scores
 from holitom.ops.merging import bag_means
 from holitom.ops.segment_budgets import frame_means
 from holitom.ops.selection import apportion, keep_count, mask_ids, top_per_row
@@ -145,13 +145,21 @@ class FastVID:
 
     def _anchors(self, tokens: Tensor, salient: Tensor, plan: _Plan) -> Tensor:
         """Mask [T, N] of the anchors: in each anchor frame the highest density peaks among its other tokens."""
-        mask = torch.zeros_like(salient)
-        _, cells, dim = tokens.shape
-        for chunk in _chunks(np.flatnonzero(plan.anchors), cells * (dim + 3 * cells), tokens):
-            ids = on(chunk, salient)
-            score = peak_scores(squared_distances(_frames(tokens, chunk)), ~salient[ids], self.k)
-            mask[ids] = top_per_row(score, on(plan.anchors[chunk], salient))
-        return mask
+        frames = np.flatnonzero(plan.anchors)
+        if not len(frames):
+            return torch.zeros_like(salient)
+        here, cells = on(frames, salient), tokens.shape[1]
+        left = cells - plan.salient[frames]
+        slots = torch.sort(salient[here].byte(), dim=1, stable=True).indices[:, : int(left.max())]
+        valid = on(np.arange(slots.shape[1]) < left[:, None], salient)
+        slots = torch.where(valid, slots, slots[:, :1])
+        ids = slots + here[:, None] * cells
+        score = group_scores(tokens.flatten(0, 1), ids, valid, self.k, tokens.numel() // 4)
+        chosen = top_per_row(score, on(plan.anchors[frames], salient))
+        spare = salient.numel()  # the place of all that is not chosen
+        mask = torch.zeros(spare + 1, dtype=torch.bool, device=salient.device)
+        mask[torch.where(chosen, ids, spare)] = True
+        return mask[:spare].view(salient.shape)
 
     def _merge(self, tokens: Tensor, salient: Tensor, anchors: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
         """Anchors [A, D] in raster order with the means of what joined them, as float32, and how many tokens each
@@ -215,9 +223,9 @@ def _nearest_anchor(tokens: Tensor, anchors: Tensor, plan: _Plan, frame: np.ndar
         there = on(carrier[chunk], slots)
         anchor = tokens[there[:, None], slots[there]].float()
         anchor /= torch.linalg.vector_norm(anchor, dim=-1, keepdim=True).clamp_min(_TINY)
-        # A token's own norm cannot change its nearest anchor.
-        similar = _frames(tokens, frame[chunk]).float() @ anchor.transpose(1, 2)
-        nearest = similar.masked_fill_(unused[there][:, None], -torch.inf).argmax(-1)
+        # A token's own norm cannot change its nearest anchor. The few anchors on the left: the faster way round.
+        similar = anchor @ _frames(tokens, frame[chunk]).float().transpose(1, 2)
+        nearest = similar.masked_fill_(unused[there][..., None], -torch.inf).argmax(1)
         joined[on(chunk, slots)] = nearest + begin[there][:, None]
     return joined
 
@@ -230,7 +238,8 @@ def _frames(tokens: Tensor, chosen: np.ndarray) -> Tensor:
 
 
 def _chunks(items: np.ndarray, each: int, tokens: Tensor) -> list[np.ndarray]:
-    """Items in chunks whose float32 workspace, ``each`` elements per item, stays near a quarter of the input's size."""
+    """Items in chunks of a float32 workspace, ``each`` elements per item, that is at most about a quarter of the input;
+    on a CPU one that stays in its cache."""
     room = max(1 << 18, tokens.numel() // 4)
-    step = max(1, room // each)
+    step = max(1, (min(room, CACHE) if tokens.device.type == "cpu" else room) // each)
     return [items[i : i + step] for i in range(0, len(items), step)]

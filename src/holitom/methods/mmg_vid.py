@@ -16,7 +16,7 @@ from holitom.errors import BadUsage
 from holitom.methods.checks import every_token
 from holitom.methods.controls import budget_tokens
 from holitom.methods.inputs import need_field, on, refuse_non_finite
-from holitom.ops.density import peak_scores, squared_distances
+from holitom.ops.density import CACHE, group_scores, uniform_noise
 from holitom.ops.merging import bag_means
 from holitom.ops.segment_budgets import Gain, frame_means, keep_ratios, marginal_gains, weighted_shares
 from holitom.ops.selection import mask_ids, spread
@@ -159,17 +159,13 @@ class MMGVid:
     def _select(self, video: VideoFeatures, norms: Tensor, lengths: np.ndarray, counts: np.ndarray) -> Tensor:
         """[T, N] mask. The j-th frames of all segments together, because each depends on its predecessor's choice."""
         tokens = video.tokens
-        valid = torch.ones(norms.shape, dtype=torch.bool, device=norms.device)
-        score = torch.cat(
-            [
-                peak_scores(squared_distances(part), mask, self.neighbours, self.noise)
-                for part, mask in zip(tokens.split(_some(tokens)), valid.split(_some(tokens)), strict=True)
-            ]
-        )
+        every = torch.arange(norms.numel(), device=norms.device).view(norms.shape)
+        noise = uniform_noise(self.noise, *norms.shape, norms.device) if self.noise else None
+        score = group_scores(tokens.flatten(0, 1), every, None, self.neighbours, tokens.numel() // 4, noise)
         if self.saliency:
             score = score * video.saliency.float()
         first = np.cumsum(lengths) - lengths
-        chosen = torch.zeros_like(valid)
+        chosen = torch.zeros(norms.shape, dtype=torch.bool, device=norms.device)
         for step in range(int(lengths.max())):
             frame = first[lengths > step] + step
             here = on(frame, norms)
@@ -178,7 +174,7 @@ class MMGVid:
                 now = now * self._unlike_before(tokens, norms, chosen, counts, frame)
             order = now.sort(dim=-1, descending=True, stable=True).indices
             place = torch.arange(video.cells, device=norms.device)
-            chosen[here] = torch.zeros_like(valid[here]).scatter_(-1, order, place < on(counts[frame], norms)[:, None])
+            chosen[here] = torch.zeros_like(chosen[here]).scatter_(-1, order, place < on(counts[frame], norms)[:, None])
         return chosen
 
     def _unlike_before(
@@ -192,16 +188,23 @@ class MMGVid:
         for some in np.array_split(frame, -(-len(frame) // _some(tokens))):
             here, before = on(some, norms), on(some - 1, norms)
             mask = chosen[before] if self.uniqueness == "kept" else torch.ones_like(chosen[before])
-            slots = mask.float().sort(dim=-1, descending=True, stable=True).indices[:, :width]
-            scale = norms[before].clamp_min(1e-12).gather(1, slots)[..., None]
-            kept = tokens[before[:, None], slots].float() / scale
-            unit = tokens[here].float() / norms[here].clamp_min(1e-12)[..., None]
-            cosine = (unit @ kept.transpose(1, 2)).masked_fill_(~mask.gather(1, slots)[:, None], -torch.inf).amax(-1)
+            slots = mask.byte().sort(dim=-1, descending=True, stable=True).indices[:, :width]
+            kept = tokens[before[:, None], slots].float()
+            # The few on the left: the faster way round. Frame by frame where that spares a copy of the frames.
+            if tokens.dtype == torch.float32 and not tokens.is_cuda:
+                cosine = torch.stack([few @ tokens[t].T for few, t in zip(kept, some.tolist(), strict=True)])
+            else:
+                cosine = kept @ tokens[here].float().transpose(1, 2)
+            cosine /= norms[before].clamp_min(1e-12).gather(1, slots)[..., None]
+            cosine /= norms[here].clamp_min(1e-12)[:, None]
+            cosine = cosine.masked_fill_(~mask.gather(1, slots)[..., None], -torch.inf).amax(1)
             parts.append(torch.where(cosine.isinf(), 1.0, 1 - cosine).clamp_min(0))
         return torch.cat(parts)
 
 
 def _some(tokens: Tensor) -> int:
-    """Frames to work on at once, so that float32 copies and maps stay below the size of the video."""
+    """Frames to work on at once, so that float32 copies and maps stay below a quarter of the video's size; on a CPU, in
+    its cache."""
     frames, cells, dim = tokens.shape
-    return max(1, int(frames * dim / (4 * (dim + 3 * cells))))
+    room = frames * cells * dim // 4
+    return max(1, (min(room, CACHE) if tokens.device.type == "cpu" else room) // (cells * (dim + 3 * cells)))

@@ -176,10 +176,14 @@ class PruneVid:
         slots = torch.arange(left.shape[1], device=rows.device).expand_as(ids)
         rank, nearest = slots.clone(), slots.clone()
         hard = np.flatnonzero(sizes > 14 if self.released else keep < sizes)
-        if len(hard):
-            some, room = on(hard, rows), video.tokens.numel() * video.tokens.element_size() // 4
-            mask = on(valid[hard], rows)
-            rank[some], nearest[some] = ranked_clusters(rows, ids[some], mask, on(keep[hard], rows), self.k, room)
+        room = video.tokens.numel() * video.tokens.element_size() // 4
+        for width in np.unique(sizes[hard] // 16):  # groups of like size together: little padding
+            alike = hard[sizes[hard] // 16 == width]
+            n, some = int(sizes[alike].max()), on(alike, rows)
+            mask = on(valid[alike, :n], rows)
+            found = ranked_clusters(rows, ids[some, :n], mask, on(keep[alike], rows), self.k, room)
+            rank[some, :n], nearest[some, :n] = found
+            rank[some, n:] = n  # padding is never a centre
         centre = (rank < on(keep, rows)[:, None]) & on(valid, rows)
         place = rank if self.released else centre.cumsum(1) - 1
         start = np.cumsum(keep) - keep
@@ -225,14 +229,23 @@ def refine_runs(labels: np.ndarray) -> np.ndarray:
 
 def _pair_cosine(tokens: Tensor, norms: Tensor, first: np.ndarray, length: np.ndarray) -> Tensor:
     """[W, N] mean cosine of a cell over all pairs of different frames of each window, 0 for one frame. With unit
-    vectors u: (|sum u|^2 - sum |u|^2) / (W * (W - 1)), so no pair is ever formed. Some cells at a time."""
-    frames, cells, _ = tokens.shape
-    every, offsets = torch.arange(frames, device=tokens.device), on(first, tokens)
-    count = on(length, tokens).float()[:, None]
+    vectors u: (|sum u|^2 - sum |u|^2) / (W * (W - 1)), so no pair is ever formed, and the sums read the tokens in place.
+    Some cells at a time."""
+    frames, cells, dim = tokens.shape
+    weight = 1 / norms.clamp_min(1e-12)
+    offsets, count = on(first, tokens), on(length, tokens).float()[:, None]
+    every = torch.arange(frames, device=tokens.device)
+    step = -(-cells // 8)
     sums = []
-    for part, norm in zip(tokens.split(-(-cells // 8), 1), norms.split(-(-cells // 8), 1), strict=True):
-        unit = part.float() / norm.clamp_min(1e-12)[..., None]
-        total = embedding_bag(every, unit.flatten(1), offsets, mode="sum").unflatten(1, unit.shape[1:])
-        own = embedding_bag(every, (norm > 0).float(), offsets, mode="sum")
-        sums.append(total.square().sum(-1) - own)
-    return torch.cat(sums, 1) / (count * (count - 1)).clamp_min(1)
+    for begin in range(0, cells, step):
+        cell = torch.arange(begin, min(begin + step, cells), device=tokens.device)[:, None]
+        if tokens.dtype == torch.float32:
+            rows, ids = tokens.reshape(-1, dim), every * cells + cell
+        else:
+            rows, ids = tokens[:, begin : begin + step].reshape(-1, dim).float(), every * len(cell) + cell - begin
+        starts = (cell - begin) * frames + offsets
+        scale = weight[:, begin : begin + step].T.flatten()
+        total = embedding_bag(ids.flatten(), rows, starts.flatten(), mode="sum", per_sample_weights=scale)
+        sums.append(total.square().sum(-1).view(len(cell), -1))
+    own = embedding_bag(every, (norms > 0).float(), offsets, mode="sum")
+    return (torch.cat(sums).T - own) / (count * (count - 1)).clamp_min(1)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from holitom.ops.selection import top_per_row
+from holitom.ops.similarity import gram
 
 _BLOCK = 64
 
 
+@torch.no_grad()
 def greedy_map(
     rows: Float[Tensor, "rows dim"],
     quality: Float[Tensor, " rows"],
@@ -29,42 +33,126 @@ def greedy_map(
     does not depend on noise. Ties: lowest slot.
 
     The steps are sequential by nature: min(largest count, rows of the group, dim) of them, each for all groups
-    together, and every 64 steps the kernels are brought up to date by one matrix product. Only the groups' own Gram
-    matrices are formed, and none where a group has more rows than dimensions: its kernel rows are then computed when
-    they are needed. Workspace: about twice the rows in float32.
+    together. Where many of a group's rows are chosen, its Gram matrix is formed once; every 64 steps one matrix product
+    brings it up to date, and it shrinks as rows are taken. Where few are, or where a group has more rows than
+    dimensions, no n x n matrix is formed: the kernel's rows are computed for the likeliest candidates, as many at a
+    time as proved useful last time. Workspace: the rows and their Gram matrices, or the rows and [steps, n], float32.
     """
-    groups, n = ids.shape
-    unit = rows[ids].float()
-    unit.div_(torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_min_(1e-12))
-    residual = (unit.any(-1) & valid).float()
-    steps = min(int(np.max(counts, initial=0)), n, unit.shape[-1])
-    gram = unit @ unit.transpose(1, 2) if n <= unit.shape[-1] else None
-    if gram is not None:
-        del unit
+    n, dim = ids.shape[1], rows.shape[1]
+    counts = np.asarray(counts, dtype=np.int64)
+    steps = min(int(counts.max(initial=0)), n, dim)
     weight = quality[ids].float().square()
-    spent = weight - 8 * weight.amax()  # below every row that still adds something, by quality among themselves
-    taken = ~valid
-    wanted = torch.from_numpy(np.asarray(counts, dtype=np.int64)).to(rows.device)
-    factor = weight.new_zeros(groups, min(steps, _BLOCK) if gram is not None else steps, n)
-    every = torch.arange(groups, device=rows.device)
-    done = 0  # rows of the factor that await being subtracted from the kernels
-    for step in range(steps):
-        gain = torch.where(residual > eps, weight * residual, spent)
-        best = gain.masked_fill_(taken, -torch.inf).argmax(-1)
-        kernel = gram[every, best] if gram is not None else torch.bmm(unit, unit[every, best][..., None])[..., 0]
-        if done:
-            chosen = factor[:, :done]
-            weights = chosen.gather(2, best[:, None, None].expand(-1, done, 1))
-            kernel = kernel - torch.bmm(weights.transpose(1, 2), chosen)[:, 0]
-        pivot = residual[every, best]
-        running = (wanted > step) & ~taken[every, best]
-        scale = torch.where(running & (pivot > eps), pivot.clamp_min(eps).rsqrt(), 0)
-        factor[:, done] = kernel * scale[:, None]
-        residual = (residual - factor[:, done].square()).clamp_min_(0)
-        taken[every, best] |= running
-        done += 1
-        if gram is not None and done == _BLOCK:
-            gram.baddbmm_(factor.transpose(1, 2), factor, alpha=-1)
-            done = 0
+    wanted = torch.from_numpy(counts).to(rows.device)
+    scale = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32)[ids]
+    spent = torch.where(valid, weight - 8 * weight.amax(), -torch.inf)  # below every row that still adds something
+    search = _Search(weight, ((scale > 0) & valid).float(), spent, wanted, eps)
+    unit = _Unit(rows, ids, scale.clamp_min_(1e-12))
+    if n > dim or 3 * steps < n:
+        _by_candidates(search, unit, steps)
+        taken = search.taken()
+    else:
+        taken = _by_gram(search, unit.gram(), steps, valid.sum(1).cpu().numpy(), counts)
     order = torch.where(valid, torch.where(taken, torch.inf, weight), -torch.inf)
     return top_per_row(order, wanted) & valid
+
+
+@dataclass
+class _Search:
+    """What a step of the search reads and changes, [groups, n] each. ``spent`` ranks the rows whose residual is at most
+    eps, below all others and by quality among themselves; it is -inf for a row that is taken or not there."""
+
+    weight: Tensor
+    residual: Tensor
+    spent: Tensor
+    wanted: Tensor
+    eps: float
+
+    def __post_init__(self) -> None:
+        self.every = torch.arange(len(self.weight), device=self.weight.device)
+
+    def gain(self) -> Tensor:
+        return torch.where(self.residual > self.eps, self.weight * self.residual, self.spent)
+
+    def taken(self) -> Tensor:
+        return self.spent.isinf()
+
+    def take(self, step: int, best: Tensor, kernel: Tensor, factor: Tensor, done: int) -> None:
+        """Take slot best[g] of every group that still wants one. kernel: [groups, n] its rows of the kernel, from which
+        the first ``done`` rows of the factor are subtracted here; row ``done`` of the factor is written."""
+        if done:
+            chosen = factor[:, :done]
+            kernel = kernel - torch.bmm(chosen[self.every, :, best][:, None], chosen)[:, 0]
+        pivot, running = self.residual[self.every, best], self.wanted > step
+        root = torch.where(running & (pivot > self.eps), pivot.clamp_min(self.eps).rsqrt(), 0)
+        torch.mul(kernel, root[:, None], out=factor[:, done])
+        self.residual.addcmul_(factor[:, done], factor[:, done], value=-1)
+        self.spent[self.every, best] = torch.where(running, -torch.inf, self.spent[self.every, best])
+        self.residual[self.every, best] = torch.where(running, 0, self.residual[self.every, best])
+
+
+@dataclass
+class _Unit:
+    """The rows of every group scaled to length one in float32, made where they are needed."""
+
+    rows: Tensor
+    ids: Tensor
+    scale: Tensor
+
+    def gram(self) -> Tensor:
+        unit = self.rows[self.ids].float()
+        return gram(unit.div_(self.scale[..., None]))
+
+    def kernel(self, slots: Tensor) -> Tensor:
+        """[groups, c, n]: the kernel's rows of slots [groups, c]. Blocks of rows, so that none is copied as a whole."""
+        head = self.rows[self.ids.gather(1, slots)].float()
+        head /= self.scale.gather(1, slots)[..., None]
+        step = max(_BLOCK, self.rows.shape[0] // (8 * len(self.ids)))
+        parts = [head @ self.rows[some].float().transpose(1, 2) for some in self.ids.split(step, 1)]
+        return torch.cat(parts, 2).div_(self.scale[:, None])
+
+
+def _by_gram(search: _Search, kernel: Tensor, steps: int, sizes: np.ndarray, counts: np.ndarray) -> Tensor:
+    """Take rows with all of the kernel at hand -> [groups, n] those taken."""
+    n = kernel.shape[1]
+    place = torch.arange(n, device=kernel.device).expand(kernel.shape[:2])  # the slot behind every column that is left
+    taken = torch.zeros(place.shape, dtype=torch.bool, device=kernel.device)
+    for start in range(0, steps, _BLOCK):
+        block = min(_BLOCK, steps - start)
+        factor = kernel.new_zeros(len(kernel), block, kernel.shape[1])
+        for done in range(block):
+            best = search.gain().argmax(-1)
+            search.take(start + done, best, kernel[search.every, best], factor, done)
+        # How many rows are left is known without asking the device: a group loses one per step until it is done.
+        left = int(np.where(counts > start + block, sizes - start - block, 0).max(initial=0))
+        if start + block < steps and 4 * left <= 3 * kernel.shape[1]:
+            keep = search.taken().byte().sort(dim=1, stable=True).indices[:, :left]
+            taken.scatter_(1, place, search.taken())
+            place = place.gather(1, keep)
+            kernel = torch.stack([k[some][:, some] for k, some in zip(kernel, keep, strict=True)])
+            factor = factor.gather(2, keep[:, None].expand(-1, block, -1))
+            fields = (x.gather(1, keep) for x in (search.weight, search.residual, search.spent))
+            search = _Search(*fields, search.wanted, search.eps)
+        kernel.baddbmm_(factor.transpose(1, 2), factor, alpha=-1)
+    return taken.scatter_(1, place, search.taken())
+
+
+def _by_candidates(search: _Search, unit: _Unit, steps: int) -> None:
+    """Take rows with the kernel's rows of the best candidates at hand, until the best row is none of them."""
+    groups, n = search.weight.shape
+    factor = search.weight.new_zeros(groups, steps, n)
+    step, pool = 0, 8
+    while step < steps:
+        pool = min(pool, n, steps - step)
+        slots = search.gain().sort(dim=1, descending=True, stable=True).indices[:, :pool]
+        where = torch.full((groups, n), -1, device=slots.device).scatter_(
+            1, slots, torch.arange(pool, device=slots.device).expand_as(slots)
+        )
+        kernel, began = unit.kernel(slots), step
+        while step < steps:
+            best = search.gain().argmax(-1)
+            at = where[search.every, best]
+            if ((at < 0) & (search.wanted > step)).any():
+                break
+            search.take(step, best, kernel[search.every, at.clamp_min(0)], factor, step)
+            step += 1
+        pool = min(4 * _BLOCK, max(8, 2 * (step - began)))

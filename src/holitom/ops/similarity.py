@@ -1,9 +1,9 @@
-"""Cosine similarity of a cell with itself one frame later, in float32 whatever the input's precision."""
+"""Cosines and inner products in float32 whatever the input's precision: neighbouring frames, groups, nearest rows."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 # Elements of one block of rows: on a CPU its product stays in the cache, on a GPU there are few launches.
@@ -51,6 +51,39 @@ def cosine_matrix(a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]) -> Float
     """Cosine of every row of ``a`` with every row of ``b``, float32."""
     unit_a, unit_b = (torch.nn.functional.normalize(x.float(), dim=-1, eps=_TINY) for x in (a, b))
     return unit_a @ unit_b.T
+
+
+@torch.no_grad()
+def nearest_row(
+    rows: Float[Tensor, "rows dim"], ids: Int[Tensor, " n"], heads: Int[Tensor, " m"]
+) -> Int[Tensor, " n"]:
+    """For every row in ``ids``, the place in ``heads`` of the row most similar to it (cosine, float32; the first of
+    equals). Blocks of rows, so that beside one copy of the heads only a fraction of the input is held."""
+    unit = rows[heads].float()
+    unit.div_(torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_min_(_TINY))
+    step = max(1, rows.numel() // (8 * (rows.shape[1] + len(heads))))
+    # A row's own norm cannot change which head is nearest to it.
+    parts = [(rows[some].float() @ unit.T).argmax(1) for some in ids.split(step)]
+    return torch.cat(parts) if parts else ids
+
+
+@torch.no_grad()
+def gram(x: Float[Tensor, "groups n dim"]) -> Float[Tensor, "groups n n"]:
+    """x @ x^T of every group, exactly symmetric (a matrix product need not round [i, j] and [j, i] alike). Only blocks
+    on and below the diagonal are multiplied: a little over half of the work in large groups."""
+    groups, n, _ = x.shape
+    parts = min(6, n // 64)
+    if parts < 2:
+        square = x @ x.transpose(1, 2)
+        return torch.minimum(square, square.transpose(1, 2))
+    square, step = x.new_empty(groups, n, n), -(-n // parts)
+    for i in range(0, n, step):
+        below = x[:, i : i + step] @ x[:, : i + step].transpose(1, 2)
+        corner = below[:, :, i:]
+        square[:, i : i + step, :i] = below[:, :, :i]
+        square[:, :i, i : i + step] = below[:, :, :i].transpose(1, 2)
+        torch.minimum(corner, corner.transpose(1, 2), out=square[:, i : i + step, i : i + step])
+    return square
 
 
 def _block(rows: Tensor) -> int:
