@@ -36,9 +36,12 @@ def reduce_tokens(
 
     outer runs before the language model and keeps about ``budget`` of the T * N tokens; inner stages run once each in
     prefill, in front of their layers; decode chooses what is read for every generated token. ``reduction`` gives all
-    four at once. Prompts keep their placeholders (any number > 0 per video, one unbroken run each), returned
-    sequences keep the full prompt, and masks and positions are given for the full prompt in every later call. Works
-    with DynamicCache: greedy, sampling and beam search, left-padded batches, further turns without a new video.
+    four at once. ``run.stats`` says what was asked and spent (``budget``), and ``check_acted()`` raises CannotRun when
+    a stage has done nothing.
+
+    Prompts keep their placeholders (any number > 0 per video, one unbroken run each), returned sequences keep the full
+    prompt, and masks and positions are given for the full prompt in every later call. Works with DynamicCache: greedy,
+    sampling and beam search, left-padded batches, further turns without a new video.
     Images and prompts without video pass through unchanged. Logits of a bare forward belong to the reduced prompt,
     padded on the left.
 
@@ -55,7 +58,7 @@ def reduce_tokens(
     check_model(model)
     adapter = adapter_for(model)
     check_stages(adapter, chosen.outer, chosen.budget, chosen.inner, chosen.decode)
-    run = Run(model, adapter, chosen)
+    run = adapter.run(model, chosen)
     try:
         run.install()
         yield run

@@ -22,6 +22,7 @@ from holitom.suggestions import nearest
 PROG = "./reproduce.sh"
 FORWARDED = {  # targets with a parser of their own: everything after the name is theirs
     "demo": "HoliTom on one video, as a picture and in numbers [--video FILE --frames 32 --budget 0.1 --tau 0.8]",
+    "convert": "a checkpoint of the original LLaVA-NeXT format for transformers [--from DIR --to DIR --pool average]",
     "train-tiny": "rebuild the models of the tiny tier from their seeds, resumable",
     "bench": "speed and memory: bench ops (the algorithms), latency (whole models), released (the authors' code)",
     "lab": "JupyterLab on the notebooks (options of jupyter lab may follow)",

@@ -17,7 +17,8 @@ START = "00_start_here.ipynb"
 def run(name: str, words: list[str]) -> int:
     """Run one forwarded target with its own words; returns its exit code."""
     caches.keep_inside()
-    return {"demo": demo, "train-tiny": train, "bench": bench, "lab": lab, "test": test}[name](words)
+    targets = {"demo": demo, "convert": convert, "train-tiny": train, "bench": bench, "lab": lab, "test": test}
+    return targets[name](words)
 
 
 def demo(words: list[str]) -> int:
@@ -31,6 +32,13 @@ def demo(words: list[str]) -> int:
     return main(words) or 0
 
 
+def convert(words: list[str]) -> int:
+    """A checkpoint of the original LLaVA-NeXT repository for transformers' LLaVA-OneVision class."""
+    from holitom.convert import main
+
+    return main(words) or 0
+
+
 def train(words: list[str]) -> int:
     """Rebuild the tiny models."""
     from holitom.tiny.train import main
@@ -40,7 +48,10 @@ def train(words: list[str]) -> int:
 
 BENCHES = {  # bench <name> -> its module and what it times
     "ops": ("holitom.bench", "time and memory of the outer stage against a plain loop, as ratios"),
-    "latency": ("holitom.latency.command", "time to the first token per stage, decode rate and memory of a whole model"),
+    "latency": (
+        "holitom.latency.command",
+        "time to the first token per stage, decode rate, memory of whole models",
+    ),
     "released": ("holitom.latency.released", "the released HoliTom code beside this kit's, on the same tensors"),
 }
 

@@ -207,7 +207,7 @@ def test_refused_caches(sdpa):
 
 def test_refused_models(sdpa):
     with (
-        pytest.raises(UnsupportedModel, match=r"type 'Linear'.*llava_onevision.*adapter"),
+        pytest.raises(UnsupportedModel, match=r"a Linear cannot.*LlavaOnevision.*adapter"),
         reduce_tokens(torch.nn.Linear(1, 1).eval()),
     ):
         pass

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
+from holitom.attaching.library import DynamicLayer
 from holitom.attaching.reading import ReadingLayer
 from holitom.errors import BadUsage, UnsupportedModel
 from holitom.models import Adapter

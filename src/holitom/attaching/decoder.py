@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 
 from holitom.attaching.calls import Call
+from holitom.attaching.library import bidirectional_mask, cache_of, causal_mask, held
 from holitom.attaching.reading import fresh_layer, reading_layer
 from holitom.attaching.scores import attention_rows, rotation_of
 from holitom.attaching.stages import prune_past, reduce_samples, score_samples
@@ -62,7 +62,7 @@ class DecoderHooks:
 
     def _enter(self, call: Call, index: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """Shorten the sequence if a stage stands before this layer, and give the layer its own positions and mask."""
-        state, cache, embeddings = call.state, kwargs.get("past_key_values"), kwargs["position_embeddings"]
+        state, cache, embeddings = call.state, cache_of(kwargs), kwargs["position_embeddings"]
         kwargs["position_ids"] = None  # the rotary embedding says it all; flash attention would misread the gaps
         if call.prefill:
             if index == 0 and cache is not None:
@@ -82,7 +82,7 @@ class DecoderHooks:
         follower = self.stages.get(index + 1)
         if call.prefill and follower is not None and not follower.causal:
             padding = view.mask(hidden.device) if view.padded else None
-            kwargs["attention_mask"] = create_bidirectional_mask(self.adapter.text.config, hidden, padding)
+            kwargs["attention_mask"] = bidirectional_mask(self.adapter.text.config, hidden, padding)
             kwargs["is_causal"] = False
         return hidden
 
@@ -110,8 +110,8 @@ class DecoderHooks:
             if call is None:
                 return
             hidden = args[0] if args else kwargs["hidden_states"]
-            embeddings, cache = kwargs["position_embeddings"], kwargs.get("past_key_values")
-            keys = None if cache is None else cache.layers[index].keys
+            embeddings, cache = kwargs["position_embeddings"], cache_of(kwargs)
+            keys = None if cache is None else held(cache, index)[0]
             view = call.state.views[index]
             if call.prefill and stage is not None and stage.score == "prev":
                 call.scores[index + 1] = score_samples(call, stage, view, attention, hidden, embeddings, keys)
@@ -194,10 +194,5 @@ class DecoderHooks:
 
     def _causal(self, call: Call, index: int, hidden: Tensor, cache: Any, mask: Tensor | None) -> Any:
         """A causal mask in the form the model's attention implementation wants; mask [B, columns]: what is real."""
-        return create_causal_mask(
-            config=self.adapter.text.config,
-            inputs_embeds=hidden,
-            attention_mask=mask,
-            past_key_values=None if call.prefill else cache,
-            layer_idx=None if call.prefill else index,
-        )
+        before, layer = (None, None) if call.prefill else (cache, index)
+        return causal_mask(self.adapter.text.config, hidden, mask, before, layer)

@@ -78,23 +78,28 @@ def begin_prefill(
         raise BadUsage(
             "the videos do not match the prompts' placeholders", fix="give the videos in the order of the prompts"
         )
+    on_grid = adapter.grid_positions(kwargs)
+    if on_grid is not None:
+        _check_placeholders(runs, per_row)
+    positions = reduction.outer.positions if reduction.outer is not None else "contiguous"
     prompt = splice(
         ids,
         kwargs.get("attention_mask"),
-        kwargs.get("position_ids"),
+        kwargs.get("position_ids") if on_grid is None else None,
         per_row,
         video_token_id=adapter.video_token_id,
         pad_id=adapter.text.config.pad_token_id or 0,
-        positions=reduction.outer.positions if reduction.outer is not None else "contiguous",
+        positions=positions if on_grid is None else "original",
         layers=len(adapter.layers),
     )
+    numbers = prompt.position_ids if on_grid is None else keep_on_grid(prompt, on_grid)
     kwargs |= {
         "input_ids": prompt.input_ids,
         "attention_mask": prompt.attention_mask,
-        "position_ids": prompt.position_ids,
+        "position_ids": numbers,
         "mm_encoder_outputs": {
             **(kwargs.get("mm_encoder_outputs") or {}),
-            "video": EncodedVideos(pooler_output=prompt.features),
+            "video": EncodedVideos(pooler_output=adapter.packed(prompt.features[0])),
         },
     }
     now = clock(ids.device)
@@ -105,6 +110,29 @@ def begin_prefill(
     ]
     call = Call(prompt.state, prefill=True, kinds=prompt.kinds, initial=prompt.kinds, groups=prompt.groups)
     return Prefill(call, samples, beams, now, ids.device)
+
+
+def keep_on_grid(prompt: SplicedPrompt, positions: Tensor) -> Tensor:
+    """Positions [1 + axes, B, S'] of a reduced prompt whose tokens keep their places in time, rows and columns:
+    columns of ``positions`` [axes, B, S], behind a row that counts the tokens. Tells the prompt's state."""
+    base, state = prompt.state.base, prompt.state
+    pads = torch.tensor([state.given - before for before in prompt.before], device=positions.device)
+    columns = (base.positions.to(positions.device) + pads[:, None]).expand(len(positions), -1, -1)
+    kept = positions.gather(2, columns)
+    state.on_grid = True
+    state.next_position = kept[:, :, -1].amax(0) + 1
+    return torch.cat([base.ids.to(positions.device).clamp_min(0)[None], kept])
+
+
+def _check_placeholders(runs: Sequence[Sequence[tuple[int, int]]], inserts: Sequence[Sequence[Insert]]) -> None:
+    for row, mine in zip(runs, inserts, strict=True):
+        for (start, stop), insert in zip(row, mine, strict=True):
+            if stop - start != insert.full_length:
+                raise BadUsage(
+                    f"{stop - start} placeholders for a video of {insert.full_length} tokens, whose positions are read "
+                    "from the prompt",
+                    fix="give the prompt that the model's own processor makes",
+                )
 
 
 def _repeated(ids: Tensor, beams: int) -> bool:
@@ -127,7 +155,7 @@ def _reduced(video: VideoFeatures, adapter: Adapter, reduction: Reduction) -> In
         kept = outer(video, reduction.budget)
     if not len(kept):
         raise BadUsage(f"budget {reduction.budget} leaves no token of {video.frames} frames", fix="raise the budget")
-    placed = arrange(kept, video.grid, adapter.newline.to(kept.tokens), adapter.newline_order)
+    placed = arrange(kept, video.grid, adapter.newline, adapter.newline_order)
     return insert_of(placed, frames=video.frames, grid=video.grid, order=adapter.newline_order)
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
+from holitom.attaching.library import DynamicLayer
 from holitom.attaching.views import select_slots
 from holitom.errors import UnsupportedModel
 

@@ -47,16 +47,17 @@ class Run:
 
     @torch.no_grad()
     def encode(
-        self, pixel_values_videos: Tensor | Sequence[Tensor], saliency: bool | None = None
+        self, pixel_values_videos: Tensor | Sequence[Tensor], saliency: bool | None = None, **given: Any
     ) -> list[VideoFeatures]:
         """Run the vision tower once: [B, T, 3, H, W] (or one [T, 3, H, W] per video) -> one VideoFeatures per video.
 
-        Fills what the outer stage requires; saliency True or False overrides that for the saliency.
+        Fills what the outer stage requires; saliency True or False overrides that for the saliency. given: what the
+        family's pixels need beside them, for instance video_grid_thw (Qwen2.5-VL).
         """
         requires = self._requires
         if saliency is not None:
             requires = requires | {"saliency"} if saliency else requires - {"saliency"}
-        return list(self._adapter.encode(pixel_values_videos, requires).videos)
+        return list(self._adapter.encode(pixel_values_videos, requires, **given).videos)
 
     def install(self) -> None:
         """Hook into this model instance; ``remove`` takes everything out again."""
@@ -97,11 +98,12 @@ class Run:
     ) -> EncodedVideos:
         """In place of the model's own: features per video, with what the outer stage requires, from one tower pass."""
         for name in _TOWER_SETTINGS:
-            if kwargs.get(name) not in (None, getattr(self._model.config, name)):
+            if kwargs.get(name) not in (None, getattr(self._model.config, name, None)):
                 raise BadUsage(
                     f"{name} is given in the call", fix=f"set model.config.{name}, which reduce_tokens reads"
                 )
-        return self._adapter.encode(pixel_values_videos, self._requires)
+        given = {name: kwargs.get(name) for name in self._adapter.video_inputs}
+        return self._adapter.encode(pixel_values_videos, self._requires, **given)
 
     def _before_core(self, core: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         check_not_training(core)
@@ -151,7 +153,8 @@ class Run:
         pixels = kwargs.pop("pixel_values_videos", None)
         given = outputs.get("video")
         if given is None and pixels is not None:
-            given = core.get_video_features(pixels, **{name: kwargs.get(name) for name in _TOWER_SETTINGS})
+            names = (*_TOWER_SETTINGS, *self._adapter.video_inputs)
+            given = core.get_video_features(pixels, **{name: kwargs.get(name) for name in names})
             if kwargs.get("pixel_values") is not None:  # the core takes pixels or features, not some of each
                 names = inspect.signature(core.get_image_features).parameters
                 image = core.get_image_features(**{n: kwargs[n] for n in names if kwargs.get(n) is not None})

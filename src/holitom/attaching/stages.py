@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from holitom.attaching.calls import Call
 from holitom.attaching.groups import NO_GROUPS
+from holitom.attaching.library import held, set_held
 from holitom.attaching.prompt import TEXT, VISUAL
 from holitom.attaching.scores import attention_rows
 from holitom.attaching.views import PromptState, View, pad_left, select_slots
@@ -60,6 +61,7 @@ def reduce_samples(
     ``call.kinds`` and ``call.groups``."""
     rows, ids, positions, kinds, groups = [], [], [], [], []
     reads_groups = getattr(stage, "reads_groups", False)
+    renumbers = stage.positions == "contiguous" and not call.state.on_grid
     for b, kind in enumerate(call.kinds):
         states, number, kept = before.real(hidden, b), before.real(before.positions, b), torch.arange(len(kind))
         visual = candidates(stage, kind)
@@ -73,7 +75,7 @@ def reduce_samples(
             kept = _checked(stage, keep, states, kind)
         place = kept.to(number.device)
         number = number[place]
-        if stage.positions == "contiguous":
+        if renumbers:
             number = number[0] + torch.arange(len(number), device=number.device)
         rows.append(states.to(hidden.dtype))
         ids.append(before.real(before.ids, b)[place])
@@ -81,7 +83,7 @@ def reduce_samples(
         kinds.append(kind[kept])
         groups.append(None if call.groups[b] is None else call.groups[b].at(kept))
     shift = before.shift
-    if stage.positions == "contiguous":
+    if renumbers:
         shift = call.state.next_position - 1 - torch.stack([p[-1] for p in positions])
     call.kinds, call.groups = kinds, groups
     return pad_left(rows, 0), View.of(ids, positions, shift)
@@ -95,8 +97,7 @@ def prune_past(state: PromptState, layer: int, kept: View, cache: Any) -> None:
         if old not in replaced:
             replaced[old] = old.restricted(kept), old.slots_of(kept)
         state.views[earlier], slots = replaced[old]
-        held = cache.layers[earlier]
-        held.keys, held.values = (select_slots(t, slots, 2).contiguous() for t in (held.keys, held.values))
+        set_held(cache, earlier, *(select_slots(t, slots, 2).contiguous() for t in held(cache, earlier)))
 
 
 def _checked(stage: Inner, keep: Tensor, states: Tensor, kind: Tensor) -> Tensor:

@@ -93,7 +93,8 @@ class PromptState:
 
     given: columns of the prompt as the caller gave it; caller_shift [B]: the caller's position numbers minus the
     language model's at the end of the prompt; next_position [B]: the language model's position of the first token after
-    the prompt; visual: per sample, the ids of visual tokens; views: one per decoder layer.
+    the prompt; visual: per sample, the ids of visual tokens; views: one per decoder layer; on_grid: positions are
+    places in time, rows and columns, which no stage renumbers.
     """
 
     given: int
@@ -102,6 +103,7 @@ class PromptState:
     base: View
     visual: list[Tensor]
     views: list[View] = field(default_factory=list)
+    on_grid: bool = False
 
     @property
     def samples(self) -> int:

@@ -1,57 +1,56 @@
-"""Adapters: what token reduction needs to know about one family of video language models.
+"""Adapters: what token reduction needs to know about one family of video language models, one file per family.
 
 An adapter names the parts of a model (core, decoder layers, rotary embedding), turns pixels into VideoFeatures, and
-says which token stands for video in a prompt and where newline tokens go. Adding a family means writing one class
-with the members of ``Adapter`` and one line in ``ADAPTERS``."""
+says which token stands for video in a prompt and where newline tokens go. docs/adapters.md shows how to write one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from holitom.errors import UnsupportedModel
+from holitom.models.base import Adapter, AdapterBase
 from holitom.models.encoding import EncodedVideos
-from holitom.models.llava_onevision import LlavaOnevision
 
-__all__ = ["ADAPTERS", "Adapter", "EncodedVideos", "adapter_for"]
+__all__ = ["ADAPTERS", "Adapter", "AdapterBase", "EncodedVideos", "adapter_for"]
 
-
-@runtime_checkable
-class Adapter(Protocol):
-    """One model of a supported family.
-
-    core: the module whose forward takes input_ids and ``mm_encoder_outputs`` and runs the language model; text: the
-    language model with its ``config``; layers: its decoder layers; rotary: its rotary embedding, called as
-    ``rotary(hidden, position_ids)``; newline: the newline embedding [D]; newline_order: where newlines go ("end": one
-    after the video, "row": one after every non-empty row, "none").
-    """
-
-    core: nn.Module
-    text: nn.Module
-    layers: nn.ModuleList
-    rotary: nn.Module
-    video_token_id: int
-    newline: Tensor
-    newline_order: Literal["end", "row", "none"]
-
-    def vision_attention(self) -> nn.Module: ...
-
-    def encode(self, pixels: Tensor | Sequence[Tensor], requires: frozenset[str]) -> EncodedVideos: ...
-
-
-ADAPTERS: dict[str, Callable[[Any], Adapter]] = {"llava_onevision": LlavaOnevision}
-"""By ``config.model_type``."""
+ADAPTERS: dict[str, str | Callable[[Any], Adapter]] = {
+    "LlavaOnevisionForConditionalGeneration": "holitom.models.llava_onevision:LlavaOnevision",
+    "LlavaOnevisionModel": "holitom.models.llava_onevision:LlavaOnevision",
+    "Qwen2_5_VLForConditionalGeneration": "holitom.models.qwen2_5_vl:Qwen25VL",
+    "Qwen2_5_VLModel": "holitom.models.qwen2_5_vl:Qwen25VL",
+    "LlavaNextVideoForConditionalGeneration": "holitom.models.llava_next_video:LlavaNextVideo",
+    "LlavaNextVideoModel": "holitom.models.llava_next_video:LlavaNextVideo",
+    "LlavaQwenForCausalLM": "holitom.models.llava_package:LlavaPackage",
+}
+"""By the name of the model's class, or of a class it derives from: an adapter, or "module:name" of one, imported when
+it is needed. ``ADAPTERS["MyModel"] = MyAdapter`` adds a family."""
 
 
 def adapter_for(model: nn.Module) -> Adapter:
-    """The adapter of a loaded model; UnsupportedModel names the families there are and what a new one needs."""
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type not in ADAPTERS:
-        raise UnsupportedModel(
-            f"a model of type {model_type or type(model).__name__!r} cannot be reduced",
-            fix=f"load one of: {', '.join(sorted(ADAPTERS))}; another family needs an adapter with the members of "
-            "holitom.models.Adapter (core, text, layers, rotary, video_token_id, newline, encode)",
-        )
-    return ADAPTERS[model_type](model)
+    """The adapter of a loaded model, also where something is wrapped around it (PEFT, for one).
+
+    Raises UnsupportedModel, which names the families there are and what a new one needs, and CannotRun where the
+    installed transformers is too old for the family.
+    """
+    for module in model.modules():
+        for parent in type(module).__mro__:
+            if parent.__name__ in ADAPTERS:
+                return _built(ADAPTERS[parent.__name__], model)
+    families = sorted({name for name in ADAPTERS if not name.endswith("Model")})
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    raise UnsupportedModel(
+        f"a {type(model).__name__}{f' (type {kind!r})' if kind else ''} cannot be reduced",
+        fix=f"load one of: {', '.join(families)}; another family needs an adapter with the members of "
+        "holitom.models.Adapter (core, text, layers, rotary, video_token_id, encode): docs/adapters.md shows how",
+    )
+
+
+def _built(adapter: str | Callable[[Any], Adapter], model: nn.Module) -> Adapter:
+    if not isinstance(adapter, str):
+        return adapter(model)
+    module, name = adapter.split(":")
+    return getattr(import_module(module), name)(model)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,14 +19,19 @@ CHUNK_BYTES = 64 * 2**20
 """Size of one float32 block of attention maps [frames, heads, patches, patches]; bounds the memory of a saliency
 pass."""
 
+Reading = tuple[Tensor | None, Tensor | None]
+"""Saliency and keys, as read from one call of an attention."""
+
 
 @dataclass
 class EncodedVideos(BaseModelOutputWithPooling):
     """The features of every video of a call, in order, instead of the pooled tensor a stock model would pass on.
 
     It travels through ``generate`` as ``mm_encoder_outputs["video"]``. pooler_output stays None, so that beam search
-    does not try to repeat it; the prompt's hook repeats the videos itself."""
+    does not try to repeat it; the prompt's hook repeats the videos itself. The core then gets another one, whose
+    pooler_output is what the family's core reads."""
 
+    pooler_output: Any = None
     videos: tuple[VideoFeatures, ...] | None = None
     seconds: dict[str, float] | None = None
 
@@ -37,7 +43,7 @@ class Probe:
     saliency: Tensor | None = None
     keys: Tensor | None = None
     seconds: float = 0.0
-    _chunks: list[tuple[Tensor | None, Tensor | None]] = field(default_factory=list)
+    _chunks: list[Reading] = field(default_factory=list)
 
 
 @contextmanager
@@ -47,24 +53,35 @@ def probe_attention(attention: nn.Module, *, saliency: bool, keys: bool) -> Iter
     attention: a SigLIP attention (``q_proj``, ``k_proj``, ``num_heads``, ``head_dim``, ``scale``). The hook is removed
     when the block ends, also after an exception.
     """
+
+    def read(module: nn.Module, hidden: Tensor, _: Any) -> Reading:
+        received = received_attention(module, hidden) if saliency else None
+        return received, mean_keys(module, hidden) if keys else None
+
+    with probing(attention, read) as probe:
+        yield probe
+
+
+@contextmanager
+def probing(attention: nn.Module, read: Callable[[Any, Tensor, dict[str, Any]], Reading]) -> Iterator[Probe]:
+    """``read(attention, hidden_states, kwargs)`` -> (saliency, keys) at every call of the attention inside the block;
+    the parts are put together when it ends."""
     probe = Probe()
 
-    def read(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         start = clock(hidden.device)
-        received = received_attention(module, hidden) if saliency else None
-        probe._chunks.append((received, mean_keys(module, hidden) if keys else None))
+        probe._chunks.append(read(module, hidden, kwargs))
         probe.seconds += clock(hidden.device) - start
 
-    handle = attention.register_forward_pre_hook(read, with_kwargs=True)
+    handle = attention.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield probe
     finally:
         handle.remove()
-        if probe._chunks and saliency:
-            probe.saliency = torch.cat([a for a, _ in probe._chunks])
-        if probe._chunks and keys:
-            probe.keys = torch.cat([k for _, k in probe._chunks])
+        received, keys = zip(*probe._chunks, strict=True) if probe._chunks else ((None,), (None,))
+        probe.saliency = None if received[0] is None else torch.cat(received)
+        probe.keys = None if keys[0] is None else torch.cat(keys)
 
 
 def received_attention(

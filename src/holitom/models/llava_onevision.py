@@ -16,8 +16,10 @@ from torch.nn import functional as F
 
 from holitom.errors import BadUsage, UnsupportedModel
 from holitom.layout import Order
+from holitom.models.base import AdapterBase
 from holitom.models.encoding import EncodedVideos, clock, probe_attention
 from holitom.types import VideoFeatures
+from holitom.versions import require_transformers
 
 NEWLINE_ORDERS: dict[str, Order] = {"one_token": "end", "grid": "row", "no_token": "none"}
 POOL_MODES = ("bilinear", "average")
@@ -54,7 +56,7 @@ def full_length(config: Any, frames: int) -> int:
     return frames * rows * columns + newlines
 
 
-def _core_of(model: nn.Module) -> Any:
+def core_of(model: nn.Module) -> Any:
     """The module that joins tower and language model, wherever wrappers (PEFT, for one) have put it."""
     found = (m for m in model.modules() if {"vision_tower", "language_model"} <= set(m._modules))
     core = next(found, None)
@@ -65,11 +67,23 @@ def _core_of(model: nn.Module) -> Any:
     return core
 
 
-class LlavaOnevision:
+def frames_of(pixels: Tensor | Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+    """Pixels [B, T, 3, H, W], or one [T, 3, H, W] per video -> all frames [F, 3, H, W], and frames per video."""
+    videos = list(pixels)
+    if not videos or any(v.ndim != 4 for v in videos):
+        raise BadUsage(
+            f"pixel_values_videos of shapes {[list(v.shape) for v in videos]}",
+            fix="give [videos, frames, 3, height, width], or a list of them",
+        )
+    return videos[0] if len(videos) == 1 else torch.cat(videos), [len(v) for v in videos]
+
+
+class LlavaOnevision(AdapterBase):
     """Adapter of ``LlavaOnevisionForConditionalGeneration`` (or of its inner ``LlavaOnevisionModel``)."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.core = _core_of(model)
+        require_transformers()
+        self.core = core_of(model)
         self.config: Any = model.config
         self.text = self.core.language_model
         self.layers = self.text.layers
@@ -111,15 +125,8 @@ class LlavaOnevision:
         pooling head is not part of these checkpoints. The features come from ``config.vision_feature_layer``, saliency
         and keys always from the tower's last layer.
         """
-        videos = list(pixels)
-        if not videos or any(v.ndim != 4 for v in videos):
-            shapes = [list(v.shape) for v in videos]
-            raise BadUsage(
-                f"pixel_values_videos of shapes {shapes}",
-                fix="give [videos, frames, 3, height, width], or a list of them",
-            )
+        frames, sizes = frames_of(pixels)
         saliency, keys = "saliency" in requires, "keys" in requires
-        frames = videos[0] if len(videos) == 1 else torch.cat(videos)
         frames = frames.to(next(self.core.vision_tower.parameters()).device)
         start = clock(frames.device)
         if saliency or keys:
@@ -135,7 +142,6 @@ class LlavaOnevision:
         }
         seconds = {"vision": clock(frames.device) - start, "saliency": probe.seconds if probe else 0.0}
         seconds["vision"] -= seconds["saliency"]
-        sizes = [len(v) for v in videos]
         split = {name: value.split(sizes) for name, value in pooled.items() if value is not None}
         features = tuple(
             VideoFeatures(part, self.grid, **{name: parts[i] for name, parts in split.items()})

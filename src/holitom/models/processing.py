@@ -21,14 +21,17 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.utils import cached_file
 
 from holitom.errors import BadUsage, BadVideo, CannotRun, UnsupportedModel
-from holitom.models import ADAPTERS
 from holitom.models.llava_onevision import full_length
+from holitom.models.original import is_original
 
 QWEN_PROMPT = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{video}\n{question}<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
 """The prompt of LLaVA-OneVision's evaluation (conversation qwen_1_5), for tokenizers without a chat template."""
+
+FAMILY = "llava_onevision"
+"""``config.model_type`` of the models that this module prepares inputs for; others bring their own processor."""
 
 _SETTINGS = ("size", "resample", "do_resize", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -133,12 +136,21 @@ def load_config(path: str | Path) -> Any:
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UnsupportedModel(f"{path} is not a model folder: it has no config.json", fix="give a Hugging Face folder")
     try:
-        config = AutoConfig.from_pretrained(str(path))
+        stored = _read_json(path, "config.json")
+        config = None if is_original(stored) else AutoConfig.from_pretrained(str(path))
     except (OSError, ValueError) as error:
         raise _cannot_load(path, error) from error
-    if config.model_type not in ADAPTERS:
+    if config is None:
         raise UnsupportedModel(
-            f"{path} is a {config.model_type!r} model", fix=f"give one of: {', '.join(sorted(ADAPTERS))}"
+            f"{path} is a checkpoint in the format of the original LLaVA-NeXT repository "
+            f"({', '.join(stored.get('architectures') or ['mm_vision_tower in its config'])})",
+            fix=f"convert it once: python -m holitom convert --from {path} --to FOLDER (a downloaded folder)",
+        )
+    if config.model_type != FAMILY:
+        raise UnsupportedModel(
+            f"{path} is a {config.model_type!r} model, and inputs are prepared for {FAMILY!r} models only",
+            fix=f"give a {FAMILY} folder; reduce_tokens itself also takes the families of docs/adapters.md, loaded and "
+            "fed by their own classes",
         )
     return config
 

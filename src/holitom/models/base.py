@@ -1,0 +1,64 @@
+"""The adapter: everything token reduction needs to know about one family of video language models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from holitom.models.encoding import EncodedVideos
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """One model of a supported family.
+
+    core: the module whose forward takes input_ids and ``mm_encoder_outputs`` and runs the language model; text: the
+    language model with its ``config``; layers: its decoder layers; rotary: its rotary embedding, called as
+    ``rotary(hidden, position_ids)``; newline: the newline embedding [D], None in families without one; newline_order:
+    where newlines go ("end": one after the video, "row": one after every non-empty row, "none"); video_inputs: the
+    arguments of a call that ``encode`` wants beside the pixels, by name.
+    """
+
+    core: nn.Module
+    text: nn.Module
+    layers: nn.ModuleList
+    rotary: nn.Module
+    video_token_id: int
+    newline: Tensor | None
+    newline_order: Literal["end", "row", "none"]
+    video_inputs: tuple[str, ...]
+
+    def encode(self, pixels: Tensor | Sequence[Tensor], requires: frozenset[str], **given: Any) -> EncodedVideos:
+        """Pixels -> VideoFeatures of every video, with the optional fields that ``requires`` names."""
+        ...
+
+    def grid_positions(self, kwargs: Mapping[str, Any]) -> Tensor | None:
+        """Rotary positions [axes, B, S] of the whole prompt in families that number time, rows and columns apart
+        (M-RoPE): every kept token then keeps its own. None: one number a token."""
+        ...
+
+    def packed(self, rows: Tensor) -> Any:
+        """Rows [M, D] of a batch's videos as the core wants ``mm_encoder_outputs["video"].pooler_output``."""
+        ...
+
+
+class AdapterBase:
+    """What most families share; a new adapter overrides what differs."""
+
+    newline: Tensor | None = None
+    newline_order: Literal["end", "row", "none"] = "none"
+    video_inputs: tuple[str, ...] = ()
+
+    def grid_positions(self, kwargs: Mapping[str, Any]) -> Tensor | None:
+        return None
+
+    def packed(self, rows: Tensor) -> Any:
+        return rows[None]
+
+    def run(self, model: nn.Module, reduction: Any) -> Any:
+        """The ``with`` block's object; families that are not transformers' own models bring theirs."""
+        from holitom.attaching.session import Run
+
+        return Run(model, self, reduction)

@@ -1,0 +1,61 @@
+"""Which versions the kit was tested with, as data, and whether those installed here are among them.
+
+Standard library only at import, so that it can speak where nothing else imports."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+
+from holitom import paths
+from holitom.errors import CannotRun
+from holitom.pins import installed
+
+MINIMUM = (5, 19)
+"""transformers: ``generate`` takes encoded videos since 5.19; masks per layer came with 5.16."""
+
+@dataclass(frozen=True)
+class Tested:
+    """One environment that the tests ran in. host: "transformers" or "llava" (the original package)."""
+
+    host: str
+    python: str
+    torch: str
+    transformers: str
+    date: str
+    ran: str
+    result: str
+
+
+@lru_cache
+def matrix() -> tuple[Tested, ...]:
+    """Every tested environment, in the order of the file."""
+    import yaml
+
+    return tuple(Tested(**row) for row in yaml.safe_load(paths.data("versions.yaml").read_text())["tested"])
+
+
+def require_transformers(found: str | None = None) -> None:
+    """CannotRun where the installed transformers is older than MINIMUM, or absent."""
+    found = found or installed("transformers")
+    wanted = ".".join(map(str, MINIMUM))
+    if found is None or tuple(int(part) for part in found.split(".")[:2]) < MINIMUM:
+        raise CannotRun(
+            f"transformers {found or '(none)'} is installed, and this needs {wanted} or newer: before, generate() "
+            "takes no encoded videos",
+            fix=f"pip install 'transformers>={wanted},<6'; for the original llava package and its transformers 4.51 "
+            "see docs/llava.md",
+        )
+
+
+def standing() -> tuple[bool, str]:
+    """Whether this environment was tested, and what to say about it."""
+    python = ".".join(map(str, sys.version_info[:2]))
+    here = (python, installed("torch"), installed("transformers"))
+    said = f"Python {here[0]}, torch {here[1]}, transformers {here[2]}"
+    rows = matrix()
+    if any((row.python, row.torch, row.transformers) == here for row in rows):
+        return True, f"{said}: tested"
+    near = ", ".join(f"{row.python} / {row.torch} / {row.transformers}" for row in rows)
+    return False, f"{said}: not among those tested ({near})"
