@@ -12,7 +12,7 @@ from transformers import DynamicCache, Qwen2Config, StaticCache
 
 from holitom.attach import reduce_tokens
 from holitom.errors import BadUsage, CannotRun, UnsupportedModel
-from holitom.methods import HoliTom
+from holitom.methods import DyCokeDecode, FastV, HoliTom, HoliTomMerge
 from holitom.types import Reduction, VideoFeatures
 
 GENERATE = {"max_new_tokens": 3, "do_sample": False}
@@ -100,11 +100,65 @@ def test_stats_and_acted(sdpa):
     assert set(last.seconds) == {"vision", "saliency", "outer", "prefill"} and min(last.seconds.values()) > 0
     assert last.flops_paper < last.flops_exact
     assert last.as_dict()["realised"] == last.kept / 64
+    assert last.as_dict()["off_per_frame"] == (last.kept - 16) / 4
+    assert (last.budget, last.full_newlines, last.newlines_per_layer) == (0.25, 1, (1,) * 5)
     assert run.stats.calls == {"outer": 1, "inner@2": 1, "inner@4": 1}
     with reduce_tokens(sdpa, decode=Drop(2)) as run:
         sdpa.generate(**inputs(), max_new_tokens=1, do_sample=False)
         with pytest.raises(CannotRun, match="decode@2 never ran"):
             run.stats.check_acted()
+
+
+class KeepsAll:
+    """Stages of every kind that run and do nothing."""
+
+    class Outside(All):
+        pass
+
+    class Inside(Drop):
+        def __call__(self, hidden, score, visual, n0):
+            return torch.arange(len(hidden)), hidden
+
+    class Reading:
+        layer, fidelity = 2, "control"
+
+        def __call__(self, row, visual):
+            return visual
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
+        (Reduction("outer", KeepsAll.Outside(), 0.5), "outer"),
+        (Reduction("inner", inner=(KeepsAll.Inside(2),)), "inner@2"),
+        (Reduction("one of two", KeepEvery(), 0.3, (Drop(1), KeepsAll.Inside(3))), "inner@3"),
+        (Reduction("decode", decode=KeepsAll.Reading()), "decode@2"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_stage_that_keeps_everything_has_not_acted(sdpa, setting, name):
+    with reduce_tokens(sdpa, reduction=setting) as run:
+        sdpa.generate(**inputs(), **GENERATE)
+    assert run.stats.idle == (name,) and not run.stats.missing and not run.stats.acted
+    with pytest.raises(CannotRun, match=f"{name} kept every token of all 1 prompts"):
+        run.stats.check_acted()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        Reduction("budget 1", All(), 1.0),
+        Reduction("ratio 0", inner=(HoliTomMerge(2, 0.0), FastV(3, 0.0)), decode=DyCokeDecode(4, 0.0)),
+        Reduction("nothing at all"),
+    ],
+    ids=lambda setting: setting.name,
+)
+def test_who_asks_for_nothing_may_keep_everything(sdpa, setting):
+    with reduce_tokens(sdpa, reduction=setting) as run:
+        sdpa.generate(**inputs(), **GENERATE)
+    assert run.stats.acted
+    run.stats.check_acted()
+    assert (run.stats.budget.share, run.stats.budget.layer_share_with_newlines) == (1.0, 1.0)
 
 
 def test_a_whole_conversation_needs_all_placeholders(sdpa):

@@ -15,12 +15,13 @@ import torch
 from lmms_eval.api.instance import Instance
 
 from holitom import paths
+from holitom.attaching.prefill import whole
 from holitom.errors import BadUsage, CannotRun
 from holitom.evaluation.lmms import ReducedVideoModel, manifest
 from holitom.evaluation.sweep import TASKS, Cell, load_samples, run_cells
-from holitom.methods import HoliTom, HoliTomMerge
+from holitom.methods import DyCokeDecode, FastV, HoliTom, HoliTomMerge
 from holitom.tiny import benchmarks
-from holitom.types import Reduction
+from holitom.types import Reduction, VideoFeatures
 
 FRAMES = 8
 
@@ -91,20 +92,58 @@ def test_arguments_of_the_command_line_make_the_setting(model_folder: Path) -> N
 
 
 @dataclass(frozen=True)
-class _LateReader:
-    """A decode stage: it can act only when a second token is generated."""
+class _Lazy:
+    """A stage of every kind: it keeps, or reads, whatever it is given."""
 
     layer: int = 2
+    requires: ClassVar[frozenset[str]] = frozenset()
+    score: ClassVar[str] = "prev"
+    query: ClassVar[str] = "last"
+    positions: ClassVar[str] = "contiguous"
+    prune_past: ClassVar[bool] = False
+    causal: ClassVar[bool] = True
+    include_newlines: ClassVar[bool] = False
     fidelity: ClassVar[str] = "control"
 
-    def __call__(self, row: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
-        return visual
+    def __call__(self, *given: Any) -> Any:
+        if isinstance(given[0], VideoFeatures):
+            return whole(given[0])
+        return given[1] if len(given) == 2 else (torch.arange(len(given[0])), given[0])
 
 
-def test_a_method_that_did_not_act_gives_no_score(lm: ReducedVideoModel) -> None:
-    lm.reduction = Reduction("late", decode=_LateReader())
-    with pytest.raises(CannotRun, match="never ran"):
-        lm.generate_until(requests(lm, max_new_tokens=1))
+@pytest.mark.parametrize(
+    ("setting", "options", "words"),
+    [
+        (Reduction("late", decode=DyCokeDecode(2, 0.7)), {"max_new_tokens": 1}, "decode@2 never ran"),
+        (Reduction("outer", _Lazy(), 0.5), {}, "outer kept every token of all 3 prompts"),
+        (Reduction("inner", inner=(_Lazy(3),)), {}, "inner@3 kept every token"),
+        (Reduction("decode", decode=_Lazy()), {}, "decode@2 kept every token"),
+        (Reduction("last of three", HoliTom(), 0.5, (FastV(1, 0.5), _Lazy(4))), {}, "inner@4 kept every token"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Reduction) else "",
+)
+def test_a_method_that_did_not_act_gives_no_score(
+    lm: ReducedVideoModel, setting: Reduction, options: dict, words: str
+) -> None:
+    lm.reduction = setting
+    with pytest.raises(CannotRun, match=words):
+        lm.generate_until(requests(lm, **options))
+    lm.reduction = Reduction("Vanilla")
+
+
+def test_a_sweep_writes_no_cell_whose_method_did_not_act(model_folder: Path, tmp_path: Path) -> None:
+    cell = Cell("table1", "lazy", str(model_folder), Reduction("lazy", _Lazy(), 0.5), "tiny_ego", FRAMES, limit=3)
+    with pytest.raises(CannotRun, match="outer kept every token"):
+        run_cells([cell], "tiny", runs=tmp_path, progress=False)
+    assert not list(tmp_path.rglob("*.json*"))
+
+
+def test_every_kind_of_stage_may_answer(lm: ReducedVideoModel) -> None:
+    lm.reduction = Reduction("all", HoliTom(), 0.5, (FastV(1, 0.5), HoliTomMerge(4, 0.5)), DyCokeDecode(2, 0.7))
+    lm.answered = {}
+    assert len(lm.generate_until(requests(lm))) == 3
+    (told,) = {answer.sample.budget for answer in lm.answered.values()}
+    assert told == 0.5
     lm.reduction = Reduction("Vanilla")
 
 

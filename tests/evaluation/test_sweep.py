@@ -59,7 +59,13 @@ def test_a_cell_gives_a_complete_record_and_a_log_of_every_question(model_folder
     assert (record.experiment, record.row, record.benchmark, record.frames) == ("table1", "HoliTom", "tiny_ego", 8)
     assert record.method == BOTH.describe() and record.requested_tokens == 32  # a quarter of 8 x 16
     assert record.realised_tokens == pytest.approx(sum(s["kept"] for s in samples) / LIMIT)
-    layers = record.tokens_per_layer
+    budget, layers = record.budget, record.tokens_per_layer
+    assert (budget.asked_share, budget.asked_tokens, budget.full_tokens, budget.full_newlines) == (0.25, 32, 128, 1)
+    assert (budget.kept_tokens, budget.kept_newlines, budget.frames) == (record.realised_tokens, 1, 8)
+    assert budget.layer_share == pytest.approx(sum(layers) / 6 / 128)
+    assert budget.layer_share_with_newlines == pytest.approx((sum(layers) / 6 + 1) / 129)
+    assert budget.off_per_frame == pytest.approx((record.realised_tokens - 32) / 8)
+    assert abs(budget.farthest_off) >= abs(budget.off_per_frame)
     assert len(layers) == 6 and layers[0] == layers[3] == record.realised_tokens and layers[4] == layers[5] < layers[3]
     assert (record.dtype, record.attention, record.tier, record.source) == ("float32", "sdpa", "tiny", "measured")
     assert record.decoder.startswith("pyav") and "exact match" in record.scorer and record.model_revision

@@ -153,6 +153,19 @@ def test_decode_as_released_always_reads_the_last_and_stops_selecting_while_atte
     assert clean(row, visual, previous=row[:-1]).tolist() == clean(row, visual).tolist()
 
 
+@pytest.mark.parametrize("released", [False, True])
+def test_decode_refuses_a_nan_by_name(released):
+    stage, row = DyCokeDecode(ratio=0.5, released=released), torch.rand(8)
+    row[3] = float("nan")
+    with pytest.raises(BadUsage, match="DyCokeDecode at layer 3 hold a NaN"):
+        stage(row, torch.arange(1, 6))
+
+
+def test_only_the_release_compares_with_the_step_before():
+    assert DyCokeDecode(released=True).reads_previous and not DyCokeDecode().reads_previous
+    assert DyCokeDecode(ratio=0.0).identity and not DyCokeDecode().identity
+
+
 @pytest.mark.parametrize("wrong", [{"layer": 0}, {"ratio": 1.0}, {"ratio": -0.1}])
 def test_decode_settings_outside_their_range_are_refused(wrong):
     with pytest.raises(BadUsage):

@@ -81,6 +81,32 @@ def test_wrong_parameters_are_refused(stage):
             stage(3, ratio)
 
 
+@pytest.mark.parametrize("stage", [HoliTomMerge(3, 0.5), FastV(3, 0.5)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_nan_among_the_scores_is_refused_by_name(stage, value):
+    hidden, score, visual = torch.randn(10, 4), torch.rand(10), torch.arange(2, 8)
+    score[5] = value
+    with pytest.raises(BadUsage, match=f"{type(stage).__name__} at layer 3 hold a NaN"):
+        stage(hidden, score, visual, n0=6)
+    score[5], score[1] = 0.5, value  # a text token's score is not read
+    assert len(stage(hidden, score, visual, n0=6)[0]) == 7
+
+
+@pytest.mark.parametrize("place", [3, 6])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_nan_among_the_states_is_refused_by_name(place, value):
+    """Of a token that is kept, and of one that is folded away."""
+    hidden, score = torch.randn(10, 4), torch.arange(10.0).flip(0)
+    hidden[place, 1] = value
+    with pytest.raises(BadUsage, match="states that enter HoliTomMerge at layer 3 hold a NaN"):
+        HoliTomMerge(3, 0.5)(hidden, score, torch.arange(2, 8), n0=6)
+
+
+def test_only_ratio_zero_asks_for_nothing():
+    assert HoliTomMerge(3, 0.0).identity and FastV(3, 0.0).identity
+    assert not HoliTomMerge(3, 0.01).identity and not FastV(3, 0.01).identity
+
+
 def test_protocol_and_fidelity():
     for stage in (HoliTomMerge(18, 0.5), FastV(2, 0.8)):
         assert isinstance(stage, Inner)

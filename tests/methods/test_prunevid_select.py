@@ -53,6 +53,10 @@ def test_alpha_one_is_the_identity():
     assert ids.tolist() == list(range(36)) and torch.equal(rows, hidden)
 
 
+def test_only_alpha_one_asks_for_nothing():
+    assert PruneVidSelect(alpha=1.0).identity and not PruneVidSelect(alpha=0.99).identity
+
+
 def test_one_token_always_stays():
     hidden, score, visual, group = inputs(tokens=3)
     for released in (False, True):

@@ -93,6 +93,7 @@ def test_counts_are_relative_to_the_start_of_prefill(ratio, n0, expected):
 
 def test_ratio_one_and_a_video_smaller_than_the_share_change_nothing():
     assert len(stage_output(PyramidDropStage(2, 1.0))) == 40
+    assert PyramidDropStage(2, 1.0).identity and not PyramidDropStage(2, 0.9).identity
     assert len(stage_output(PyramidDropStage(2, 0.5), tokens=10, n0=40)) == 10
     assert len(stage_output(PyramidDropStage(2, 0.5), tokens=1)) == 1
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from holitom import provenance as provenance_module
+from holitom.budgets import TokenBudget
 from holitom.errors import BadUsage, CannotRun
 from holitom.provenance import meaning
 from holitom.results import Record, code_fingerprint, load_records, provenance, save_records, write_atomic
@@ -111,6 +112,21 @@ def test_a_damaged_file_is_named_with_its_line(tmp_path: Path) -> None:
         load_records(path)
     with pytest.raises(CannotRun, match="no records file"):
         load_records(tmp_path / "missing.jsonl")
+
+
+def test_a_budget_is_part_of_the_line_and_older_lines_are_still_read() -> None:
+    budget = TokenBudget(
+        asked_share=0.1, asked_tokens=51, full_tokens=512, full_newlines=1, kept_tokens=59.5, kept_newlines=1,
+        layer_tokens=40.0, layer_newlines=1, frames=32, off_per_frame=0.265625, farthest_off=0.5,
+    )  # fmt: skip
+    full, bare = record(budget=budget), record()
+    assert Record.from_json(full.to_json()) == full and Record.from_json(full.to_json()).budget == budget
+    assert Record.from_dict(json.loads(full.to_json())).budget.share == 59.5 / 512
+    assert full.key == record(budget=budget.as_dict()).key != bare.key
+    assert "budget" not in json.loads(bare.to_json())  # a record without one keeps the line, and the key, it had
+    assert Record.from_json(bare.to_json()).budget is None
+    with pytest.raises(BadUsage, match="frames"):
+        record(budget={"asked_share": 0.1})
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])

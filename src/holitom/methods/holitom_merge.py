@@ -12,8 +12,9 @@ from torch import Tensor
 
 from holitom.errors import BadUsage
 from holitom.methods.inner import check_stage, kept_visual, surviving
+from holitom.methods.scored import finite_states
 from holitom.ops.merging import Average, fold_into
-from holitom.ops.similarity import cosine_matrix
+from holitom.ops.similarity import nearest_row
 from holitom.types import Fidelity, Positions
 
 
@@ -59,14 +60,17 @@ class HoliTomMerge:
         self, hidden: Float[Tensor, "seq dim"], score: Float[Tensor, " seq"], visual: Int[Tensor, " visual"], n0: int
     ) -> tuple[Int[Tensor, " kept"], Float[Tensor, "kept dim"]]:
         """hidden [S, D] entering ``layer``, score [S] (mean over heads), visual: ascending ids -> (ids [S'], rows).
-        Raises BadUsage for a NaN in the visual tokens' scores."""
+        Raises BadUsage for a NaN in the visual tokens' scores or states."""
         kept = kept_visual(self, score, visual)
         if kept.shape[0] == visual.shape[0]:
             return torch.arange(hidden.shape[0], device=hidden.device), hidden
         rows = hidden[visual]
-        nearest = kept[cosine_matrix(rows, rows[kept]).argmax(dim=1)]
-        nearest[kept] = kept
-        merged = fold_into(rows, nearest, kept, self.average).to(hidden.dtype)
+        owner = torch.arange(rows.shape[0], device=rows.device)
+        folded = surviving(rows.shape[0], kept, kept[:0])
+        likeness, nearest = nearest_row(rows, folded, kept)
+        finite_states(self, likeness)
+        owner[folded] = kept[nearest]
+        merged = fold_into(rows, owner, kept, self.average).to(hidden.dtype)
         ids = surviving(hidden.shape[0], visual, kept)
         out = hidden[ids]
         out[torch.searchsorted(ids, visual[kept])] = merged

@@ -19,6 +19,16 @@ def finite_scores(stage: Any, score: Tensor) -> Tensor:
     return score.float()
 
 
+def finite_states(stage: Any, likeness: Tensor) -> None:
+    """Raises BadUsage if a NaN or an infinity in the states has made a comparison of them not finite (one copy of a
+    flag to the host)."""
+    if not likeness.isfinite().all():
+        raise BadUsage(
+            f"the states that enter {type(stage).__name__} at layer {stage.layer} hold a NaN or an infinity",
+            fix="check the precision of the language model (float16 overflows; use bfloat16 or float32)",
+        )
+
+
 def check_keep(layer: int, ratio: float, what: str) -> None:
     """A stage stands at layer 0 or later and keeps a share in (0, 1]."""
     if not isinstance(layer, int) or isinstance(layer, bool) or layer < 0:
