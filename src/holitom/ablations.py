@@ -138,25 +138,19 @@ def _finding(mine: pd.DataFrame, factor: Factor, table: pd.DataFrame) -> Finding
 
 
 def _sentence(factor: Factor, rows: list[pd.Series], default: pd.Series, verdict: str) -> str:
-    parts = []
-    if verdict == "not decided":
-        parts.append(f"fewer than {FEWEST_VIDEOS} videos decide nothing")
+    parts = [f"fewer than {FEWEST_VIDEOS} videos decide nothing"] if verdict == "not decided" else []
     for sign, word in ((-1, "below"), (1, "above")):
-        named = [_named(row, default) for row in rows if clear(row) == sign]
-        if named:
-            parts.append(f"clearly {word} the default: " + "; ".join(named))
+        if named := [_named(row, default) for row in rows if clear(row) == sign]:
+            parts.append(f"clearly {word} the default: {'; '.join(named)}")
     rest = [row for row in rows if not clear(row)]
-    same = [row["variant"] for row in rest if not row["changed"]]
-    if same:
-        parts.append(f"no answer changes with {', '.join(same)}")
-    unclear = [row for row in rest if row["changed"]]
-    little = [_named(row, default) for row in unclear if within_margin(row)]
-    if little:
-        parts.append(f"within {MARGIN:g} points of the default: " + "; ".join(little))
-    noise = [_named(row, default) for row in unclear if not within_margin(row)]
-    if noise:
-        parts.append("cannot be told from the default: " + "; ".join(noise))
-    return f"{factor.expected} {verdict[0].upper()}{verdict[1:]}: " + ". ".join(parts) + "."
+    if same := [row["variant"] for row in rest if not row["changed"]]:
+        parts.append(f"no answer changes with: {'; '.join(same)}")
+    moved = [row for row in rest if row["changed"]]
+    if little := [_named(row, default) for row in moved if within_margin(row)]:
+        parts.append(f"within {MARGIN:g} points of the default: {'; '.join(little)}")
+    if noise := [_named(row, default) for row in moved if not within_margin(row)]:
+        parts.append(f"cannot be told from the default: {'; '.join(noise)}")
+    return " ".join([factor.expected, *(part[0].upper() + part[1:] + "." for part in parts)])
 
 
 def _named(row: pd.Series, default: pd.Series) -> str:

@@ -1,0 +1,79 @@
+"""A forest of differences: every variant of the ablations as a point with its interval, grouped by factor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from holitom.ablations import DEFAULT, MARGIN, Finding, clear
+from holitom.errors import BadUsage
+from holitom.figures.style import DOUBLE, INK, MUTED, require_sources, styled
+
+LOOKS = {-1: ("#B3261E", "v", "below the default"), 0: (MUTED, "o", "not told apart"), 1: ("#1B7F4B", "^", "above")}
+LINE, TOP, BOTTOM = 0.155, 0.45, 0.75  # inches
+ROOM = 1.3  # the widest difference is this far from the edge
+
+
+def ablation_figure(table: pd.DataFrame, findings: Sequence[Finding], *, model: str) -> tuple[Figure, pd.DataFrame]:
+    """Differences to the default in points, below it on the left; the band is the margin within which a change matters
+    little. table: ``ablations.against_default``; findings: their verdicts, written beside each factor."""
+    require_sources(table)
+    drawn = table[table["factor"] != ""].reset_index(drop=True)
+    if drawn.empty:
+        raise BadUsage("there is no variant to draw", fix="give the result of ablations.against_default")
+    lines = len(drawn) + 1.4 * len(findings)
+    with styled():
+        fig = Figure(figsize=(DOUBLE, TOP + BOTTOM + LINE * lines), layout="constrained")
+        ax = fig.subplots()
+        y, places, labels = 0.0, [], []
+        widest = max(abs(drawn["diff_low"].min()), abs(drawn["diff_high"].max()), 2 * MARGIN)
+        for finding in findings:
+            _heading(ax, finding, y)
+            y += 1.4
+            for _, row in drawn[drawn["factor"] == finding.factor.name].iterrows():
+                _point(ax, row, y)
+                places.append(y)
+                labels.append(_label(row, table))
+                y += 1
+        ax.axvline(0, color=INK, lw=0.9, zorder=1)
+        ax.axvspan(-MARGIN, MARGIN, color="#0173B2", alpha=0.08, lw=0, zorder=0)
+        ax.set_yticks(places, labels)
+        ax.set(ylim=(y, -1.0), xlim=(-widest * ROOM, widest * ROOM))
+        ax.tick_params(axis="y", length=0)
+        ax.grid(axis="y", visible=False)
+        ax.set_xlabel("score minus the default's, average of the benchmarks (points)")
+        ax.set_title(f"One change at a time around HoliTom at 10 %: {model}")
+        _legend(fig)
+    return fig, drawn
+
+
+def _point(ax: Axes, row: pd.Series, y: float) -> None:
+    colour, marker, _ = LOOKS[clear(row)]
+    error = [[row["diff"] - row["diff_low"]], [row["diff_high"] - row["diff"]]]
+    ax.errorbar(row["diff"], y, xerr=error, fmt=marker, color=colour, ms=4.5, elinewidth=1.1, capsize=2, zorder=3)
+
+
+def _heading(ax: Axes, finding: Finding, y: float) -> None:
+    across = ax.get_yaxis_transform()
+    ax.axhline(y - 0.75, color="#DDDDDD", lw=0.6, zorder=0)
+    ax.text(-0.01, y, finding.factor.name, transform=across, ha="right", va="center", fontweight="bold", color=INK)
+    text = f"{finding.factor.expected} {finding.verdict.upper()}"
+    ax.text(0.004, y, text, transform=across, ha="left", va="center", fontsize=6.3, color=INK, zorder=4)
+
+
+def _label(row: pd.Series, table: pd.DataFrame) -> str:
+    """The variant, with its tokens per layer where they differ by more than 2 % from the default's."""
+    base = float(table[(table["factor"] == "") & (table["variant"] == DEFAULT)]["tokens"].iloc[0])
+    return f"{row['variant']} ({row['tokens']:.0f} tokens)" if abs(row["tokens"] / base - 1) > 0.02 else row["variant"]
+
+
+def _legend(fig: Figure) -> None:
+    handles = [Line2D([], [], color=c, marker=m, ls="-", lw=1.1, markersize=4.5) for c, m, _ in LOOKS.values()]
+    names = [name for _, _, name in LOOKS.values()]
+    handles.append(Line2D([], [], color="#0173B2", alpha=0.2, lw=7))
+    names.append(f"within {MARGIN:g} points")
+    fig.legend(handles, names, ncols=4, loc="outside lower center", borderaxespad=2.4)
