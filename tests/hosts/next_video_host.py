@@ -45,7 +45,8 @@ class NextVideoHost(Host):
 
     @torch.no_grad()
     def stock_rows(self, which):
-        return self.model.model.get_video_features(self.clip(which)[None]).pooler_output[0]
+        features = self.model.model.get_video_features(self.clip(which)[None]).pooler_output[0]
+        return features.flatten(0, -2)  # frames apart in transformers 5.19
 
     def visual(self, which):
         return torch.ones(FRAMES * 16, dtype=torch.bool)

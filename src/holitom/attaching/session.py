@@ -67,7 +67,7 @@ class Run:
         self._undo.append(core.register_forward_hook(self._after_core, with_kwargs=True, always_call=True).remove)
         self._override(core, "get_video_features", self._get_video_features)
         if model is not core:
-            self._undo.append(model.register_forward_pre_hook(_refuse_labels, with_kwargs=True).remove)
+            self._undo.append(model.register_forward_pre_hook(refuse_labels, with_kwargs=True).remove)
             self._override(model, "generate", self._generate)
 
     def remove(self) -> None:
@@ -82,7 +82,7 @@ class Run:
         self._undo.append(functools.partial(delattr, module, name))
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        check_generation(self._model, _named(original, args) | kwargs)
+        check_generation(self._model, named(original, args) | kwargs)
         if self._provided is not None:
             if kwargs.get("pixel_values_videos") is not None:
                 raise BadUsage(
@@ -107,7 +107,7 @@ class Run:
 
     def _before_core(self, core: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         check_not_training(core)
-        kwargs = _named(core.forward, args) | kwargs
+        kwargs = named(core.forward, args) | kwargs
         self._decoder.call = self._prefill = None
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
@@ -171,12 +171,13 @@ class Run:
         return given
 
 
-def _named(function: Callable[..., Any], args: tuple) -> dict[str, Any]:
+def named(function: Callable[..., Any], args: tuple) -> dict[str, Any]:
     """Positional arguments by the names of their parameters."""
     return dict(zip(inspect.signature(function).parameters, args, strict=False)) if args else {}
 
 
-def _refuse_labels(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+def refuse_labels(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    """A pre-hook: BadUsage for a loss over a reduced prompt, and for logits chosen by their place in the full one."""
     if kwargs.get("labels") is not None:
         raise BadUsage(
             "labels do not fit a reduced prompt, which has fewer logits than ids",
