@@ -14,9 +14,9 @@ from typing import Any, Literal
 import pandas as pd
 
 from holitom import paths
+from holitom.comparing import answers, difference, holm
 from holitom.errors import BadUsage
 from holitom.evaluation.cells import Cell, load_samples
-from holitom.evaluation.statistics import Estimate, paired_difference
 from holitom.results import Record
 from holitom.scores import averages, score_frame
 
@@ -25,9 +25,6 @@ MARGIN = 1.5
 """Points. "Matters little" means a 95 % interval inside +- this much, as in the trends: 1,200 questions show it."""
 LEVEL = 0.05
 FEWEST_VIDEOS = 30
-
-Answers = dict[tuple[str, Any], tuple[float, str]]
-"""(benchmark, question) -> right or wrong, and the video it is about."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +52,6 @@ class Finding:
     sentence: str
 
 
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values: below a level together, they hold the chance of any false alarm below it."""
-    order = sorted(range(len(p)), key=lambda i: p[i])
-    adjusted, largest = [0.0] * len(p), 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
-        adjusted[i] = largest
-    return adjusted
-
-
 def against_default(
     cells: Sequence[Cell],
     records: Sequence[Record],
@@ -84,7 +71,7 @@ def against_default(
     names = list(dict.fromkeys(cell.benchmark for cell in cells))
     mean = averages(score_frame(cells, records, tier, samples=read), names).set_index("row")
     logs = {
-        row: _answers([cell for cell in cells if cell.row == row], read) for row in dict.fromkeys(c.row for c in cells)
+        row: answers([cell for cell in cells if cell.row == row], read) for row in dict.fromkeys(c.row for c in cells)
     }
     if DEFAULT not in logs:
         raise BadUsage("the cells hold no default to compare with", fix='give the cells of "ablations"')
@@ -95,7 +82,7 @@ def against_default(
         score = mean.loc[row]
         found = {"factor": factor, "variant": variant, "value": score["value"], "low": score["low"]}
         found |= {"high": score["high"], "n": int(score["n"]), "tokens": tokens[row], "flops_pct": score["flops_pct"]}
-        found |= _difference(log, logs[DEFAULT], names) if row != DEFAULT else {}
+        found |= difference(log, logs[DEFAULT], names) if row != DEFAULT else {}
         rows.append(found | {"source": "measured"})
     table = pd.DataFrame(rows)
     tested = table["factor"] != ""
@@ -159,35 +146,6 @@ def _named(row: pd.Series, default: pd.Series) -> str:
     if abs(row["tokens"] / default["tokens"] - 1) > 0.02:
         text += f", {row['tokens']:.0f} tokens per layer instead of {default['tokens']:.0f}"
     return f"{row['variant']} ({text})"
-
-
-def _answers(cells: Iterable[Cell], read: Callable[[Cell], list[dict[str, Any]]]) -> Answers:
-    return {
-        (cell.benchmark, (s.get("task", ""), s["doc_id"])): (float(s["correct"]), f"{cell.benchmark}/{s['video']}")
-        for cell in cells
-        for s in read(cell)
-    }
-
-
-def _difference(mine: Answers, base: Answers, names: Sequence[str]) -> dict[str, Any]:
-    if set(mine) != set(base):
-        raise BadUsage("two settings answered different questions", fix="run all of them with the same limit")
-    counts = {name: sum(benchmark == name for benchmark, _ in base) for name in names}
-    weight = {name: len(base) / (len(names) * counts[name]) for name in names}
-    whole = _paired(mine, base, list(base), weight)
-    found: dict[str, Any] = {"diff": whole.value, "diff_low": whole.low, "diff_high": whole.high, "p": whole.p}
-    found |= {"changed": sum(mine[q][0] != base[q][0] for q in base), "videos": whole.groups}
-    for name in names:
-        one = _paired(mine, base, [question for question in base if question[0] == name], {name: 1.0})
-        found |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
-    return found
-
-
-def _paired(mine: Answers, base: Answers, questions: list[tuple[str, Any]], weight: dict[str, float]) -> Estimate:
-    scale = [weight[name] for name, _ in questions]
-    a = [w * mine[question][0] for w, question in zip(scale, questions, strict=True)]
-    b = [w * base[question][0] for w, question in zip(scale, questions, strict=True)]
-    return paired_difference(a, b, [base[question][1] for question in questions])
 
 
 def _tokens(cells: Sequence[Cell], records: Sequence[Record], row: str) -> float:
