@@ -4,6 +4,7 @@ dashed."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -47,11 +48,13 @@ def draw_panel(
     log: bool = False,
     ticks: Sequence[float | int] = (),
     labels: bool = True,
+    side: Literal["left", "right"] = "right",
     ylim: tuple[float | int, float | int] | None = None,
     dodge: float | int = 0.0,
 ) -> None:
     """Draw ``check_points`` data. The rows of ``baseline`` that have no x become a dashed line across the panel with
-    its interval as a band; all other methods become lines (or single points) through their rows in the order of x."""
+    its interval as a band; all other methods become lines (or single points) through their rows in the order of x.
+    labels: name the lines at their ends, on ``side``, while there are few of them."""
     points = check_points(points)
     flat = points[points["x"].isna()]
     lines = points[points["x"].notna()]
@@ -82,7 +85,8 @@ def draw_panel(
                 label=method,
                 **style,
             )
-        ends.append((float(mine["x"].iloc[-1]), float(mine["y"].iloc[-1]), baseline_name(method), look(method).colour))
+        end = mine.iloc[-1 if side == "right" else 0]
+        ends.append((float(end["x"]), float(end["y"]), baseline_name(method), look(method).colour))
     if log:
         ax.set_xscale("log")
     if ticks:
@@ -106,7 +110,7 @@ def draw_panel(
             bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6},
         )
     if labels and len(ends) <= MOST_DIRECT:
-        direct_labels(ax, ends)
+        direct_labels(ax, ends, side=side)
     elif labels:
         ax.legend(ncols=2, loc="lower right")
 

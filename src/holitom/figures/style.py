@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import pandas as pd
@@ -86,9 +86,13 @@ LOOKS: dict[str, Look] = {
     "VisionZip": Look("#029E73", "^", (0, (5, 1.5))),
     "PruneVid": Look("#D55E00", "v", (0, (3, 1, 1, 1))),
     "FastVID": Look("#B8558F", "<", (0, (2, 1))),
+    "MMG-Vid": Look("#5E3C99", ">", (0, (6, 1.5, 1, 1.5))),
+    "HieraVid": Look("#00798C", "h", (0, (4, 1, 1, 1))),
+    "ToMe": Look("#6B4226", "8", (0, (2, 1.5))),
     "Random": Look("#949494", "x", (0, (1, 1.5))),
     "Uniform stride": Look("#7A7A7A", "+", (0, (4, 2))),
     "Average pooling": Look("#5C5C5C", "1", (0, (2, 2))),
+    "Fewer frames": Look("#A23B2A", "2", (0, (3, 2))),
     "Saliency top-k": Look("#8C7A00", "d", (0, (6, 1))),
     "Saliency bottom-k": Look("#8C7A00", "p", (0, (1, 2))),
     "Vanilla": Look("#222222", "*", "--"),
@@ -98,6 +102,7 @@ ALIASES = {
     "RandomDrop": "Random",
     "UniformStride": "Uniform stride",
     "AveragePool": "Average pooling",
+    "MMGVid": "MMG-Vid",
     "SaliencyTopK": "Saliency top-k",
 }
 """Class names of methods -> the names that tables and figures show."""
@@ -167,19 +172,21 @@ def direct_labels(
     *,
     gap: float | int = 0.06,
     offset: float | int = 9.0,
+    side: Literal["left", "right"] = "right",
 ) -> None:
     """Name each line at its end instead of in a legend; labels that would overlap are moved apart vertically.
 
     ends: (x, y, text, colour) in data coordinates; gap: the least distance of two labels, as a share of the axis
-    height; offset: points to the right of the end. Set the axis limits before: the places are found within them.
+    height; offset: points beside the end, on ``side``. Set the axis limits before: the places are found within them.
     """
+    sign = 1 if side == "right" else -1
     low, high = ax.get_ylim()
     order = sorted(ends, key=lambda end: end[1])
     for (x, y, text, colour), place in zip(
         order, spread([(y - low) / (high - low) for _, y, _, _ in order], gap), strict=True
     ):
         target = low + place * (high - low)
-        beside = ax.transData + ScaledTranslation(offset / 72, 0, ax.figure.dpi_scale_trans)
+        beside = ax.transData + ScaledTranslation(sign * offset / 72, 0, ax.figure.dpi_scale_trans)
         moved = abs(target - y) > 0.02 * (high - low)
         tie = {"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkA": 0, "shrinkB": 4} if moved else None
         ax.annotate(
@@ -191,7 +198,7 @@ def direct_labels(
             color=colour,
             fontsize=7.5,
             va="center",
-            ha="left",
+            ha="left" if side == "right" else "right",
             annotation_clip=False,
         )
 
