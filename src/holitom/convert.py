@@ -58,19 +58,20 @@ def convert(source: Path, target: Path, pool: str | None = None) -> dict[str, An
         )
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    ids = _tokenizer(source, partial)
-    config = _config(stored, shapes, ids, pool, source)
-    rows = max(shapes["model.embed_tokens.weight"][0], _padded(max(ids.values()) + 1, shapes))
-    config.text_config.vocab_size = rows
-    wanted = _expected(config)
-    placed = _places(shapes, config, wanted)
-    dtype = _write(shards, partial, placed, rows, size)
-    config.dtype = dtype
-    config.save_pretrained(partial)
-    side = config.vision_config.image_size
-    settings = PREPROCESSING | {"size": {"height": side, "width": side}}
-    (partial / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    partial.rename(target)
+    try:
+        ids = _tokenizer(source, partial)
+        config = _config(stored, shapes, ids, pool, source)
+        config.text_config.vocab_size = _rows(max(ids.values()) + 1, shapes)
+        placed = _places(shapes, config, _expected(config))
+        dtype = _write(shards, partial, placed, config.text_config.vocab_size, size)
+        config.dtype = dtype
+        config.save_pretrained(partial)
+        side = config.vision_config.image_size
+        settings = PREPROCESSING | {"size": {"height": side, "width": side}}
+        (partial / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return {
         "pooling": pool_mode(config),
         "newlines": newline_order(config),
@@ -150,7 +151,7 @@ def _config(stored: dict[str, Any], shapes: Any, ids: dict[str, int], pool: str 
     )
 
 
-def _padded(needed: int, shapes: dict[str, tuple[int, ...]]) -> int:
+def _rows(needed: int, shapes: dict[str, tuple[int, ...]]) -> int:
     """Rows of the vocabulary: as they are where the new ids fit, else up to the next multiple of 64."""
     have = shapes["model.embed_tokens.weight"][0]
     return have if needed <= have else -(-needed // 64) * 64
