@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from holitom import caches, execution, machine, paths, screen, verdicts
 from holitom.errors import CannotRun, KitError
+from holitom.experiments import inference
 from holitom.experiments.registry import EXPERIMENTS, ORDER, Experiment, check_tier, missing_models
 from holitom.experiments.status import remember_plan, remember_run, seconds_per_cell
 
@@ -103,6 +104,8 @@ def plan(experiment: Experiment, options: Options) -> None:
         settings = dict.fromkeys((c.model, f"{c.frames} frames", c.row, c.reduction.budget) for c in wanted)
         for model, frames, row, budget in settings:
             print(f"            {model}, {frames}: {row}{f' at {budget:.0%}' if budget < 1 else ''}")
+    elif experiment.times:
+        print(f"  timing    what runs/{options.tier}/latency.jsonl lacks ({experiment.costs[options.tier]})")
     else:
         print(f"  cells     none: it only calculates ({experiment.costs[options.tier]})")
     print(f"  notebook  notebooks/{experiment.notebook}.ipynb -> runs/{options.tier}/notebooks/")
@@ -117,6 +120,9 @@ def perform(experiment: Experiment, options: Options) -> Outcome:
     started, moment = time.monotonic(), time.time()
     wanted = cells(experiment.name, options.tier, options.limit)
     records, computed = _measure(experiment, wanted, options) if wanted else ([], 0)
+    if experiment.times:
+        _, origin = inference.available(options.tier, options.limit, fresh=options.fresh)
+        print(f"{experiment.target}: {origin.words}", file=sys.stderr)
     measured = time.monotonic()
     parameters = {"tier": options.tier, "limit": options.limit}
     copy = execution.execute(experiment.notebook, options.tier, parameters, progress=sys.stderr.isatty())
@@ -131,10 +137,13 @@ def perform(experiment: Experiment, options: Options) -> Outcome:
 
 def _prepare(experiments: Sequence[Experiment], options: Options) -> None:
     """Everything that can be refused is refused here, before any work."""
-    machine.require(options.tier)
+    if not all(experiment.times for experiment in experiments):
+        machine.require(options.tier)
     for experiment in experiments:
         check_tier(experiment, options.tier)
-    if any(experiment.measures for experiment in experiments) and (absent := missing_models(options.tier)):
+        if experiment.times:
+            inference.require(options.tier)
+    if any(one.measures or one.times for one in experiments) and (absent := missing_models(options.tier)):
         raise CannotRun(
             f"the tiny tier's models are missing below data/tiny: {', '.join(absent)}",
             fix="restore them with git checkout -- data/tiny, or train them again: ./reproduce.sh train-tiny",

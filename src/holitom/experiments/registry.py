@@ -34,7 +34,8 @@ class Experiment:
     """One question with one notebook. costs: tier -> Cost; a tier that is absent does not offer the experiment.
 
     claims: which claims it touches, in words (holitom.claims judges them one by one); measures: the notebook reads
-    cells (settings x benchmarks) that are computed before it, in the terminal.
+    cells (settings x benchmarks) that are computed before it, in the terminal; times: it reads records of
+    ``holitom.latency``, measured before it where that is possible, or recorded in data/measured.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Experiment:
     claims: str
     costs: dict[str, Cost]
     measures: bool = False
+    times: bool = False
 
     @property
     def target(self) -> str:
@@ -123,6 +125,14 @@ _ALL = (
         _guess(5),
         30,
     ),
+    Experiment(
+        "fig_inference",
+        "TTFT and decode figure: where does the time go, with which method, frames, budget and batch?",
+        "fig_inference",
+        "sums and ratios of the printed TTFT figure (derived); times of the speed tier are measured or recorded",
+        {"tiny": Cost(6, CPU, measured=False), "speed": Cost(25, "1 H200", measured=False)},
+        times=True,
+    ),
     _measuring(
         "mmg_vid",
         "MMG-Vid: does its reconstruction keep the score, and does the sign of its marginal gain matter?",
@@ -154,6 +164,7 @@ ORDER = (
     "fig_tradeoff",
     "fig_inner",
     "fig_frames",
+    "fig_inference",
     "mmg_vid",
     "hieravid",
     "ablations",

@@ -27,6 +27,7 @@ examples:
   bench latency --model ov-7b --method holitom holitom-outer fastv --budget 0.1 --out data/measured/h200.jsonl
   bench latency --model ov-7b --method printed --out data/measured/h200.jsonl
   bench latency --model ov-72b-shape --layers 20 --method holitom --budget 0.15
+  bench latency --plan speed --part rows --out data/measured/h200.jsonl
   bench latency --model tiny --device cpu --dtype float32 --repeats 5 --new-tokens 10 --content own"""
 
 
@@ -50,12 +51,16 @@ def parser() -> argparse.ArgumentParser:
     add("--device", help="cuda or cpu (cuda where there is one)")
     add("--dtype", choices=list(DTYPES), default="bfloat16", help="(bfloat16)")
     add("--layers", type=int, help="cut the decoder to so many layers; the total is extrapolated and says so")
-    add(
-        "--content", default="clip", help="clip: similarities of the shipped clip; clip-tower; static:SHARE; own (clip)"
-    )
+    add("--content", default="clip", help="clip: as alike as the shipped clip; clip-tower; static:SHARE; own (clip)")
     add("--video", type=Path, help="also time decoding and preprocessing of this file, and use its pixels")
     add("--seed", type=int, default=0, help="of weights and inputs (0)")
     add("--out", type=Path, metavar="FILE", help="append the records to this JSON lines file")
+    add(
+        "--plan",
+        choices=("speed", "tiny"),
+        help="everything that fig-inference shows, in parts, resuming what --out holds",
+    )
+    add("--part", nargs="+", help="only these parts of the plan: rows, frames, budgets, batches")
     add("--quiet", action="store_true", help="no progress bar")
     return made
 
@@ -67,12 +72,21 @@ def run(argv: Sequence[str] = ()) -> int:
     import torch
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if args.plan:
+        return _plan(args, device)
     loaded = load(args.model, device=device, dtype=args.dtype, layers=args.layers, seed=args.seed)
-    protocol = Protocol(args.repeats, args.warmup, args.new_tokens, args.decode_repeats, args.video, args.seed)
+    protocol = Protocol(
+        repeats=args.repeats,
+        warmup=args.warmup,
+        new_tokens=args.new_tokens,
+        decode_repeats=args.decode_repeats,
+        video=args.video,
+        seed=args.seed,
+    )
     wanted = settings_of(args.method, args.budget, loaded)
     frames = args.frames or [loaded.frames]
     records: list[Record] = []
-    with _progress(len(frames) * len(args.batch) * len(wanted) * protocol.passes, quiet=args.quiet) as advance:
+    with progress(len(frames) * len(args.batch) * len(wanted) * protocol.passes, quiet=args.quiet) as advance:
         for count in frames:
             for batch in args.batch:
                 part = measure(
@@ -88,6 +102,17 @@ def run(argv: Sequence[str] = ()) -> int:
                     write(args.out, part, append=True)  # at once: a later size may end the process
                 records += part
     print(table(records))
+    return 0
+
+
+def _plan(args: argparse.Namespace, device: str) -> int:
+    """The figure's whole grid; what the file holds already is not measured again."""
+    from holitom.experiments.inference import record_parts
+
+    if args.out is None:
+        raise BadUsage("--plan without --out", fix="name the file to record in, e.g. --out data/measured/h200.jsonl")
+    made = record_parts(args.plan, args.out, device=device, parts=args.part, quiet=args.quiet)
+    print(table(made))
     return 0
 
 
@@ -153,7 +178,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _progress(passes: int, *, quiet: bool) -> Iterator[Callable[[int], Any]]:
+def progress(passes: int, *, quiet: bool) -> Iterator[Callable[[int], Any]]:
     """A bar with an estimate on stderr, where tqdm is there (transformers brings it)."""
     from tqdm import tqdm
 

@@ -66,8 +66,8 @@ def measure_similarity(cosine: Float[Tensor, "pairs cells"], how: str) -> Simila
 
 @cache
 def recorded_similarity(measure: str = "patches") -> Similarity:
-    """What was measured on the shipped clip, by ``python -m holitom.latency.clip``. measure "patches": centred pixels on
-    the model's own grid, the harder video of the two; "tower": features of the shipped tiny model, which change less.
+    """What ``python -m holitom.latency.clip`` measured on the shipped clip. measure "patches": centred pixels on the
+    model's own grid, the harder video of the two; "tower": features of the shipped tiny model, which change less.
     CannotRun when the file is missing."""
     path = paths.data("measured", "clip_similarity.json")
     if not path.is_file():
@@ -85,7 +85,7 @@ def forced(share: float, tau: float = 0.8) -> Similarity:
     others. BadUsage outside [0, 1]."""
     if not 0 <= share <= 1:
         raise BadUsage(f"static:{share}", fix="give the share of unchanged cells, 0 to 1")
-    quantiles = tuple(0.95 if q > 1 - share else 0.3 for q in QUANTILES)
+    quantiles = tuple(0.95 if share and q >= 1 - share - 1e-9 else 0.3 for q in QUANTILES)
     return Similarity(quantiles, 0.98, 0.0, f"forced: {share:.0%} of the cells at a cosine of 0.95, the rest at 0.3")
 
 

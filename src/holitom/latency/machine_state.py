@@ -50,7 +50,7 @@ def machine_state(device: str, seconds: float = 1.0) -> dict[str, Any]:
 
 def gpu_state() -> dict[str, Any] | None:
     """Clocks, temperature, power, load and memory of the first visible GPU now; None where nvidia-smi is not there."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", f"--query-gpu={','.join(_ASKED.values())}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
@@ -58,7 +58,7 @@ def gpu_state() -> dict[str, Any] | None:
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         return None
-    return dict(zip(_NAMES, (_number(cell) for cell in lines[0].split(",")), strict=False))
+    return dict(zip(_ASKED, (_number(cell) for cell in lines[0].split(",")), strict=False))
 
 
 def _number(text: str) -> float | None:

@@ -1,5 +1,6 @@
-"""One JSON line per timed setting: every sample, its summary, and all that is needed to judge it. data/measured/NOTES.md
-says in words what the fields mean."""
+"""One JSON line per timed setting: every sample, its summary, and all that is needed to judge it.
+
+data/measured/NOTES.md says in words what the fields mean."""
 
 from __future__ import annotations
 
@@ -32,8 +33,10 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "clock": str,
     "row": str,
     "at": str,
+    "part": str,
     "method": dict,
     "frames": int,
+    "cells_per_frame": int,
     "batch": int,
     "content": dict,
     "requested_tokens": (int, float, type(None)),
@@ -127,9 +130,10 @@ def _check_measured(record: Mapping[str, Any]) -> None:
     samples, summary = record["samples"], record["summary"]
     if missing := [name for name in SUMMARY if name not in summary]:
         raise BadUsage(f"the summary lacks {', '.join(missing)}", fix="record it again")
-    counts = {len(samples["ttft"]), len(samples["staged_ttft"]), *(len(part) for part in samples["stages"].values())}
-    if len(counts) != 1 or set(samples["stages"]) != set(STAGES):
-        raise BadUsage(f"samples of unequal number: {sorted(counts)}", fix="every repeat gives one sample of each")
+    counts = {len(samples["staged_ttft"]), *(len(part) for part in samples["stages"].values())}
+    expected = (record["repeats"], record["staged_repeats"])
+    if counts != {expected[1]} or len(samples["ttft"]) != expected[0] or set(samples["stages"]) != set(STAGES):
+        raise BadUsage(f"{len(samples['ttft'])} and {sorted(counts)} samples", fix=f"there must be {expected}")
     if min(samples["ttft"]) <= 0 or min(map(min, samples["stages"].values())) < 0:
         raise BadUsage("a sample is not a duration", fix="record it again")
     again = summarise(samples, record["batch"], record["new_tokens"])

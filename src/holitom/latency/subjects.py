@@ -1,0 +1,112 @@
+"""One setting under measurement: what it has given so far, and what happens when it cannot go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from holitom.attach import reduce_tokens
+from holitom.errors import KitError
+from holitom.latency.backends import full_setting, release
+from holitom.latency.passes import Inputs, Pass, run_pass
+from holitom.latency.shapes import Loaded
+from holitom.latency.syncs import HOW_CUDA, HOW_PRETEND, Crossings, cuda_waits, pretended_device, put
+from holitom.latency.timeline import Clock
+from holitom.types import Reduction, VideoFeatures
+
+SMALL = 256 * 2**20  # bytes of weights up to which peaks on a CPU and the stand-in for crossings are affordable
+
+
+@dataclass
+class Subject:
+    """reduction: as asked; run: as it is run (None: the stock model); at: which budgets these are, in words; bare and
+    staged: passes without and with marks inside; outcome: "measured", or what stopped it, with the reason."""
+
+    at: str
+    reduction: Reduction
+    run: Reduction | None
+    bare: list[Pass] = field(default_factory=list)
+    staged: list[Pass] = field(default_factory=list)
+    decode: list[float] = field(default_factory=list)
+    outcome: str = "measured"
+    reason: str = ""
+    memory: dict[str, Any] = field(default_factory=dict)
+    syncs: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, at: str, reduction: Reduction, loaded: Loaded) -> Subject:
+        full = reduction.outer is None and not reduction.inner and reduction.decode is None
+        return cls(at, reduction, full_setting(loaded) if full else reduction)
+
+    @property
+    def reduces(self) -> bool:
+        return self.run is not None and (self.run.outer is not None or bool(self.run.inner) or bool(self.run.decode))
+
+    def stop(self, outcome: str, error: BaseException) -> None:
+        lines = str(error).strip().splitlines()
+        self.outcome, self.reason = outcome, lines[0][:300] if lines else type(error).__name__
+
+
+def guarded(loaded: Loaded, subject: Subject, call: Callable[[], object]) -> None:
+    """Run ``call`` unless this setting has failed before; running out of memory, or being refused, is its outcome."""
+    if subject.outcome != "measured":
+        return
+    try:
+        call()
+    except torch.OutOfMemoryError as error:
+        subject.stop("out of memory", error)
+        release(loaded)
+    except KitError as error:
+        subject.stop("unsupported", error)
+
+
+def examine(loaded: Loaded, subject: Subject, inputs: Inputs, clock: Clock) -> None:
+    """Peak memory and crossings between host and device, each in passes of their own that are not timed."""
+
+    def once() -> None:
+        run_pass(loaded, subject.run, inputs, clock)
+
+    def look() -> None:
+        if loaded.device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            once()
+            peak = torch.cuda.max_memory_allocated()
+            subject.memory = {"peak_bytes": peak, "above_bytes": peak - before, "how": "CUDA allocator, one prefill"}
+            with cuda_waits() as seen:
+                once()
+            subject.syncs = seen.describe(HOW_CUDA)
+        elif loaded.weight_bytes <= SMALL:
+            from holitom.bench import peak_bytes
+
+            above = peak_bytes(once)
+            whole = loaded.weight_bytes + above
+            subject.memory = {"peak_bytes": whole, "above_bytes": above, "how": "storages alive at once, one prefill"}
+            if subject.reduces:
+                subject.syncs = count_crossings(loaded, subject.run, inputs).describe(HOW_PRETEND)
+        else:
+            subject.memory = {"peak_bytes": None, "above_bytes": None, "how": "not measured on a CPU at this size"}
+
+    guarded(loaded, subject, look)
+
+
+def count_crossings(loaded: Loaded, reduction: Reduction, inputs: Inputs) -> Crossings:
+    """Crossings between host and device in one prefill of one video, on the CPU stand-in (``Crossings``)."""
+    with pretended_device(loaded.model) as seen:
+        ids, pixels = put(inputs.ids[:1], seen), put(inputs.pixels[:1], seen)
+        with reduce_tokens(loaded.model, reduction=reduction) as run:
+            features = run.encode(pixels)
+            if inputs.features:
+                features = [_pretending(inputs.features[0], seen)]
+            run.provide(features)
+            loaded.model(input_ids=ids, use_cache=True, logits_to_keep=1)
+    return seen
+
+
+def _pretending(video: VideoFeatures, seen: Crossings) -> VideoFeatures:
+    names = ("tokens", "saliency", "keys", "frame_embed")
+    return replace(video, **{n: put(getattr(video, n), seen) for n in names if getattr(video, n) is not None})
