@@ -67,7 +67,7 @@ def test_noise_is_reproducible_and_small():
     square = squared_distances(torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0)))
     valid = torch.ones(2, 9, dtype=torch.bool)
     noise = uniform_noise(1e-6, 2, 9)
-    assert torch.equal(noise, uniform_noise(1e-6, 2, 9)) and 0 <= noise.min() and noise.max() < 1e-6
+    assert torch.equal(noise, uniform_noise(1e-6, 2, 9)) and noise.min() >= 0 and noise.max() < 1e-6
     noisy = peak_scores(square, valid, 3, noise)
     assert torch.equal(noisy, peak_scores(square, None, 3, noise))
     assert not torch.equal(noisy, peak_scores(square, valid, 3))
@@ -81,9 +81,7 @@ def test_scores_of_rows_in_place_equal_plain_loops(room):
     whole = group_scores(rows, ids, None, 4, room)
     assert torch.equal(whole, group_scores(rows, ids, torch.ones(2, 12, dtype=torch.bool), 4, room))
     for group in range(2):
-        torch.testing.assert_close(
-            whole[group], torch.tensor(plain_scores(rows[ids[group]], 4)), atol=2e-5, rtol=1e-4
-        )
+        torch.testing.assert_close(whole[group], torch.tensor(plain_scores(rows[ids[group]], 4)), atol=2e-5, rtol=1e-4)
     noise = uniform_noise(0.1, 2, 12)
     noisy = group_scores(rows, ids, None, 4, room, noise)
     assert torch.equal(noisy, group_scores(rows, ids, None, 4, 1 << 12, noise))

@@ -48,10 +48,14 @@ def test_nearest_row_is_the_most_similar_one_however_it_is_cut(dtype):
     draw = torch.Generator().manual_seed(0)
     rows = torch.randn(300, 8, generator=draw).to(dtype)
     ids, heads = torch.arange(1, 300, 2), torch.arange(0, 300, 10)
-    expected = cosine_matrix(rows[ids], rows[heads]).argmax(1)
-    assert torch.equal(nearest_row(rows, ids, heads), expected)
-    assert nearest_row(rows, ids[:0], heads).shape == (0,)
-    assert nearest_row(torch.ones(4, 2), torch.arange(4), torch.arange(3)).tolist() == [0, 0, 0, 0]
+    expected = cosine_matrix(rows[ids], rows[heads]).max(1)
+    likeness, nearest = nearest_row(rows, ids, heads)
+    assert torch.equal(nearest, expected.indices)
+    torch.testing.assert_close(likeness, expected.values)
+    assert [x.shape for x in nearest_row(rows, ids[:0], heads)] == [(0,), (0,)]
+    assert nearest_row(torch.ones(4, 2), torch.arange(4), torch.arange(3))[1].tolist() == [0, 0, 0, 0]
+    rows[7] = torch.nan
+    assert nearest_row(rows, ids, heads)[0].isfinite().tolist() == [i != 7 for i in ids.tolist()]
 
 
 def test_gram_is_exactly_symmetric():
@@ -60,3 +64,6 @@ def test_gram_is_exactly_symmetric():
     assert torch.equal(found, found.transpose(1, 2))
     torch.testing.assert_close(found, x @ x.transpose(1, 2), atol=1e-4, rtol=1e-5)
     assert gram(x[:, :0]).shape == (3, 0, 0)
+    for n in (1, 31, 32, 64, 97, 128, 160, 300):
+        y = torch.randn(2, n, 40, generator=torch.Generator().manual_seed(n))
+        torch.testing.assert_close(gram(y), y @ y.transpose(1, 2), atol=1e-4, rtol=1e-5)

@@ -140,6 +140,13 @@ def _square_chunks(rows: Tensor, ids: Tensor, room: int) -> Iterator[tuple[slice
     if rows.device.type == "cpu":
         room = min(room, CACHE)
     step = max(1, room // (n * rows.shape[1] + 3 * n * n))
+    held = rows.new_empty(min(step, ids.shape[0]) * n, rows.shape[1], dtype=torch.float32)  # one for all chunks
     for i in range(0, ids.shape[0], step):
-        x = rows.index_select(0, ids[i : i + step].flatten()).unflatten(0, (-1, n)).float()
+        some = ids[i : i + step].flatten()
+        x = held[: len(some)]
+        if rows.dtype == torch.float32:
+            torch.index_select(rows, 0, some, out=x)
+        else:
+            x.copy_(rows.index_select(0, some))
+        x = x.unflatten(0, (-1, n))
         yield slice(i, i + step), _from_origin(x.sub_(x[:, :1].clone()))

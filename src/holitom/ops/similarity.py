@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -56,15 +58,20 @@ def cosine_matrix(a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]) -> Float
 @torch.no_grad()
 def nearest_row(
     rows: Float[Tensor, "rows dim"], ids: Int[Tensor, " n"], heads: Int[Tensor, " m"]
-) -> Int[Tensor, " n"]:
-    """For every row in ``ids``, the place in ``heads`` of the row most similar to it (cosine, float32; the first of
-    equals). Blocks of rows, so that beside one copy of the heads only a fraction of the input is held."""
+) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+    """For every row in ``ids``: its cosine with the most similar row of ``heads`` (float32; the first of equals), and
+    that row's place in ``heads``. A NaN or an infinity in either row makes the cosine non-finite. Blocks of rows, so
+    that beside one copy of the heads only a fraction of the input is held."""
     unit = rows[heads].float()
     unit.div_(torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_min_(_TINY))
     step = max(1, rows.numel() // (8 * (rows.shape[1] + len(heads))))
-    # A row's own norm cannot change which head is nearest to it.
-    parts = [(rows[some].float() @ unit.T).argmax(1) for some in ids.split(step)]
-    return torch.cat(parts) if parts else ids
+    likeness, nearest = unit.new_empty(len(ids)), torch.empty_like(ids)
+    for i in range(0, len(ids), step):
+        here = rows[ids[i : i + step]].float()
+        best = (here @ unit.T).max(1)
+        likeness[i : i + step] = best.values / torch.linalg.vector_norm(here, dim=-1).clamp_min_(_TINY)
+        nearest[i : i + step] = best.indices
+    return likeness, nearest
 
 
 @torch.no_grad()
@@ -72,17 +79,18 @@ def gram(x: Float[Tensor, "groups n dim"]) -> Float[Tensor, "groups n n"]:
     """x @ x^T of every group, exactly symmetric (a matrix product need not round [i, j] and [j, i] alike). Only blocks
     on and below the diagonal are multiplied: a little over half of the work in large groups."""
     groups, n, _ = x.shape
-    parts = min(6, n // 64)
-    if parts < 2:
+    step = max(64, n // 6 // 32 * 32)  # round numbers suit the kernels of a matrix product
+    edges = [*range(0, n - step // 2, step), n]  # the last block takes in a short rest
+    if len(edges) < 3:
         square = x @ x.transpose(1, 2)
         return torch.minimum(square, square.transpose(1, 2))
-    square, step = x.new_empty(groups, n, n), -(-n // parts)
-    for i in range(0, n, step):
-        below = x[:, i : i + step] @ x[:, : i + step].transpose(1, 2)
+    square = x.new_empty(groups, n, n)
+    for i, j in itertools.pairwise(edges):
+        below = x[:, i:j] @ x[:, :j].transpose(1, 2)
         corner = below[:, :, i:]
-        square[:, i : i + step, :i] = below[:, :, :i]
-        square[:, :i, i : i + step] = below[:, :, :i].transpose(1, 2)
-        torch.minimum(corner, corner.transpose(1, 2), out=square[:, i : i + step, i : i + step])
+        square[:, i:j, :i] = below[:, :, :i]
+        square[:, :i, i:j] = below[:, :, :i].transpose(1, 2)
+        torch.minimum(corner, corner.transpose(1, 2), out=square[:, i:j, i:j])
     return square
 
 

@@ -1,0 +1,72 @@
+"""The command line of ``python -m holitom bench ops``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from holitom.bench.against_loop import SCALING, bench_loop, table
+from holitom.bench.methods import NAMES, bench_methods, methods_table
+from holitom.errors import CannotRun
+from holitom.types import check_budget
+
+
+def run(argv: Sequence[str] = ()) -> int:
+    """Measure, print the tables, progress on stderr. With --method only the methods' table."""
+    args = _parser().parse_args(list(argv))
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise CannotRun("no CUDA device here", fix="leave --device out to measure the CPU")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    check_budget(args.budget)
+    setting = {"budget": args.budget, "repeats": args.repeats, "device": args.device}
+    setting["dtype"] = getattr(torch, args.dtype)
+    names = [name for part in args.method or NAMES for name in part.split(",")]
+    _say(f"bench ops: {len(names)} methods, {args.dtype} on {args.device}")
+    rows = bench_methods(names, dim=args.dim, bar=True, **setting)
+    if not args.method:
+        videos = [(frames, (14, 14), args.dim) for frames in args.frames]
+        rows += bench_loop(videos, args.scaling, loop=args.loop, progress=_say, **setting)
+    if args.json:
+        Path(args.json).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    print(f"{args.dtype} on {args.device}, {torch.get_num_threads()} threads; medians of {args.repeats}\n")
+    print(f"Every method at 32 x 196 x {args.dim}\n\n{methods_table(rows)}")
+    if not args.method:
+        print(f"\nHoliTom's outer stage, budget {args.budget:g}, against plain loops and over longer videos\n")
+        print(table(rows))
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="./reproduce.sh bench ops",
+        description="Time and memory of every method, as ratios to one reading of the tokens and to HoliTom's outer "
+        "stage; then HoliTom's outer stage (tau 0.8) against plain loops, and over videos of growing length.",
+    )
+    parser.add_argument("--method", nargs="+", metavar="NAME", help=f"only these methods: {', '.join(NAMES)}")
+    parser.add_argument("--budget", type=float, default=0.15, help="share of tokens that outer stages keep")
+    parser.add_argument("--frames", type=int, nargs="*", default=[32, 128], help="videos compared with the loop")
+    parser.add_argument("--dim", type=int, default=3584, help="token size (default 3584, a 7B model)")
+    parser.add_argument("--scaling", type=int, nargs="*", default=list(SCALING), help="frames of the scaling table")
+    parser.add_argument("--repeats", type=_positive, default=5, help="timed runs; the median counts")
+    parser.add_argument("--no-loop", dest="loop", action="store_false", help="do not run the plain loops")
+    parser.add_argument("--threads", type=_positive, help="CPU threads (default: torch's own choice)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--json", metavar="FILE", help="also write the rows as JSON lines")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
