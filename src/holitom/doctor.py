@@ -8,8 +8,8 @@ import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
-from holitom import caches, machine, paths, pins
-from holitom.errors import KitError
+from holitom import caches, machine, paths, pins, versions
+from holitom.errors import CannotRun, KitError
 from holitom.experiments.registry import TIERS, TINY_MODELS, missing_models
 
 DISK_GIB = {"tiny": 1, "speed": 10, "paper": 500}  # paper: the videos of four benchmarks and the weights, about
@@ -33,6 +33,7 @@ def checks() -> list[Check]:
         _python(),
         *_packages(),
         _lock(),
+        _versions(),
         _kernel(),
         _models(),
         _gpu(),
@@ -68,6 +69,19 @@ def _lock() -> Check:
     return Check(
         "lock", not different, found, "results may differ in the last digits; ./reproduce.sh makes a locked .venv"
     )
+
+
+def _versions() -> Check:
+    found = pins.installed("transformers")
+    fix = "the tests are the judge: ./reproduce.sh test; data/versions.yaml lists where they passed"
+    try:
+        versions.require_transformers(found)
+        tested, said = versions.standing()
+    except CannotRun as error:
+        return Check("versions", False, error.what, error.fix, TIERS)
+    except ImportError as error:
+        return Check("versions", False, f"{error.name} is missing", "./reproduce.sh list installs it")
+    return Check("versions", tested, said, fix)
 
 
 def _kernel() -> Check:

@@ -15,6 +15,7 @@ from holitom.pins import installed
 MINIMUM = (5, 19)
 """transformers: ``generate`` takes encoded videos since 5.19; masks per layer came with 5.16."""
 
+
 @dataclass(frozen=True)
 class Tested:
     """One environment that the tests ran in. host: "transformers" or "llava" (the original package)."""
@@ -55,7 +56,8 @@ def standing() -> tuple[bool, str]:
     here = (python, installed("torch"), installed("transformers"))
     said = f"Python {here[0]}, torch {here[1]}, transformers {here[2]}"
     rows = matrix()
-    if any((row.python, row.torch, row.transformers) == here for row in rows):
-        return True, f"{said}: tested"
-    near = ", ".join(f"{row.python} / {row.torch} / {row.transformers}" for row in rows)
-    return False, f"{said}: not among those tested ({near})"
+    passed = next((row for row in rows if (row.python, row.torch, row.transformers) == here), None)
+    if passed is not None:
+        return True, f"{said}: tested {passed.date}"
+    others = ", ".join(f"{row.python} / {row.torch} / {row.transformers}" for row in rows)
+    return False, f"{said}: not among those tested ({others})"
