@@ -25,6 +25,7 @@ FORWARDED = {  # targets with a parser of their own: everything after the name i
     "convert": "a checkpoint of the original LLaVA-NeXT format for transformers [--from DIR --to DIR --pool average]",
     "train-tiny": "rebuild the models of the tiny tier from their seeds, resumable",
     "bench": "speed and memory: bench ops (the algorithms), latency (whole models), released (the authors' code)",
+    "explore": "the explorer in JupyterLab: any video, two methods side by side (options of jupyter lab may follow)",
     "lab": "JupyterLab on the notebooks (options of jupyter lab may follow)",
     "test": "ruff, then every test and notebook at a reduced size (options of pytest may follow)",
 }

@@ -11,13 +11,21 @@ from holitom import caches, machine, paths
 from holitom.errors import BadUsage, CannotRun
 
 CLIP = ("videos", "three_shots.mp4")
-START = "00_start_here.ipynb"
+START, EXPLORER = "00_start_here.ipynb", "explore.ipynb"
 
 
 def run(name: str, words: list[str]) -> int:
     """Run one forwarded target with its own words; returns its exit code."""
     caches.keep_inside()
-    targets = {"demo": demo, "convert": convert, "train-tiny": train, "bench": bench, "lab": lab, "test": test}
+    targets = {
+        "demo": demo,
+        "convert": convert,
+        "train-tiny": train,
+        "bench": bench,
+        "explore": explore,
+        "lab": lab,
+        "test": test,
+    }
     return targets[name](words)
 
 
@@ -68,9 +76,17 @@ def bench(words: list[str]) -> int:
     return import_module(BENCHES[words[0]][0]).run(words[1:]) or 0
 
 
-def lab(words: list[str]) -> int:
+def explore(words: list[str]) -> int:
+    """JupyterLab, opened on the explorer."""
+    if words[:1] in (["-h"], ["--help"]):
+        print("usage: ./reproduce.sh explore [options of jupyter lab]\n\nOpens notebooks/explore.ipynb; run its cells.")
+        return 0
+    return lab(words, EXPLORER)
+
+
+def lab(words: list[str], start: str = START) -> int:
     """JupyterLab, opened on the first notebook. Replaces this process, so that ctrl-C is JupyterLab's own."""
-    notebook = paths.root() / "notebooks" / START
+    notebook = paths.root() / "notebooks" / start
     if not notebook.is_file():
         raise CannotRun(f"{notebook} is missing", fix="restore it: git checkout -- notebooks")
     os.environ.pop("MPLBACKEND", None)  # the kernel chooses its inline backend
