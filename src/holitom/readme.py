@@ -1,8 +1,8 @@
-"""The results table of the README, generated: derivations are computed again each time, trends of the tiny tier come
-from the verdicts stored with the run that measured them.
+"""The two tables of the README, generated: results, where derivations are computed again each time and trends of the
+tiny tier come from the verdicts stored with the run that measured them; and the methods (holitom.catalogue).
 
 ``python -m holitom.readme`` judges every finished cell, stores the measured verdicts (data/measured/tiny_claims.json)
-and rewrites the block between the two marks of README.md.
+and realised budgets (tiny_methods.json), and rewrites the blocks between the marks of README.md.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from holitom import paths
 from holitom.claims import Judged, Verdict, table_claims
 from holitom.results import write_atomic
 
-BEGIN, END = "<!-- results: written by python -m holitom.readme -->", "<!-- end of results -->"
+NAMES = ("results", "methods")
 _DECIDED = (Verdict.REPRODUCED, Verdict.WITHIN_NOISE, Verdict.NOT_REPRODUCED, Verdict.NOT_RUN)
 _ELSEWHERE = (
     (
         "Scores of the published checkpoints",
         "QUOTED",
-        "`./reproduce.sh table1 --tier paper`: GPU, model hub, about 20 h",
+        "`./reproduce.sh table1 --tier paper`: GPU, model hub, about 40 h",
     ),
     ("TTFT, decode rate, memory", "QUOTED", "a CUDA GPU (speed tier, not offered yet)"),
 )
@@ -75,16 +75,37 @@ def _count(verdicts: Sequence[str]) -> str:
     return ", ".join(f"{n} {name}" for name, n in counts.items() if n)
 
 
+def methods() -> str:
+    """The method table as Markdown."""
+    from holitom import catalogue
+
+    rows = [catalogue.HEAD, ("---",) * len(catalogue.HEAD), *catalogue.rows()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
 def block(text: str) -> str:
-    """README text with the block between the marks replaced by the present table."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+    """README text with what stands between the marks replaced by the present tables."""
+    for name, made in zip(NAMES, (table(), methods()), strict=True):
+        begin, end = marks(name)
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{made}\n{end}{rest.split(end)[1]}"
+    return text
+
+
+def marks(name: str) -> tuple[str, str]:
+    """The comments that stand before and after a generated block."""
+    return f"<!-- {name}: written by python -m holitom.readme -->", f"<!-- end of {name} -->"
 
 
 def main() -> int:
-    from holitom import verdicts
+    from holitom import catalogue, verdicts
+    from holitom.experiments import EXPERIMENTS
 
     store(verdicts.everything("tiny"))
+    chosen = (EXPERIMENTS["table1"], EXPERIMENTS["fig_tradeoff"])  # Table 1 first: its strength of FastV and PDrop
+    records = [record for one in chosen for record in verdicts.finished_records(one, "tiny")]
+    if records:
+        catalogue.store(records)
     readme = paths.root() / "README.md"
     write_atomic(readme, block(readme.read_text(encoding="utf-8")))
     return 0

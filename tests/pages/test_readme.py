@@ -2,7 +2,9 @@
 
 import re
 
-from holitom import paths, readme
+import pytest
+
+from holitom import catalogue, paper, paths, readme
 
 TEXT = (paths.root() / "README.md").read_text(encoding="utf-8")
 
@@ -13,6 +15,36 @@ def test_it_is_short():
 
 def test_the_results_table_is_current():
     assert readme.block(TEXT) == TEXT, "run python -m holitom.readme"
+
+
+def test_every_method_is_in_the_table_with_its_facts():
+    rows = {row[0]: dict(zip(catalogue.HEAD, row, strict=True)) for row in catalogue.rows({})}
+    assert {"HoliTom", "FastV", "PDrop", "DyCoke", "VisionZip", "PruneVid", "FastVID", "MMG-Vid", "HieraVid"} <= set(
+        rows
+    )
+    assert rows["VisionZip"]["reads"] == "keys, saliency" and rows["VisionZip"]["acts"] == "before the LLM"
+    assert rows["VisionZip"]["fidelity"] == "port (released: golden)"
+    assert rows["PDrop"]["acts"] == "inside, 3 times" and rows["PDrop"]["reads"] == "text"
+    assert rows["MMG-Vid"]["fidelity"] == "reconstruction" and rows["Random"]["paper"] == "control"
+    assert all(f"| {name} | " in TEXT for name in rows)
+
+
+def test_costs_are_those_of_the_papers_tables():
+    """Exact shares; the tables print ratios of rounded numbers, which differ by up to 0.1."""
+    costs = {entry.row: entry.flops_pct for entry in catalogue.METHODS}
+    printed = paper.table("table1").set_index(["method", "retained_pct"])["flops_pct"]
+    for row, kept in (("HoliTom", 10), ("FastV", 100), ("PDrop", 100), ("VisionZip", 10), ("DyCoke", 25)):
+        assert costs[row] == pytest.approx(printed[row, kept], abs=0.15), row
+
+
+def test_realised_budgets_come_from_records(made):
+    found = made("table1")
+    kept = catalogue.realised(found.records)
+    assert kept["VisionZip"]["10"] == pytest.approx([10.0, 10.0])
+    rows = {row[0]: row for row in catalogue.rows(kept)}
+    assert "25 → 25.0, 10 → 10.0" in rows["VisionZip"]
+    assert "not measured yet" in rows["ToMe"]
+    assert "100.0 (mean over layers)" in rows["FastV"]  # the made-up records drop nothing inside
 
 
 def test_links_lead_somewhere():
