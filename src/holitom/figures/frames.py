@@ -24,9 +24,10 @@ def frames_figure(
     )
     with styled():
         fig = Figure(figsize=(DOUBLE, 3.2), layout="constrained")
-        for ax, (_, points, title) in zip(fig.subplots(1, 3), panels, strict=True):
+        for ax, (panel, points, title) in zip(fig.subplots(1, 3), panels, strict=True):
             ticks = sorted(check_points(points)["x"].dropna().unique())
-            draw_panel(ax, points, xlabel="frames (log scale)", title=title, log=True, ticks=ticks, labels=False)
+            axis = {"xlabel": "frames (log scale)", "log": True, "ticks": ticks, "labels": False}
+            draw_panel(ax, points, title=title, dodge=0.0 if panel == "printed" else 0.05, **axis)
             ax.set_xlim(ticks[0] / 1.2, ticks[-1] * 1.2)
         fig.axes[0].set_ylabel("average score (%)")
         fig.axes[2].set_ylabel("score (%)")

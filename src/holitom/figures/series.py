@@ -54,7 +54,8 @@ def draw_panel(
 ) -> None:
     """Draw ``check_points`` data. The rows of ``baseline`` that have no x become a dashed line across the panel with
     its interval as a band; all other methods become lines (or single points) through their rows in the order of x.
-    labels: name the lines at their ends, on ``side``, while there are few of them."""
+    labels: name the lines at their ends, on ``side``, while there are few of them. dodge: moves methods apart along x,
+    so that their intervals can be told apart, as a share of x on a logarithmic axis."""
     points = check_points(points)
     flat = points[points["x"].isna()]
     lines = points[points["x"].notna()]
@@ -65,10 +66,11 @@ def draw_panel(
     for method in set(points["method"]):
         look(method)  # refuse a method without a look before anything is drawn
     order = [name for name in LOOKS if name in set(lines["method"])]
-    ends = []
+    ends: dict[str, list[tuple[float, float, str, str]]] = {"left": [], "right": []}
     for place, method in enumerate(order):
         mine = lines[lines["method"] == method].sort_values("x")
-        mine = mine.assign(x=mine["x"] + dodge * (place - (len(order) - 1) / 2))
+        aside = dodge * (place - (len(order) - 1) / 2)
+        mine = mine.assign(x=mine["x"] * (1 + aside) if log else mine["x"] + aside)
         for source, part in mine.groupby("source", sort=False):
             style = marker_style(method, str(source))
             ax.errorbar(
@@ -85,8 +87,9 @@ def draw_panel(
                 label=method,
                 **style,
             )
-        end = mine.iloc[-1 if side == "right" else 0]
-        ends.append((float(end["x"]), float(end["y"]), baseline_name(method), look(method).colour))
+        where = side if len(mine) > 1 else "right"  # a single point is named where lines end, not where they begin
+        end = mine.iloc[-1 if where == "right" else 0]
+        ends[where].append((float(end["x"]), float(end["y"]), baseline_name(method), look(method).colour))
     if log:
         ax.set_xscale("log")
     if ticks:
@@ -109,8 +112,9 @@ def draw_panel(
             zorder=5,
             bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6},
         )
-    if labels and len(ends) <= MOST_DIRECT:
-        direct_labels(ax, ends, side=side)
+    if labels and max(len(here) for here in ends.values()) <= MOST_DIRECT:
+        for where, here in ends.items():
+            direct_labels(ax, here, side=where)
     elif labels:
         ax.legend(ncols=2, loc="lower right")
 

@@ -45,7 +45,7 @@ def tradeoff_figure(quoted: pd.DataFrame, measured: pd.DataFrame, *, model: str)
             side = "right" if printed else "left"
             draw_panel(ax, points, xlabel=XLABEL, title=title, log=True, ticks=TICKS, side=side, ylim=ylim)
             low, high = (points["x"].min(), points["x"].max()) if printed else span
-            ax.set_xlim(*((low / 1.3, high * 5) if printed else (low / 6, high * 1.2)))
+            ax.set_xlim(*((low / 1.3, high * 5) if printed else (low / 9, high * 1.2)))
             ax.set_xticks([tick for tick in TICKS if low / 1.3 <= tick <= high * 1.2])
             note(ax, remark)
         for ax in fig.axes[::2]:
