@@ -177,6 +177,21 @@ def test_a_second_turn(host, name, whole):
     torch.testing.assert_close(at_once, torch.cat(logits)[:3], **NEAR)
 
 
+@torch.no_grad()
+def test_a_whole_conversation_with_four_rows_of_positions(qwen):
+    """As generate numbers them: a row that counts the tokens, and time, row, column; without a mask."""
+    model, turn = qwen.model, torch.tensor([[7, 11, 23]])
+    ids = torch.cat([qwen.prompt(0)[None], turn], dim=1)
+    numbers = torch.cat([torch.arange(ids.shape[1])[None], continued(qwen.numbers(0), 3)])[:, None]
+    with reduce_tokens(model, reduction=SETTINGS["gaps"]):
+        cache = model(**qwen.inputs(0), use_cache=True).past_key_values
+        held = cache.get_seq_length()  # generate cuts the ids here, as if the cache held the whole prompt
+        rest = {"input_ids": ids[:, held:], "position_ids": numbers[..., held:]}
+        whole = model(**rest, past_key_values=copy.deepcopy(cache)).logits
+        alone = model(input_ids=turn, past_key_values=cache).logits
+    torch.testing.assert_close(whole, alone, **NEAR)
+
+
 def test_beams(host):
     settings = {**GENERATE, "num_beams": 3, "output_scores": True}
     with reduce_tokens(host.model, reduction=SETTINGS["both"]):

@@ -17,12 +17,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, LlavaOnevisionForConditionalGeneration
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.utils import cached_file
 
 from holitom.errors import BadUsage, BadVideo, CannotRun, UnsupportedModel
 from holitom.models.llava_onevision import full_length
 from holitom.models.original import is_original
+from holitom.versions import require_transformers
+
+require_transformers()  # before an import that older releases do not have
+
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil  # noqa: E402
 
 QWEN_PROMPT = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{video}\n{question}<|im_end|>\n"
