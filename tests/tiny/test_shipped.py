@@ -41,8 +41,7 @@ def test_the_whole_recipe_was_run(name):
 def test_the_card_holds_what_is_required(name):
     accuracy = evaluation(name)["accuracy"]
     assert accuracy["all"] >= 0.95
-    worst = 0.85 if name.startswith("onevision") else 0.80  # the card says where the second backbone falls short
-    assert min(accuracy[t] for t in QUESTION_TYPES) >= worst, accuracy
+    assert min(accuracy[t] for t in QUESTION_TYPES) >= 0.85, accuracy
 
 
 @pytest.mark.parametrize("name", MODELS)

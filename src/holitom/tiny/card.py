@@ -50,9 +50,9 @@ def measure(folder: Path) -> dict[str, Any]:
         rows = getattr(model.config, "mm_newline_position", "one_token") == "grid"
         frames = FILE_FRAMES["grid" if rows else "one_token"]
         found = {"frames": frames, "clips": CLIPS}
-        found["accuracy"] = instruct.accuracy(model, benchmark_rng("card-answers", 0), CLIPS, frames, rows)
+        found["accuracy"] = instruct.accuracy(model, benchmark_rng("second-card-answers", 0), CLIPS, frames, rows)
         found["random_kept"] = {
-            str(k): instruct.accuracy(model, benchmark_rng("card-answers", 1), CLIPS // 4, frames, rows, keep=k)["all"]
+            str(k): instruct.accuracy(model, benchmark_rng("second-card-answers", 1), CLIPS // 4, frames, rows, keep=k)["all"]
             for k in KEPT
         }
         found["files"] = through_files(model, frames, rows)

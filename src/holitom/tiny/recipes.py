@@ -44,12 +44,6 @@ ROWS = Lessons(
     rate=7.5e-4,
     phases=(Phase(0.0, 8, 32), Phase(0.3, 16, 24), Phase(0.6, 32, 12), Phase(0.8, 64, 6)),
 )
-SHAPES_IN_ROWS = Lessons(
-    steps=250,
-    rate=1.5e-3,
-    phases=(Phase(0.0, 8, 48), Phase(0.4, 16, 32), Phase(0.75, 64, 6)),
-    stressed="shape",
-)
 LONGEST = Lessons(steps=220, rate=7e-4, phases=(Phase(0.0, 32, 16), Phase(0.25, 64, 8)))
 
 
@@ -76,9 +70,9 @@ RECIPES: dict[str, Recipe] = {
     "video": Recipe(
         seed=2,
         vision_steps=0,
-        lessons=(("rows", ROWS), ("shapes", SHAPES_IN_ROWS), ("longest", LONGEST)),
+        lessons=(("rows", ROWS), ("longest", LONGEST)),
         row_newlines=True,
-        parent=("onevision", "long"),
+        parent=("onevision-seed1", "shapes"),
     ),
     "control_tower": Recipe(seed=3, head="none", vision_steps=300, lessons=(), feature_layer=-1),
 }
