@@ -48,6 +48,8 @@ def score_claims(table: str, records: Sequence[Record], tolerance: Number = SCOR
         if record is None:
             verdict = Verdict.QUOTED
             reason = f"printed; ./reproduce.sh {name.replace('_', '-')} --tier paper measures it"
+        if row.benchmark in paper.OTHER_QUESTIONS:
+            verdict, reason = Verdict.QUOTED, paper.OTHER_QUESTIONS[row.benchmark]
         elif row.method == "Vanilla" and verdict is Verdict.NOT_REPRODUCED:
             off.add(baseline)
         elif baseline in off:

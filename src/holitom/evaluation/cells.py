@@ -30,6 +30,8 @@ HUB = {
     "ov-72b": "llava-hf/llava-onevision-qwen2-72b-ov-hf",
     "video-7b": "lmms-lab/LLaVA-Video-7B-Qwen2",  # published in LLaVA-NeXT's format only: convert it, give the folder
 }
+CHECKPOINTS = "checkpoints"  # in the checkout: checkpoints/video-7b is taken before the hub's
+UNJUDGED = {"egoschema": "egoschema_subset"}  # answers that are not public -> the task with those that are
 _WEIGHTS = ("*.safetensors", "*.json", "*.txt", "*.jinja")
 
 
@@ -73,6 +75,11 @@ def check(cell: Cell, tier: str) -> None:
         raise BadUsage(f"benchmarks cannot be run at tier {tier!r}", fix=f"use one of {', '.join(TIERS)}")
     if cell.limit is not None and cell.limit < 1:
         raise BadUsage(f"limit={cell.limit} is not a number of questions", fix="give 1 or more, or leave it out")
+    if cell.benchmark in UNJUDGED:
+        raise BadUsage(
+            f"the answers of {cell.benchmark} are not public, its server judges them",
+            fix=f"use {UNJUDGED[cell.benchmark]}",
+        )
     check_saliency(cell.saliency)
     if cell.pixels not in ("file", "rendered"):
         raise BadUsage(f"pixels {cell.pixels!r} is not known", fix="choose file or rendered")
@@ -86,10 +93,10 @@ def check(cell: Cell, tier: str) -> None:
 
 
 def model_path(model: str) -> str:
-    """The folder that ``model`` names (as given, in the checkout, or below data/tiny), else a hub id."""
+    """The folder that ``model`` names (as given, in the checkout, below checkpoints/ or data/tiny), else a hub id."""
     candidates = [Path(model)]
     if not Path(model).is_absolute():
-        candidates += [paths.root() / model, paths.data("tiny", model)]
+        candidates += [paths.root() / model, paths.root() / CHECKPOINTS / model, paths.data("tiny", model)]
     for folder in candidates:
         if (folder / "config.json").is_file():
             return str(folder.resolve())
@@ -103,7 +110,10 @@ def revision(model: str) -> str:
     if folder.is_dir():
         digest = hashlib.sha256()
         for path in sorted({p for pattern in _WEIGHTS for p in folder.glob(pattern)}):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+            digest.update(path.name.encode() + b"\0")
+            with path.open("rb") as file:
+                while block := file.read(2**24):  # checkpoints are larger than memory
+                    digest.update(block)
         return digest.hexdigest()[:16]
     from huggingface_hub import try_to_load_from_cache
 
@@ -152,6 +162,10 @@ class CellFiles:
 
     def samples_path(self, cell: Cell) -> Path:
         return self.folder / f"{key(cell, self.tier)}.samples.jsonl"
+
+    def journal_path(self, cell: Cell) -> Path:
+        """The folder with the answers of a cell that is being computed (holitom.evaluation.journal)."""
+        return self.folder / f"{key(cell, self.tier)}.part"
 
     def load(self, cell: Cell) -> Record | None:
         """The finished record under this cell's labels; None if there is none, or if its files are damaged."""

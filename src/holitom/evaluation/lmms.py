@@ -9,9 +9,10 @@ The same class serves notebooks and the sweep, which keep one instance and chang
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from holitom.errors import BadUsage, CannotRun
 from holitom.evaluation.arguments import reduction_from
 from holitom.evaluation.cells import check_saliency
 from holitom.evaluation.features import FeatureStore
+from holitom.evaluation.journal import Entry, Journal, Kept
 from holitom.models import adapter_for
 from holitom.models.processing import VideoProcessor, load_model
 from holitom.tiny.benchmarks import rendered_frames
@@ -32,6 +34,7 @@ from holitom.types import Reduction
 from holitom.video import load_frames
 
 _WINDOW = 16  # batches whose questions are sorted by length together; videos stay close enough to be kept
+_PATIENCE = timedelta(hours=24)  # processes wait for each other over a download or a share of long videos
 _GREEDY = ("max_new_tokens", "until", "do_sample", "temperature", "top_p", "num_beams")
 
 
@@ -89,9 +92,9 @@ class ReducedVideoModel(lmms):
         **fields: Any,
     ) -> None:
         super().__init__()
-        from accelerate import Accelerator
+        from accelerate import Accelerator, InitProcessGroupKwargs
 
-        self.accelerator = Accelerator()
+        self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = torch.device(device) if device else self.accelerator.device
         self.batch_size = _positive("batch_size", batch_size)
@@ -113,19 +116,40 @@ class ReducedVideoModel(lmms):
         )
         self.answered: dict[tuple[str, int], Answered] = {}
         self.on_progress: Callable[[int], object] | None = None
+        self.journal: Journal | None = None  # keeps every answer at once, and is asked before the model is
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
-        """Greedy answers. CannotRun if a stage of the reduction never ran, or never took a token away: the score would
-        not mean what it says."""
+        """Greedy answers; those that the journal has are not computed again.
+
+        CannotRun if a stage of the reduction never ran, or never took a token away: the score would not mean what it
+        says."""
         answers: list[GenerationResult | None] = [None] * len(requests)
         jobs = [self._job(place, request) for place, request in enumerate(requests)]
+        kept = self.journal.read() if self.journal is not None else Kept()
+        left = []
+        for job in jobs:
+            if job.key in kept.entries:
+                answers[job.place] = self._told(kept.entries[job.key], job)
+            else:
+                left.append(job)
         hidden = self.on_progress is not None or self.rank != 0
         with (
             torch.inference_mode(),
             reduce_tokens(self.model, reduction=self.reduction) as run,
-            tqdm(total=len(jobs), desc=self.reduction.name, unit="question", disable=hidden) as bar,
+            tqdm(
+                total=len(jobs),
+                initial=len(jobs) - len(left),
+                desc=self.reduction.name,
+                unit="question",
+                disable=hidden,
+            ) as bar,
         ):
-            for batch in self._batches(jobs):
+            if self.on_progress and len(left) < len(jobs):
+                self.on_progress(len(jobs) - len(left))
+            run.stats.samples += [kept.entries[job.key].sample for job in jobs if job.key in kept.entries]
+            run.stats.calls.update(kept.calls)
+            run.stats.removed.update(kept.removed)
+            for batch in self._batches(left):
                 for job, answer in zip(batch, self._answer(run, batch), strict=True):
                     answers[job.place] = answer
                 bar.update(len(batch))
@@ -191,22 +215,32 @@ class ReducedVideoModel(lmms):
         inputs = self.processor.prompts([job.question for job in batch])
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
         before = len(run.stats.samples)
+        calls, removed = Counter(run.stats.calls), Counter(run.stats.removed)
         run.provide([videos[job.video] for job in batch])
         output = self.model.generate(**inputs, max_new_tokens=batch[0].new_tokens, do_sample=False, num_beams=1)
         samples = run.stats.samples[before:]
         written = output[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
-        results = []
-        for job, sample, text, tokens in zip(batch, samples, texts, written, strict=True):
-            self.answered[job.key] = Answered(
+        entries = [
+            Entry(
+                *job.key,
                 video="/".join(Path(job.video).parts[-2:]),
                 notes=self.store.notes[job.video, self.frames],
+                text=text,
+                output_tokens=int((tokens != self.processor.tokenizer.pad_token_id).sum()),
                 sample=sample,
             )
-            length = int((tokens != self.processor.tokenizer.pad_token_id).sum())
-            counts = TokenCounts(input_tokens=sample.prompt_after, output_tokens=length)
-            results.append(GenerationResult(_cut(text, job.until), counts))
-        return results
+            for job, sample, text, tokens in zip(batch, samples, texts, written, strict=True)
+        ]
+        if self.journal is not None:
+            self.journal.add(entries, run.stats.calls - calls, run.stats.removed - removed)
+        return [self._told(entry, job) for entry, job in zip(entries, batch, strict=True)]
+
+    def _told(self, entry: Entry, job: _Job) -> GenerationResult:
+        """What lmms-eval gets for an answer of this run, or of the journal."""
+        self.answered[job.key] = Answered(video=entry.video, notes=entry.notes, sample=entry.sample)
+        counts = TokenCounts(input_tokens=entry.sample.prompt_after, output_tokens=entry.output_tokens)
+        return GenerationResult(_cut(entry.text, job.until), counts)
 
 
 def _generation(task: str, options: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:

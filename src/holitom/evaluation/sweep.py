@@ -1,6 +1,7 @@
-"""Run the cells of an experiment through lmms-eval, in one process, and never a finished one again.
+"""Run the cells of an experiment through lmms-eval, in one process or several, and never a finished one again.
 
-Stopping (ctrl-C, kill, a full disk) loses at most the cell that runs: every finished one is on disk.
+Stopping (ctrl-C, kill, a full disk) loses at most the cell that runs in the tiny tier, and the question that runs in
+the paper tier: every finished one is on disk.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from statistics import fmean
@@ -19,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from holitom import paths
+from holitom import paper, paths
 from holitom.attaching.stats import token_budget
 from holitom.evaluation.cells import CONTROL_TOWER, Cell, CellFiles, check, key, load_samples, model_path, revision
+from holitom.evaluation.journal import Journal
 from holitom.evaluation.scoring import line
 from holitom.evaluation.statistics import interval
 from holitom.results import Record, code_fingerprint, provenance
@@ -45,10 +47,12 @@ def run_cells(
     fresh: bool = False,
     progress: bool = True,
     batch_size: int | None = None,
+    include: Sequence[Path] = (),
 ) -> list[Record]:
     """The records of ``cells``, in their order; what is not finished below ``runs`` is computed and written there.
 
-    fresh: compute also what is finished. Under ``accelerate launch`` each process answers its share of every benchmark
+    fresh: compute also what is finished; include: folders whose task files are taken before lmms-eval's own of the same
+    name, for data that lie elsewhere. Under ``accelerate launch`` each process answers its share of every benchmark
     and the first one writes. Raises BadUsage (unknown tier or benchmark, wrong limit) before anything runs, and
     CannotRun (no weights, a full disk, a method that did not act).
     """
@@ -60,7 +64,8 @@ def run_cells(
         if fresh or files.load(cell) is None:
             pending.setdefault(key(cell, tier), cell)
     if pending:
-        _compute(list(pending.values()), tier, files, progress=progress, batch_size=batch_size or BATCH[tier])
+        size, folders = batch_size or BATCH[tier], tuple(str(folder) for folder in include)
+        _compute(list(pending.values()), tier, files, progress=progress, batch_size=size, fresh=fresh, include=folders)
     records = [files.load(cell) for cell in cells]
     return [record for record in records if record is not None]
 
@@ -71,7 +76,16 @@ def finished(cells: Sequence[Cell], tier: str, *, runs: Path | str = Path("runs"
     return sum(files.load(cell) is not None for cell in cells)
 
 
-def _compute(cells: list[Cell], tier: str, files: CellFiles, *, progress: bool, batch_size: int) -> None:
+def _compute(
+    cells: list[Cell],
+    tier: str,
+    files: CellFiles,
+    *,
+    progress: bool,
+    batch_size: int,
+    fresh: bool,
+    include: tuple[str, ...],
+) -> None:
     if tier == "tiny":
         _stay_offline()
         limits: dict[str, int] = {}
@@ -90,10 +104,17 @@ def _compute(cells: list[Cell], tier: str, files: CellFiles, *, progress: bool, 
             lm.on_progress = partial(_advance, bar, lm.world_size)
             for cell in mine:
                 bar.set_description(cell.title)
-                record, samples = _run(lm, cell, tier)
+                journal = Journal(files.journal_path(cell), lm.rank) if tier == "paper" else None
+                if journal is not None and fresh and lm.rank == 0:
+                    journal.clear()
+                lm.accelerator.wait_for_everyone()
+                lm.journal = journal
+                record, samples = _run(lm, cell, tier, include)
                 if lm.rank == 0:
                     files.save(cell, record, samples)
                 lm.accelerator.wait_for_everyone()
+                if journal is not None and lm.rank == 0:
+                    journal.clear()
 
 
 def _advance(bar: tqdm, processes: int, questions: int) -> None:
@@ -112,12 +133,23 @@ def _load(model: str, cells: Sequence[Cell], batch_size: int) -> ReducedVideoMod
     return lm
 
 
-def _run(lm: ReducedVideoModel, cell: Cell, tier: str) -> tuple[Record, list[dict[str, Any]]]:
+@cache
+def _tasks(tiny: bool, include: tuple[str, ...]) -> Any:
+    """lmms-eval's index of task files, read once (seconds); of equal names the first folder's counts."""
+    import lmms_eval.tasks
+
+    own = [] if tiny else [f"{Path(lmms_eval.tasks.__file__).parent}/"]
+    folders = [*include, str(TASKS), *own]
+    return lmms_eval.tasks.TaskManager(include_path=folders, include_defaults=False, model_name="holitom")
+
+
+def _run(
+    lm: ReducedVideoModel, cell: Cell, tier: str, include: tuple[str, ...] = ()
+) -> tuple[Record, list[dict[str, Any]]]:
     """One benchmark through lmms-eval's evaluator, scored per question; only the first process has the samples."""
     with _quiet():
         from accelerate.utils import gather_object
         from lmms_eval import evaluator
-        from lmms_eval.tasks import TaskManager
 
         lm.reduction, lm.frames, lm.saliency, lm.answered = cell.reduction, cell.frames, cell.saliency, {}
         lm.use_pixels(cell.pixels)
@@ -126,7 +158,7 @@ def _run(lm: ReducedVideoModel, cell: Cell, tier: str) -> tuple[Record, list[dic
         results = evaluator.simple_evaluate(
             model=lm,
             tasks=[cell.benchmark],
-            task_manager=TaskManager(include_path=str(TASKS), include_defaults=not tiny, model_name="holitom"),
+            task_manager=_tasks(tiny, include),
             batch_size=lm.batch_size,
             limit=cell.limit,
             bootstrap_iters=0,
@@ -234,7 +266,10 @@ def _quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def _progress(cells: Sequence[Cell], tier: str, progress: bool) -> Iterator[tqdm]:
     most = benchmarks.VIDEOS * benchmarks.QUESTIONS_PER_VIDEO
-    total = sum(min(cell.limit or most, most) for cell in cells) if tier == "tiny" else None
+    if tier == "tiny":
+        total = sum(min(cell.limit or most, most) for cell in cells)
+    else:
+        total = sum(paper.questions(cell.benchmark, cell.limit) for cell in cells) or None
     first = int(os.environ.get("RANK", "0")) == 0
     with tqdm(total=total, unit="question", disable=not (progress and first), file=sys.stderr) as bar:
         yield bar
