@@ -17,7 +17,7 @@ from holitom.figures.style import INK, LOOKS, MUTED, SEGMENT_COLOURS
 TINTS = (LOOKS["HoliTom"].colour, LOOKS["VisionZip"].colour, LOOKS["PDrop"].colour, "#ECE133", "#56B4E9", "#8C510A")
 """One for each colour number of ``Outcome.paint``; orange is left out, for it frames the tokens kept as they are."""
 FADE, TINT = 200, 104  # of 256
-PER_ROW, SPACE, HEAD = 8, 6, 13
+PER_ROW, SPACE, HEAD = 8, 6, 14
 
 
 def paint(
@@ -95,9 +95,9 @@ def _strip(clip: Clip, found: Outcome, width: int) -> Canvas:
     dot = min(0.62 * high / found.grid[0], 0.62 * wide / found.grid[1])
     for t, picture in enumerate(drawn):
         x, y, _, _ = _place(clip, width, t)
-        canvas.text((x, y - HEAD), f"{clip.frames.seconds[t]:.1f} s", size=8, colour=MUTED)
+        canvas.text((x, y - HEAD), f"{clip.frames.seconds[t]:.1f} s", size=9, colour=MUTED)
         if segment[t] >= 0:
-            canvas.text((x + wide, y - HEAD), f"S{segment[t] + 1}", size=8, colour=MUTED, anchor="ra")
+            canvas.text((x + wide, y - HEAD), f"S{segment[t] + 1}", size=9, colour=MUTED, anchor="ra")
             colour = SEGMENT_COLOURS[segment[t] % len(SEGMENT_COLOURS)]
             canvas.rectangle((x, y - 3, x + wide, y - 0.5), colour)
         canvas.picture((x, y), picture)

@@ -23,7 +23,7 @@ class SideControls:
 
     def __init__(self, name: str, start: Side | None, optional: bool = False) -> None:
         side = start or Side()
-        wide = ui.Layout(width="100%")
+        wide = ui.Layout(width="auto")
         methods = {shown_name(method): method for method in outer_methods()}
         if optional:
             methods = {"none: one setting alone": NONE} | methods
@@ -44,9 +44,7 @@ class SideControls:
         self._all = (self.method, self.budget, self.tau, self.inner, self.layer, self.ratio)
         left = ui.VBox([self.method, self.budget, self.tau], layout=ui.Layout(width="50%"))
         right = ui.VBox([self.inner, self.layer, self.ratio], layout=ui.Layout(width="50%"))
-        self.box = ui.VBox(
-            [ui.HTML(f"<b>{name}</b>"), ui.HBox([left, right])], layout=ui.Layout(width="50%", overflow="hidden")
-        )
+        self.box = ui.VBox([ui.HTML(f"<b>{name}</b>"), ui.HBox([left, right])], layout=ui.Layout(width="50%"))
         self._tips()
         self._enable()
 

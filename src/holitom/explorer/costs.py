@@ -34,7 +34,7 @@ class Cost:
 
     tokens: int
     layer_tokens: float
-    flops: float
+    flops: float | int
     tiny_flops: float | None
 
 
@@ -71,8 +71,8 @@ class Point:
     """One recorded setting of LLaVA-OneVision-7B at 32 frames, batch 1: paper FLOPs of its realised counts, ms."""
 
     row: str
-    flops: float
-    ttft_ms: float
+    flops: float | int
+    ttft_ms: float | int
     device: str
 
 

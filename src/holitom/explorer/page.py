@@ -13,6 +13,7 @@ from holitom.explorer.clips import Clip
 from holitom.explorer.costs import cost
 from holitom.explorer.outcome import ALONE, CARRIED, GROUP, Outcome
 from holitom.explorer.state import Side
+from holitom.explorer.table import percent
 from holitom.explorer.timeline import draw_timeline, timeline_height
 from holitom.figures.overlay import DYNAMIC_COLOUR, STATIC_COLOUR
 from holitom.figures.style import GRID, MUTED
@@ -74,7 +75,7 @@ def describe(clip: Clip, pairs: Sequence[tuple[Side, Outcome]], focus: int) -> s
     """The picture in words, for those who do not see it."""
     parts = [f"{clip.title}, {len(clip)} frames of {clip.video.cells} cells."]
     for side, found in pairs:
-        asked = f"{side.label} keeps {len(found.kept)} of {found.total} tokens ({found.realised:.1%})"
+        asked = f"{side.label} keeps {len(found.kept)} of {found.total} tokens ({percent(found.realised)})"
         groups = int((found.size > 1).sum())
         cells = int(found.size[found.size > 1].sum())
         stands = f"{groups} of them stand for {cells} cells" if groups else "none merged"
@@ -102,7 +103,7 @@ def _heading(canvas: Canvas, x: float | int, column: int, side: Side, found: Out
     flops = cost(found.realised, side).flops / cost(1).flops
     figures = f"{len(found.kept):,} of {found.total:,} tokens"
     end = canvas.text((x, 23), figures, size=12, bold=True)
-    words = f" = {found.realised:.1%} (asked {100 * found.budget:.3g} %) · {flops:.1%} of the prefill FLOPs"
+    words = f" = {percent(found.realised)} (asked {100 * found.budget:.3g} %) · {percent(flops)} of the prefill FLOPs"
     canvas.text((x + end, 23), words, size=12)
 
 

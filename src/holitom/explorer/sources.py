@@ -38,12 +38,14 @@ def reduce_with_sources(
 
 
 class _Detached(TorchFunctionMode):
-    """Lets a method take values to numpy for its decisions, although they are being recorded for a derivative."""
+    """Lets a method take values to numpy, or into a buffer of its own, for its decisions, although they are being
+    recorded for a derivative."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.numpy:
             args = (args[0].detach(), *args[1:])
-        return func(*args, **(kwargs or {}))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (kwargs or {}).get("out") is None):
+            return func(*args, **(kwargs or {}))
 
 
 def _owners(kept: TokenSet, leaf: Tensor) -> Int[Tensor, "frames cells"]:

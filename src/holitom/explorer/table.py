@@ -51,7 +51,7 @@ class Table:
             body += f'<tr><th scope="row" style="{_NAME}">{escape(str(name))}</th>{values}</tr>'
         notes = "".join(f'<p style="margin:2px 0;font-size:90%">{escape(note)}</p>' for note in self.notes)
         return (
-            '<table style="border-collapse:collapse;font-variant-numeric:tabular-nums;margin:4px 0">'
+            '<table style="border-collapse:collapse;font-variant-numeric:tabular-nums;margin:4px 0;line-height:1.3">'
             f'<caption style="{_CAPTION}">What changes</caption><thead><tr><th scope="col" style="{_NAME}"></th>{heads}'
             f"</tr></thead><tbody>{body}</tbody></table>{notes}"
         )
@@ -77,8 +77,8 @@ def compare(
         Row(
             "share of them (asked for)",
             "100 %",
-            tuple(f"{o.realised:.1%} ({100 * o.budget:.3g} %)" for o in found),
-            f"{100 * (found[1].realised - found[0].realised):+.1f} points" if len(found) > 1 else "",
+            tuple(f"{percent(o.realised)} ({100 * o.budget:.3g} %)" for o in found),
+            signed(100 * (found[1].realised - found[0].realised), ".1f") + " points" if len(found) > 1 else "",
         ),
         _numbers("tokens that stand for several cells", 0, [int((o.size > 1).sum()) for o in found]),
         _numbers("cells that no token stands for", 0, [int((o.fate == DROPPED).sum()) for o in found]),
@@ -98,33 +98,48 @@ def compare(
     return Table(tuple(side.label for side, _ in pairs), tuple(rows), _notes(found, times))
 
 
+def percent(share: float | int, digits: int = 1) -> str:
+    """0.1234 -> "12.3 %"."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def signed(value: float | int, form: str) -> str:
+    """With its sign, and a true minus."""
+    return f"{value:+{form}}".replace("-", "−")
+
+
+def _short(value: float) -> str:
+    """Three figures: 40.8, 1,610."""
+    return f"{value:.3g}" if value < 1000 else f"{float(f'{value:.3g}'):,.0f}"
+
+
 def _numbers(what: str, full: int, values: Sequence[int]) -> Row:
-    difference = f"{values[1] - values[0]:+,}" if len(values) > 1 else ""
+    difference = signed(values[1] - values[0], ",") if len(values) > 1 else ""
     return Row(what, f"{full:,}", tuple(f"{value:,}" for value in values), difference)
 
 
 def _flops(what: str, unit: float, name: str, full: float, values: Sequence[float]) -> Row:
-    cells = tuple(f"{value / unit:.3g} {name} ({value / full:.1%})" for value in values)
-    difference = f"{100 * (values[1] - values[0]) / full:+.1f} points" if len(values) > 1 else ""
-    return Row(what, f"{full / unit:.3g} {name}", cells, difference)
+    cells = tuple(f"{_short(value / unit)} {name} ({percent(value / full)})" for value in values)
+    difference = signed(100 * (values[1] - values[0]) / full, ".1f") + " points" if len(values) > 1 else ""
+    return Row(what, f"{_short(full / unit)} {name}", cells, difference)
 
 
 def _segments(found: Sequence[Outcome]) -> Row:
     values = tuple(str(len(outcome.segments)) if outcome.segments else "none" for outcome in found)
     both = len(found) > 1 and all(outcome.segments for outcome in found)
-    return Row("segments", "", values, f"{len(found[1].segments) - len(found[0].segments):+d}" if both else "")
+    return Row("segments", "", values, signed(len(found[1].segments) - len(found[0].segments), "d") if both else "")
 
 
 def _common(found: Sequence[Outcome]) -> Row:
     places = [set((o.frame * o.owner.shape[1] + o.cell).tolist()) for o in found]
     both = len(places[0] & places[1])
-    shares = tuple(f"{both:,} ({both / len(place):.0%})" for place in places)
+    shares = tuple(f"{both:,} ({percent(both / len(place), 0)})" for place in places)
     return Row("tokens that both keep at the same place", "", shares)
 
 
 def _answer(asked: Asked, answers: Sequence[Answer | None], settings: int) -> Row:
     answers = list(answers) or [None] * (settings + 1)
-    words = ["…" if a is None else f"{_verdict(a, asked)} {a.word} ({a.probability:.0%})" for a in answers]
+    words = ["…" if a is None else f"{_verdict(a, asked)} {a.word} ({percent(a.probability, 0)})" for a in answers]
     known = [a.word for a in answers[1:] if a is not None]
     change = ("same answer" if known[0] == known[1] else "another answer") if len(known) == 2 else ""
     return Row(f"tiny model: “{asked.text}” (right: {asked.answer})", words[0], tuple(words[1:]), change)

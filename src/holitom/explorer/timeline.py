@@ -61,25 +61,25 @@ def draw_timeline(
 
 def _band(canvas: Canvas, y: float | int, left: float | int, slot: float | int, found: Outcome, side: Side) -> None:
     canvas.mark((8, y + BAND / 2 - 1), side.look.marker, side.look.colour, 9)
-    canvas.text((18, y + BAND / 2 - 1), "segments", size=9, colour=MUTED, anchor="lm")
+    canvas.text((18, y + BAND / 2 - 1), "segments", size=10, colour=MUTED, anchor="lm")
     if not found.segments:
         words = f"no token of {side.label} spans several frames"
-        canvas.text((left + 2, y + BAND / 2 - 1), words, size=9, colour=MUTED, anchor="lm")
+        canvas.text((left + 2, y + BAND / 2 - 1), words, size=10, colour=MUTED, anchor="lm")
     for number, (first, last) in enumerate(found.segments):
         x0, x1 = left + first * slot, left + (last + 1) * slot
         canvas.rectangle((x0 + 0.7, y, x1 - 0.7, y + BAND - 2), SEGMENT_COLOURS[number % len(SEGMENT_COLOURS)])
         if x1 - x0 > 20:
-            canvas.text(((x0 + x1) / 2, y + BAND / 2 - 1), f"S{number + 1}", size=9, anchor="mm")
+            canvas.text(((x0 + x1) / 2, y + BAND / 2 - 1), f"S{number + 1}", size=10, anchor="mm")
 
 
 def _map(
     canvas: Canvas, y: float | int, left: float | int, slot: float | int, clip: Clip, found: Sequence[Outcome]
 ) -> None:
     rows, columns = clip.video.grid
-    canvas.text((left - 8, y + 6), "cell 1", size=9, colour=MUTED, anchor="rm")
-    canvas.text((left - 8, y + MAP_HIGH - 8), f"{rows * columns}", size=9, colour=MUTED, anchor="rm")
+    canvas.text((left - 8, y + 6), "cell 1", size=10, colour=MUTED, anchor="rm")
+    canvas.text((left - 8, y + MAP_HIGH - 8), f"{rows * columns}", size=10, colour=MUTED, anchor="rm")
     canvas.text((0, y + MAP_HIGH / 2 - 8), "similarity", size=10, bold=True, anchor="lm")
-    canvas.text((0, y + MAP_HIGH / 2 + 7), "(cosine)", size=9, colour=MUTED, anchor="lm")
+    canvas.text((0, y + MAP_HIGH / 2 + 7), "(cosine)", size=10, colour=MUTED, anchor="lm")
     values = similarity(clip)
     if not len(values):
         middle = (left + len(clip) * slot / 2, y + MAP_HIGH / 2)
@@ -105,8 +105,7 @@ def _colour_bar(canvas: Canvas, x: float | int, y: float | int) -> None:
     ramp = np.asarray(Image.fromarray(ramp).resize((device(9), device(MAP_HIGH))))
     canvas.picture((x, y), ramp)
     for value, name in ((1.0, "1: the same"), (0.5, "0.5"), (0.0, "≤ 0")):
-        size = 8.5
-        canvas.text((x + 13, y + (1 - value) * (MAP_HIGH - 10) + 5), name, size=size, colour=MUTED, anchor="lm")
+        canvas.text((x + 13, y + (1 - value) * (MAP_HIGH - 10) + 5), name, size=9.5, colour=MUTED, anchor="lm")
 
 
 def _bars(
@@ -116,10 +115,10 @@ def _bars(
     base, unit = y + BARS_HIGH - 10, (BARS_HIGH - 12) / max(1, highest)
     canvas.mark((8, y + 10), side.look.marker, side.look.colour, 9)
     canvas.text((18, y + 10), "tokens kept", size=10, bold=True, anchor="lm")
-    canvas.text((18, y + 24), "in each frame", size=9, colour=MUTED, anchor="lm")
+    canvas.text((18, y + 24), "in each frame", size=10, colour=MUTED, anchor="lm")
     for level in (0, highest):
         canvas.line([(left, base - level * unit), (left + len(alone) * slot, base - level * unit)], GRID, 1)
-        canvas.text((left - 8, base - level * unit), str(level), size=9, colour=MUTED, anchor="rm")
+        canvas.text((left - 8, base - level * unit), str(level), size=10, colour=MUTED, anchor="rm")
     for t in range(len(alone)):
         x0, x1 = left + t * slot + slot * 0.1, left + (t + 1) * slot - slot * 0.1
         split, end = base - alone[t] * unit, base - (alone[t] + groups[t]) * unit
@@ -135,5 +134,5 @@ def _axis(canvas: Canvas, y: float | int, left: float | int, slot: float | int, 
     for t in range(0, frames, every):
         x = left + (t + 0.5) * slot
         canvas.line([(x, y), (x, y + 4)], "#9A9A9A")
-        canvas.text((x, y + 6), f"{seconds[t]:.1f}", size=9, colour=MUTED, anchor="ma")
-    canvas.text((left + frames * slot + 12, y + 6), "seconds", size=9, colour=MUTED)
+        canvas.text((x, y + 6), f"{seconds[t]:.1f}", size=10, colour=MUTED, anchor="ma")
+    canvas.text((left + frames * slot + 12, y + 6), "seconds", size=10, colour=MUTED)

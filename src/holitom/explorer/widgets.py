@@ -15,7 +15,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import display
 
 from holitom.errors import BadUsage, KitError
-from holitom.explorer.clips import shipped
+from holitom.explorer.clips import Clip, shipped
 from holitom.explorer.controls import SideControls, labelled
 from holitom.explorer.state import Side, State
 from holitom.explorer.view import View, view
@@ -41,6 +41,7 @@ class Explorer:
         self._controls: Literal["auto", "live", "still"] = controls  # type: ignore[assignment]
         self._uploads = tempfile.TemporaryDirectory(prefix="holitom-explore-")
         self._waiting = self._filling = False
+        self._clip: Clip | None = None
         self._message, self._picture, self._table, self._status = (ui.HTML() for _ in range(4))
         self._build()
 
@@ -108,7 +109,7 @@ class Explorer:
     def refresh(self) -> None:
         """Compute and draw the state of the controls; a failure becomes a message, and the picture stays."""
         self._waiting = False
-        started = time.perf_counter()
+        started, before = time.perf_counter(), self._clip
         try:
             shown = view(self.chosen())
             picture = shown.picture()
@@ -125,7 +126,9 @@ class Explorer:
         self._message.value = "".join(_message(note, plain=True) for note in shown.clip.remarks)
         self._picture.value = picture.html
         self._table.value = shown.table(with_answers=False)._repr_html_()
-        self._status.value = _small(f"drawn in {time.perf_counter() - started:.2f} s")
+        self._clip = shown.clip
+        done = "drawn" if before is shown.clip else "opened and drawn"
+        self._status.value = _small(f"{done} in {time.perf_counter() - started:.2f} s")
         if shown.asked is not None:
             _later(lambda: self._add_answers(shown))
 
