@@ -28,7 +28,7 @@ def test_selections_are_exact_and_in_raster_order(control, shape, budget):
     video = video_of(shape)
     kept = control(video, budget)
     assert isinstance(control, Outer)
-    assert len(kept) == max(1, round(budget * video.frames * video.cells))
+    assert len(kept) == max(1, round(budget * (video.frames * video.cells)))
     places = kept.frame * video.cells + kept.cell
     assert (places.diff() > 0).all()
     assert torch.equal(kept.tokens, video.tokens.flatten(0, 1)[places])
@@ -42,7 +42,7 @@ def test_average_pooling_comes_near_the_budget(shape, budget):
     places = kept.frame * video.cells + kept.cell
     assert (places.diff() > 0).all()
     assert kept.tokens.shape == (len(places), 6)
-    wanted = max(1, round(budget * video.frames * video.cells))
+    wanted = max(1, round(budget * (video.frames * video.cells)))
     assert 1 <= len(kept) <= video.frames * video.cells
     assert abs(len(kept) - wanted) <= video.cells / 2
 
@@ -71,16 +71,25 @@ def test_budget_one_is_the_identity_and_precision_is_kept(control, dtype):
     assert control(video, 0.4).tokens.dtype == dtype
 
 
-def test_random_drop_depends_on_its_seed_alone():
+def test_random_drop_depends_on_its_seed_and_the_video_alone():
     video = video_of((9, 4, 4))
     torch.manual_seed(1)
     first, state = RandomDrop(seed=3)(video, 0.3), torch.random.get_rng_state()
     torch.manual_seed(1)
     assert torch.equal(state, torch.random.get_rng_state()), "the global generator was used"
     torch.manual_seed(2)
-    again = RandomDrop(seed=3)(replace(video, tokens=video.tokens + 1), 0.3)
-    assert torch.equal(first.cell, again.cell)
+    for same in (video.tokens, 3 * video.tokens, video.tokens + 1e-4 * torch.randn(video.tokens.shape)):
+        assert torch.equal(first.cell, RandomDrop(seed=3)(replace(video, tokens=same), 0.3).cell)
     assert not torch.equal(first.cell, RandomDrop(seed=4)(video, 0.3).cell)
+    assert not torch.equal(first.cell, RandomDrop(seed=3)(replace(video, tokens=video.tokens.flip(0)), 0.3).cell)
+
+
+def test_random_drop_draws_every_place_equally_often():
+    draw, counts = torch.Generator().manual_seed(0), torch.zeros(16)
+    for _ in range(600):
+        kept = RandomDrop()(VideoFeatures(torch.randn(4, 4, 6, generator=draw), (2, 2)), 0.25)
+        counts[kept.frame * 4 + kept.cell] += 1
+    assert (counts - 150).abs().max() < 5 * (600 * 0.25 * 0.75) ** 0.5
 
 
 def test_saliency_top_and_bottom():
@@ -88,7 +97,7 @@ def test_saliency_top_and_bottom():
     top, bottom = SaliencyTopK()(video, 0.5), SaliencyTopK(lowest=True)(video, 0.5)
     assert top.cell.tolist() == [1, 2, 0, 1]
     assert bottom.cell.tolist() == [0, 3, 0, 1]
-    with pytest.raises(BadUsage, match="SaliencyTopK ranks tokens by saliency"):
+    with pytest.raises(BadUsage, match=r"SaliencyTopK reads VideoFeatures\.saliency"):
         SaliencyTopK()(replace(video, saliency=None), 0.5)
 
 

@@ -82,7 +82,7 @@ def test_counts_are_exact_and_tokens_stay_as_they_are(frames, height, width, dim
     kept = DyCoke()(video, budget)
     cells = video.cells
     least = cells if frames < 4 else 1
-    assert len(kept) == max(least, round(budget * frames * cells))
+    assert len(kept) == max(least, round(budget * (frames * cells)))
     places = kept.frame * cells + kept.cell
     assert (places.diff() > 0).all()
     assert torch.equal(kept.tokens, video.tokens.flatten(0, 1)[places])
@@ -92,7 +92,7 @@ def test_counts_are_exact_and_tokens_stay_as_they_are(frames, height, width, dim
 @pytest.mark.parametrize("frames", [1, 2, 5, 33])
 def test_equal_tokens_and_zeros_are_no_special_case(fill, frames):
     video = VideoFeatures(torch.full((frames, 6, 4), fill), (2, 3))
-    assert len(DyCoke()(video, 0.5)) == max(6, round(0.5 * frames * 6))
+    assert len(DyCoke()(video, 0.5)) == max(6, round(0.5 * (frames * 6)))
     assert torch.equal(DyCoke()(video, 0.5).cell, DyCoke()(video, 0.5).cell)
 
 

@@ -123,7 +123,7 @@ def test_counts_are_exact_and_order_is_raster(head, frames, height, width, dim, 
     segments, step, context = setting
     video = video_of(frames, (height, width), dim, seed=frames)
     kept = FastVID(segments=segments, step=step, context=context, head=head)(video, budget)
-    assert len(kept) == max(1, round(budget * frames * video.cells))
+    assert len(kept) == max(1, round(budget * (frames * video.cells)))
     assert ((kept.frame * video.cells + kept.cell).diff() > 0).all()
     one = kept.size == 1
     assert torch.equal(kept.tokens[one], video.tokens[kept.frame[one], kept.cell[one]])
@@ -168,7 +168,7 @@ def test_precision_is_kept_and_budget_one_is_the_identity(dtype):
 def test_equal_tokens_and_zeros_are_no_special_case(fill, frames):
     video = VideoFeatures(torch.full((frames, 12, 4), fill), (3, 4), torch.ones(frames, 12))
     kept = FastVID()(video, 0.25)
-    assert len(kept) == round(0.25 * frames * 12)
+    assert len(kept) == round(0.25 * (frames * 12))
     torch.testing.assert_close(kept.tokens, torch.full_like(kept.tokens, fill))
 
 

@@ -6,8 +6,8 @@ from jaxtyping import TypeCheckError
 
 from holitom.errors import BadUsage
 from holitom.flops import paper_flops
-from holitom.methods.controls import budget_tokens
 from holitom.methods.hieravid import HieraVid, HieraVidSelect, hieravid, hieravid_stages, layer_shares
+from holitom.methods.inputs import budget_tokens
 from holitom.types import Inner, Outer
 
 torch.set_num_threads(1)

@@ -120,7 +120,7 @@ def test_exact_counts(video, budget):
     kept = method(video, budget)
     assert_well_formed(video, kept)
     left = frames * cells - (method.segments(video).removed if budget < 1 else 0)
-    assert len(kept) == min(left, max(1, round(budget * frames * cells)))
+    assert len(kept) == min(left, max(1, round(budget * (frames * cells))))
 
 
 @settings(max_examples=30)
@@ -154,7 +154,7 @@ def test_every_ablation_on_any_video(video, budget, fields):
     kept = method(video, budget)
     assert_well_formed(video, kept)
     left = video.frames * video.cells - method.segments(video).removed
-    assert len(kept) == min(left, max(1, round(budget * video.frames * video.cells)))
+    assert len(kept) == min(left, max(1, round(budget * (video.frames * video.cells))))
 
 
 def test_ablations_by_hand():
@@ -221,7 +221,7 @@ def test_budgets_outside_the_range_are_refused(budget):
 
 def test_missing_saliency_is_refused():
     video = replace(synthetic_video(3, (2, 2), 4), saliency=None)
-    with pytest.raises(BadUsage, match="HoliTom ranks tokens by saliency"):
+    with pytest.raises(BadUsage, match=r"HoliTom reads VideoFeatures\.saliency"):
         HoliTom()(video, 0.5)
     assert HoliTom().requires == {"saliency"}
     assert HoliTom(dynamic_by="cluster").requires == frozenset()

@@ -8,7 +8,7 @@ from jaxtyping import TypeCheckError
 
 from golden.loader import Golden
 from holitom.errors import BadUsage
-from holitom.methods.controls import budget_tokens
+from holitom.methods.inputs import budget_tokens
 from holitom.methods.mmg_vid import MMGVid
 from holitom.ops.density import peak_scores, squared_distances
 from holitom.types import Outer, VideoFeatures

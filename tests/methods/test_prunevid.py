@@ -5,7 +5,7 @@ import torch
 
 from golden.loader import HERE, Golden, cases
 from holitom.errors import BadUsage
-from holitom.methods.controls import budget_tokens
+from holitom.methods.inputs import budget_tokens
 from holitom.methods.prunevid import PruneVid, refine_runs
 from holitom.types import Outer, VideoFeatures
 

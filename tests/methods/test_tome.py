@@ -102,7 +102,7 @@ def test_no_round_merges_more_than_half(cells, share, rounds, frames):
 def test_counts_are_exact_and_mass_is_conserved(metric, frames, height, width, dim, budget, rounds):
     video = video_of(frames, (height, width), dim, seed=frames)
     kept = ToMe(metric=metric, rounds=rounds)(video, budget)
-    assert len(kept) == max(1, round(budget * frames * video.cells))
+    assert len(kept) == max(1, round(budget * (frames * video.cells)))
     assert ((kept.frame * video.cells + kept.cell).diff() > 0).all()
     if len(kept) >= frames:
         assert kept.size.sum() == frames * video.cells
@@ -129,7 +129,7 @@ def test_precision_is_kept_and_budget_one_is_the_identity(dtype, metric):
 def test_equal_tokens_merge_to_themselves(metric, fill, frames):
     video = VideoFeatures(torch.full((frames, 12, 4), fill), (3, 4), keys=torch.zeros(frames, 12, 3))
     kept = ToMe(metric=metric)(video, 0.25)
-    assert len(kept) == round(0.25 * frames * 12)
+    assert len(kept) == round(0.25 * (frames * 12))
     torch.testing.assert_close(kept.tokens, torch.full_like(kept.tokens, fill))
 
 

@@ -111,7 +111,7 @@ def test_it_is_what_plain_loops_give(released, kept, ratio):
 def test_counts_are_exact_and_mass_is_conserved(frames, height, width, dim, budget, ratio):
     video = video_of(frames, (height, width), dim, seed=frames)
     kept = VisionZip(dominant_ratio=ratio)(video, budget)
-    assert len(kept) == max(1, round(budget * frames * video.cells))
+    assert len(kept) == max(1, round(budget * (frames * video.cells)))
     assert (kept.frame.diff() >= 0).all()
     assert len(torch.unique(kept.frame * video.cells + kept.cell)) == len(kept)
     per_frame = torch.bincount(kept.frame, minlength=frames)
@@ -160,7 +160,7 @@ def test_precision_is_kept_and_budget_one_is_the_identity(dtype):
 def test_equal_tokens_and_zeros_are_no_special_case(fill, frames):
     video = VideoFeatures(torch.full((frames, 12, 4), fill), (3, 4), torch.ones(frames, 12), torch.zeros(frames, 12, 3))
     kept = VisionZip()(video, 0.25)
-    assert len(kept) == round(0.25 * frames * 12)
+    assert len(kept) == round(0.25 * (frames * 12))
     assert (kept.tokens == fill).all()
 
 

@@ -1,10 +1,12 @@
 """Controls: reductions that know nothing about the video, or only its saliency. What a method must beat at its budget.
 
-All of them keep round(budget * T * N) tokens (at least one), in raster order.
+All of them keep round(budget * T * N) tokens (at least one), in raster order, and refuse a NaN.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,20 +15,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from holitom.methods.checks import every_token, need_saliency
+from holitom.methods.inputs import budget_tokens, every_token, need_field, on, refuse_non_finite
 from holitom.ops.selection import mask_ids, spread, top_per_row
-from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures, check_budget
-
-
-def budget_tokens(video: VideoFeatures, budget: float) -> int:
-    """round(budget * T * N), at least one token."""
-    return max(1, round(check_budget(budget) * video.frames * video.cells))
+from holitom.ops.similarity import row_norms
+from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures
 
 
 @dataclass(frozen=True)
 class RandomDrop:
-    """Keep a uniformly random subset. It depends on ``seed``, T and N alone, neither on the global random state nor on
-    pixels: one seed gives every video of one shape the same subset, so average over seeds for an expectation."""
+    """Keep a uniformly random subset, another one for every video and seed; average over seeds for an expectation.
+
+    The draw depends on ``seed``, T, N and two numbers that the video gives: in which token the first component is
+    largest, and in which the middle one is. These are places, not values, so a copy on another device, a changed scale
+    or the last digits of another precision leave them alone; only where the two largest values are nearly equal can a
+    lower precision swap them, and with them the subset. The global random state plays no part.
+    """
 
     seed: int = 0
     requires: ClassVar[frozenset[str]] = frozenset()
@@ -34,9 +37,13 @@ class RandomDrop:
     fidelity: ClassVar[Fidelity] = "control"
 
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
-        total = video.frames * video.cells
-        draw = torch.randperm(total, generator=torch.Generator().manual_seed(self.seed))
-        return _gather(video, draw[: budget_tokens(video, budget)].sort().values)
+        wanted, total = budget_tokens(video, budget), video.frames * video.cells
+        dim = video.tokens.shape[-1]
+        places = video.tokens.reshape(total, dim)[:, [0, dim // 2]].argmax(0)
+        mark = _finite(video, rider=places).tolist()
+        name = hashlib.blake2b(repr((self.seed, *mark)).encode(), digest_size=8).digest()
+        draw = torch.Generator().manual_seed(int.from_bytes(name, "big") >> 1)
+        return _gather(video, torch.randperm(total, generator=draw)[:wanted].sort().values)
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class UniformStride:
 
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
         total, wanted = video.frames * video.cells, budget_tokens(video, budget)
+        _finite(video)
         return _gather(video, (2 * torch.arange(wanted) + 1) * total // (2 * wanted))
 
 
@@ -64,9 +72,10 @@ class SaliencyTopK:
     fidelity: ClassVar[Fidelity] = "control"
 
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
-        saliency = need_saliency(self, video)
+        saliency = need_field(self, video, "saliency")
         wanted = budget_tokens(video, budget)
-        counts = torch.from_numpy(spread(wanted, video.frames)).to(saliency.device)
+        _finite(video, saliency=saliency)
+        counts = on(spread(wanted, video.frames), saliency)
         mask = top_per_row(-saliency if self.lowest else saliency, counts)
         return _gather(video, mask_ids(mask.flatten(), wanted))
 
@@ -86,23 +95,28 @@ class AveragePool:
     fidelity: ClassVar[Fidelity] = "control"
 
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
-        if check_budget(budget) == 1.0:
-            return every_token(video)
         wanted = budget_tokens(video, budget)
+        _finite(video)
+        if wanted == video.frames * video.cells:
+            return every_token(video)
         shapes = _grids(video.grid)
         per_frame = wanted / video.frames
         low = max(n for n in shapes if n <= per_frame)
         high = min((n for n in shapes if n > per_frame), default=low)
         finer = round((wanted - low * video.frames) / max(1, high - low))
         is_fine = spread(finer, video.frames).astype(bool)
-        parts = [
-            _pool(video, np.flatnonzero(~is_fine), shapes[low]),
-            _pool(video, np.flatnonzero(is_fine), shapes[high]),
-        ]
-        frame, cell, size = (torch.cat([p[i] for p in parts]) for i in (1, 2, 3))
+        parts = ((np.flatnonzero(~is_fine), shapes[low]), (np.flatnonzero(is_fine), shapes[high]))
+        places = [_places(video, frames, shape) for frames, shape in parts]
+        frame, cell, size = (torch.cat(part) for part in zip(*places, strict=True))
         order = torch.argsort(frame * video.cells + cell, stable=True)
-        tokens = torch.cat([p[0] for p in parts])
-        return TokenSet(tokens[order], frame[order], cell[order], size[order])
+        slot = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        tokens = video.tokens.new_empty(len(order), video.tokens.shape[-1])
+        begin = 0
+        for frames, shape in parts:
+            for rows in _pooled(video, frames, shape):
+                tokens[slot[begin : begin + len(rows)]] = rows.to(tokens.dtype)
+                begin += len(rows)
+        return TokenSet(tokens, frame[order], cell[order], size[order])
 
 
 def _grids(grid: tuple[int, int]) -> dict[int, tuple[int, int]]:
@@ -123,19 +137,23 @@ def _skew(grid: tuple[int, int], shape: tuple[int, int]) -> float:
     return max(ratio, 1 / ratio)
 
 
-def _pool(video: VideoFeatures, frames: np.ndarray, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    device, dim = video.tokens.device, video.tokens.shape[-1]
-    if not len(frames) or 0 in shape:
-        none = torch.empty(0, dtype=torch.long, device=device)
-        return video.tokens.new_empty(0, dim), none, none, none.float()
-    chosen = video.tokens[torch.from_numpy(frames).to(device)]
-    picture = chosen.unflatten(1, video.grid).permute(0, 3, 1, 2).float()
-    tokens = adaptive_avg_pool2d(picture, shape).flatten(2).transpose(1, 2).reshape(-1, dim).to(chosen.dtype)
+def _places(video: VideoFeatures, frames: np.ndarray, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Frame, middle cell and number of cells of every bin, frame by frame."""
     middles, sizes = zip(*(_bins(n, parts) for n, parts in zip(video.grid, shape, strict=True)), strict=True)
-    cell = (middles[0][:, None] * video.grid[1] + middles[1]).flatten().to(device)
-    size = (sizes[0][:, None] * sizes[1]).flatten().float().to(device)
-    owner = torch.from_numpy(frames).to(device).repeat_interleave(len(cell), output_size=len(frames) * len(cell))
-    return tokens, owner, cell.repeat(len(frames)), size.repeat(len(frames))
+    cell = (middles[0][:, None] * video.grid[1] + middles[1]).flatten()
+    size = (sizes[0][:, None] * sizes[1]).flatten().float()
+    owner = torch.from_numpy(frames).repeat_interleave(len(cell))
+    device = video.tokens.device
+    return owner.to(device), cell.repeat(len(frames)).to(device), size.repeat(len(frames)).to(device)
+
+
+def _pooled(video: VideoFeatures, frames: np.ndarray, shape: tuple[int, int]) -> Iterator[Tensor]:
+    """The bins' means, [bins, D] for some frames at a time, so that float32 copies stay below the size of the video."""
+    if 0 in shape:
+        return
+    for some in torch.from_numpy(frames).to(video.tokens.device).split(-(-video.frames // 8)):
+        picture = video.tokens[some].unflatten(1, video.grid).permute(0, 3, 1, 2).float()
+        yield adaptive_avg_pool2d(picture, shape).flatten(2).transpose(1, 2).flatten(0, 1)
 
 
 def _bins(n: int, parts: int) -> tuple[Tensor, Tensor]:
@@ -143,6 +161,10 @@ def _bins(n: int, parts: int) -> tuple[Tensor, Tensor]:
     index = torch.arange(parts)
     start, stop = index * n // parts, -(-(index + 1) * n // parts)
     return (start + stop - 1) // 2, stop - start
+
+
+def _finite(video: VideoFeatures, rider: Tensor | None = None, **fields: Tensor) -> np.ndarray:
+    return refuse_non_finite({"tokens": row_norms(video.tokens), **fields}, rider)
 
 
 def _gather(video: VideoFeatures, ids: Tensor) -> TokenSet:

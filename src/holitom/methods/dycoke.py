@@ -14,10 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from holitom.errors import BadUsage
-from holitom.methods.checks import every_token
-from holitom.methods.controls import budget_tokens
 from holitom.methods.inner import check_stage
-from holitom.methods.inputs import on, refuse_non_finite
+from holitom.methods.inputs import budget_tokens, every_token, on, refuse_non_finite
 from holitom.methods.scored import finite_scores
 from holitom.ops.selection import keep_count, mask_ids, spread, topk_ids
 from holitom.ops.similarity import row_norms

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from holitom.errors import BadUsage
-from holitom.methods.checks import every_token
-from holitom.methods.inputs import frame_counts, need_field, on, refuse_non_finite
+from holitom.methods.inputs import every_token, frame_counts, need_field, on, refuse_non_finite
 from holitom.ops.density import CACHE, group_scores
 from holitom.ops.merging import bag_means
 from holitom.ops.segment_budgets import frame_means

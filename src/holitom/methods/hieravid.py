@@ -14,11 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from holitom.errors import BadUsage
-from holitom.methods.checks import every_token
-from holitom.methods.controls import budget_tokens
 from holitom.methods.inner import check_stage, surviving
-from holitom.methods.inputs import on, refuse_non_finite
-from holitom.methods.scored import finite_scores
+from holitom.methods.inputs import budget_tokens, every_token, on, refuse_non_finite
+from holitom.methods.scored import finite_scores, finite_states
 from holitom.ops.determinantal import greedy_map
 from holitom.ops.merging import bag_means
 from holitom.ops.segment_budgets import frame_means, keep_ratios, marginal_gains, padded_groups, weighted_shares
@@ -94,7 +92,7 @@ class HieraVid:
         owners, members = owner.sort(stable=True)
         edges = torch.searchsorted(owners, torch.cat([heads, heads.new_full((1,), frames * cells)]))
         size = edges.diff()
-        tokens = bag_means(video.tokens.flatten(0, 1), members, size).to(video.tokens.dtype)
+        tokens = bag_means(video.tokens.flatten(0, 1), members, size, keep_dtype=True)
         if wanted < cells:
             some = (2 * torch.arange(wanted, device=sim.device) + 1) * cells // (2 * wanted)
             tokens, heads, size = tokens[some], heads[some], size[some]
@@ -160,7 +158,8 @@ class HieraVidSelect:
         gain: Float[Tensor, " visual"] | None = None,
     ) -> tuple[Int[Tensor, " kept"], Float[Tensor, "kept dim"]]:
         """hidden [S, D] entering ``layer``, score [S], visual: ascending ids, group and gain [V] -> (ids [S']
-        ascending, hidden[ids]). One copy of groups and gains to the host."""
+        ascending, hidden[ids]). Copies to the host: groups and gains, and per chunk of segments their sizes. Raises
+        BadUsage for a NaN in the visual tokens' scores or states."""
         total = visual.shape[0]
         attention = finite_scores(self, score[visual]) * self.relevance
         labels = np.zeros(total, dtype=np.int64) if group is None else group.cpu().numpy()
@@ -170,6 +169,7 @@ class HieraVidSelect:
         if keep.sum() == total:
             return torch.arange(hidden.shape[0], device=hidden.device), hidden
         span = (attention.amax() - attention.amin()).clamp_min(torch.finfo(torch.float32).tiny)
+        finite_states(self, row_norms(hidden[None])[0, visual])
         quality = score.new_zeros(score.shape, dtype=torch.float32)
         quality[visual] = (attention - attention.amin()) / span + 1e-6
         mask = torch.zeros(total + 1, dtype=torch.bool, device=visual.device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from holitom.errors import BadUsage
-from holitom.methods.checks import every_token, need_saliency, refuse_non_finite
+from holitom.methods.inputs import budget_tokens, every_token, need_field, refuse_non_finite
 from holitom.ops.clustering import density_peaks
 from holitom.ops.merging import bag_means, merge_members
 from holitom.ops.other_segmentations import cut_at_changes
@@ -90,21 +90,24 @@ class HoliTom:
         Raises BadUsage for a budget outside (0, 1], a missing saliency, or a NaN in tokens or saliency.
         """
         budget = check_budget(budget)
-        saliency = need_saliency(self, video)
-        norms = row_norms(video.tokens)
-        similar = above(neighbour_cosine(video.tokens, norms), self.tau)
-        similar = refuse_non_finite(video, norms, similar)
+        saliency = need_field(self, video, "saliency") if "saliency" in self.requires else None
+        similar = self._similar(video)
         if budget == 1.0:
             return every_token(video)
-        plan = self._plan(similar, budget)
+        plan = self._plan(similar, budget, budget_tokens(video, budget))
         static, size, static_ids = self._merge_static(video.tokens, saliency, plan)
         dynamic_ids, dynamic, dynamic_size = self._keep_dynamic(video.tokens, saliency, plan)
         return _assemble(video, plan, (static_ids, static, size), (dynamic_ids, dynamic, dynamic_size))
 
     def segments(self, video: VideoFeatures) -> Segments:
         """The segments alone, with the static cells of each: what the method notebook draws."""
+        return self._cut(self._similar(video))
+
+    def _similar(self, video: VideoFeatures) -> np.ndarray:
+        """[T - 1, N] which cells stay the same from one frame to the next, with the check for NaN in the same copy."""
         norms = row_norms(video.tokens)
-        return self._cut(refuse_non_finite(video, norms, above(neighbour_cosine(video.tokens, norms), self.tau)))
+        fields = {"tokens": norms} | ({} if video.saliency is None else {"saliency": video.saliency})
+        return refuse_non_finite(fields, above(neighbour_cosine(video.tokens, norms), self.tau))
 
     def _cut(self, similar: np.ndarray) -> Segments:
         if self.segmentation == "dp":
@@ -113,7 +116,7 @@ class HoliTom:
             return cut_at_changes(similar, self.min_similar)
         return fixed_windows(similar, self.max_window if self.segmentation == "fixed" else 1)
 
-    def _plan(self, similar: np.ndarray, budget: float) -> _Plan:
+    def _plan(self, similar: np.ndarray, budget: float, wanted: int) -> _Plan:
         segments = self._cut(similar)
         cells = similar.shape[1]
         n_static = segments.static.sum(axis=1)
@@ -122,7 +125,7 @@ class HoliTom:
         total = dynamic.shape[0] * cells
         left = total - segments.removed
         if self.counts == "exact":
-            share = apportion(np.concatenate([n_static, n_dynamic]), max(1, round(budget * total)))
+            share = apportion(np.concatenate([n_static, n_dynamic]), wanted)
             keep_static, keep_dynamic = np.split(share, [len(segments)])
         else:
             ratio = min(budget / (left / total), 1.0)
@@ -142,7 +145,7 @@ class HoliTom:
         step = np.arange(length.sum()) - np.repeat(offsets, length)
         first = plan.segments.first[segment] * cells + cell
         members = _to(np.repeat(first, length) + step * cells, tokens)
-        means = bag_means(tokens.reshape(frames * cells, -1), members, _to(length, tokens)).to(tokens.dtype)
+        means = bag_means(tokens.reshape(frames * cells, -1), members, _to(length, tokens), keep_dtype=True)
         sizes, keep = alive.sum(axis=1)[plan.keep_static > 0], plan.keep_static[plan.keep_static > 0]
         if self.static_by == "saliency":
             salient = bag_means(saliency.reshape(-1, 1), members, _to(length, tokens))[:, 0]

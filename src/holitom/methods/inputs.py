@@ -1,4 +1,4 @@
-"""What the merging baselines share before they start: the fields they read, their check, a count per frame."""
+"""What outer stages share: the fields they read, the check for NaN, counts, and the identity at budget 1."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from holitom.errors import BadUsage
-from holitom.methods.controls import budget_tokens
 from holitom.ops.selection import spread
-from holitom.types import VideoFeatures
+from holitom.types import TokenSet, VideoFeatures, check_budget
 
 _MEANING = {
     "saliency": "[T, N], the attention each token receives in the vision tower",
@@ -34,11 +33,12 @@ def need_field(method: object, video: VideoFeatures, name: str) -> Tensor:
 def refuse_non_finite(fields: Mapping[str, Tensor], rider: Tensor | None = None) -> np.ndarray:
     """Raise BadUsage naming the first field [T, ...] with a NaN or an infinity, and the first frame where.
 
-    One copy to the host; ``rider``, a vector wanted there anyway, travels in the same copy and is returned as float32.
-    For the tokens give their norms: those are small, and non-finite where a token is.
+    One copy to the host; ``rider``, wanted there anyway, travels in the same copy and is returned in its own shape and
+    type. For the tokens give their norms: those are small, and non-finite where a token is.
     """
-    flags = torch.stack([value.isfinite().all() for value in fields.values()]).float()
-    packed = (flags if rider is None else torch.cat([flags, rider.flatten().float()])).cpu().numpy()
+    flags = torch.stack([value.isfinite().all() for value in fields.values()])
+    rider = flags[:0] if rider is None else rider
+    packed = torch.cat([flags.to(rider.dtype), rider.flatten()]).cpu().numpy()
     for (name, value), fine in zip(fields.items(), packed, strict=False):
         if not fine:
             frame = int((~value.isfinite()).flatten(1).any(dim=1).nonzero()[0])
@@ -46,13 +46,25 @@ def refuse_non_finite(fields: Mapping[str, Tensor], rider: Tensor | None = None)
                 f"{name} hold a NaN or an infinity, first in frame {frame}",
                 fix="check the vision tower's precision (float16 overflows; use bfloat16 or float32)",
             )
-    return packed[len(fields) :]
+    return packed[len(fields) :].reshape(rider.shape)
+
+
+def budget_tokens(video: VideoFeatures, budget: float) -> int:
+    """round(budget * T * N), at least one token: what every exact count means."""
+    return max(1, round(check_budget(budget) * (video.frames * video.cells)))
 
 
 def frame_counts(video: VideoFeatures, budget: float) -> np.ndarray:
     """[T] tokens to keep in each frame: round(budget * T * N) in all, at least one, spread so that two frames differ by
     at most one; below one token per frame some frames get none."""
     return spread(budget_tokens(video, budget), video.frames)
+
+
+def every_token(video: VideoFeatures) -> TokenSet:
+    """All tokens in raster order, unchanged: what a budget of 1 means."""
+    ids = torch.arange(video.frames * video.cells, device=video.tokens.device)
+    tokens = video.tokens.reshape(len(ids), -1)
+    return TokenSet(tokens, ids // video.cells, ids % video.cells, torch.ones(len(ids), device=ids.device))
 
 
 def on(array: np.ndarray, like: Tensor) -> Tensor:

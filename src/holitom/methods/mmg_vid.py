@@ -13,9 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from holitom.errors import BadUsage
-from holitom.methods.checks import every_token
-from holitom.methods.controls import budget_tokens
-from holitom.methods.inputs import need_field, on, refuse_non_finite
+from holitom.methods.inputs import budget_tokens, every_token, need_field, on, refuse_non_finite
 from holitom.ops.density import CACHE, group_scores, uniform_noise
 from holitom.ops.merging import bag_means
 from holitom.ops.segment_budgets import Gain, frame_means, keep_ratios, marginal_gains, weighted_shares
@@ -96,7 +94,7 @@ class MMGVid:
         norms = row_norms(video.tokens)
         frames = self._frame_vectors(video.tokens)
         fields = {"tokens": norms} | ({"saliency": need_field(self, video, "saliency")} if self.saliency else {})
-        similar = refuse_non_finite(fields, neighbour_cosine(frames[:, None]))
+        similar = refuse_non_finite(fields, neighbour_cosine(frames[:, None])[:, 0])
         lengths = self._cut(similar)
         gains = marginal_gains(self._segment_vectors(frames, lengths), self.k, self.gain)
         if budget == 1.0:
@@ -112,9 +110,8 @@ class MMGVid:
     def segments(self, video: VideoFeatures) -> np.ndarray:
         """[G] the lengths of the segments, in frames."""
         norms = row_norms(video.tokens)
-        return self._cut(
-            refuse_non_finite({"tokens": norms}, neighbour_cosine(self._frame_vectors(video.tokens)[:, None]))
-        )
+        similar = neighbour_cosine(self._frame_vectors(video.tokens)[:, None])[:, 0]
+        return self._cut(refuse_non_finite({"tokens": norms}, similar))
 
     def _frame_vectors(self, tokens: Tensor) -> Tensor:
         if self.frame_vector == "mean":

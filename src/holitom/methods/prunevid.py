@@ -13,9 +13,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from holitom.errors import BadUsage
-from holitom.methods.checks import every_token
-from holitom.methods.controls import budget_tokens
-from holitom.methods.inputs import on, refuse_non_finite
+from holitom.methods.inputs import budget_tokens, every_token, on, refuse_non_finite
 from holitom.ops.density import ranked_clusters
 from holitom.ops.merging import bag_means
 from holitom.ops.segment_budgets import frame_means
@@ -229,8 +227,8 @@ def refine_runs(labels: np.ndarray) -> np.ndarray:
 
 def _pair_cosine(tokens: Tensor, norms: Tensor, first: np.ndarray, length: np.ndarray) -> Tensor:
     """[W, N] mean cosine of a cell over all pairs of different frames of each window, 0 for one frame. With unit
-    vectors u: (|sum u|^2 - sum |u|^2) / (W * (W - 1)), so no pair is ever formed, and the sums read the tokens in place.
-    Some cells at a time."""
+    vectors u: (|sum u|^2 - sum |u|^2) / (W * (W - 1)), so no pair is ever formed; the sums read float32 tokens in
+    place. Some cells at a time."""
     frames, cells, dim = tokens.shape
     weight = 1 / norms.clamp_min(1e-12)
     offsets, count = on(first, tokens), on(length, tokens).float()[:, None]

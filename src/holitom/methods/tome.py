@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
 from holitom.errors import BadUsage
-from holitom.methods.checks import every_token
-from holitom.methods.inputs import frame_counts, need_field, on, refuse_non_finite
+from holitom.methods.inputs import every_token, frame_counts, need_field, on, refuse_non_finite
 from holitom.ops.merging import bag_means
 from holitom.ops.selection import mask_ids
 from holitom.ops.similarity import row_norms
@@ -90,8 +89,8 @@ class ToMe:
         if not self.released:
             kept = kept.sort().values
         rows = video.tokens.reshape(-1, video.tokens.shape[-1])
-        tokens, size = group_means(rows, owner, torch.cat([kept, unwanted]))
-        tokens, size = tokens[: len(kept)].to(rows.dtype), size[: len(kept)]
+        tokens, size = group_means(rows, owner, torch.cat([kept, unwanted]), keep_dtype=True)
+        tokens, size = tokens[: len(kept)], size[: len(kept)]
         return TokenSet(tokens, kept // video.cells, kept % video.cells, size)
 
 
@@ -143,7 +142,9 @@ def match_rounds(
         if i:
             weight = None if size is None else size.flatten()
             rows, grouped = metric.reshape(-1, dim), (owner + base).flatten()
-            now = group_means(rows, grouped, (heads + base).flatten(), weight)[0].view(frames, -1, dim)
+            del now  # before the next one is made
+            now, _ = group_means(rows, grouped, (heads + base).flatten(), weight, keep_dtype=weight is None)
+            now = now.view(frames, -1, dim)
         into, slots, alive = _match(now, on(away, metric), int(away.min()), order, protect_first)
         target = own.scatter(1, heads, heads.gather(1, into))  # token -> head it is merged into, itself if it is not
         owner = target.gather(1, owner)
@@ -182,15 +183,18 @@ def group_means(
     owner: Int[Tensor, " n"],
     heads: Int[Tensor, " m"],
     weight: Float[Tensor, " n"] | None = None,
+    *,
+    keep_dtype: bool = False,
 ) -> tuple[Float[Tensor, "m dim"], Float[Tensor, " m"]]:
-    """Means of the rows of each owner in float32, in the order of ``heads``, and the weight behind each. heads: all the
-    owners, in any order; weight: of each row (None: one each, and half-precision rows are then not copied)."""
+    """Means of the rows of each owner, in the order of ``heads``, and the weight behind each. In float32, or without
+    weights in the precision of the rows (``keep_dtype``). heads: all the owners, in any order; weight: of each row
+    (None: one each, and half-precision rows are then not copied)."""
     place = torch.empty_like(owner).scatter_(0, heads, torch.arange(len(heads), device=heads.device))
     bag, order = torch.sort(place[owner], stable=True)
     edges = torch.searchsorted(bag, torch.arange(len(heads) + 1, device=heads.device))
     count = edges.diff()
     if weight is None:
-        return bag_means(rows, order, count), count.float()
+        return bag_means(rows, order, count, keep_dtype=keep_dtype), count.float()
     weight = weight[order]
     # Weights are whole numbers of tokens: exact sums, whatever the order in which a GPU adds.
     total = weight.new_zeros(len(heads)).scatter_add_(0, bag, weight)

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from holitom.errors import BadUsage
-from holitom.methods.checks import every_token
-from holitom.methods.inputs import frame_counts, need_field, on, refuse_non_finite
+from holitom.methods.inputs import every_token, frame_counts, need_field, on, refuse_non_finite
 from holitom.ops.merging import bag_means
 from holitom.ops.selection import mask_ids, top_per_row
 from holitom.ops.similarity import row_norms

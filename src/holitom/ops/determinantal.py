@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from holitom.ops.selection import top_per_row
-from holitom.ops.similarity import gram
+from holitom.ops.similarity import gram, row_norms
 
 _BLOCK = 64
 
@@ -43,7 +43,7 @@ def greedy_map(
     steps = min(int(counts.max(initial=0)), n, dim)
     weight = quality[ids].float().square()
     wanted = torch.from_numpy(counts).to(rows.device)
-    scale = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32)[ids]
+    scale = row_norms(rows[None])[0][ids]
     spent = torch.where(valid, weight - 8 * weight.amax(), -torch.inf)  # below every row that still adds something
     search = _Search(weight, ((scale > 0) & valid).float(), spent, wanted, eps)
     unit = _Unit(rows, ids, scale.clamp_min_(1e-12))
@@ -107,8 +107,10 @@ class _Unit:
         head = self.rows[self.ids.gather(1, slots)].float()
         head /= self.scale.gather(1, slots)[..., None]
         step = max(_BLOCK, self.rows.shape[0] // (8 * len(self.ids)))
-        parts = [head @ self.rows[some].float().transpose(1, 2) for some in self.ids.split(step, 1)]
-        return torch.cat(parts, 2).div_(self.scale[:, None])
+        found = head.new_empty(len(head), head.shape[1], self.ids.shape[1])
+        for part, some in zip(found.split(step, 2), self.ids.split(step, 1), strict=True):
+            part.copy_(head @ self.rows[some].float().transpose(1, 2))
+        return found.div_(self.scale[:, None])
 
 
 def _by_gram(search: _Search, kernel: Tensor, steps: int, sizes: np.ndarray, counts: np.ndarray) -> Tensor:
@@ -155,4 +157,5 @@ def _by_candidates(search: _Search, unit: _Unit, steps: int) -> None:
                 break
             search.take(step, best, kernel[search.every, at.clamp_min(0)], factor, step)
             step += 1
-        pool = min(4 * _BLOCK, max(8, 2 * (step - began)))
+        del kernel  # before the next one is made
+        pool = min(4 * _BLOCK, max(8, unit.rows.shape[1] // 8), max(8, 2 * (step - began)))

@@ -19,14 +19,15 @@ Average = Literal["running", "mean"]
 
 
 def bag_means(
-    rows: Float[Tensor, "n dim"], ids: Int[Tensor, " m"], lengths: Int[Tensor, " bags"]
+    rows: Float[Tensor, "n dim"], ids: Int[Tensor, " m"], lengths: Int[Tensor, " bags"], *, keep_dtype: bool = False
 ) -> Float[Tensor, "bags dim"]:
-    """Mean of rows[ids] over consecutive bags of ``lengths``, as float32 [bags, D]; zero for an empty bag.
+    """Mean of rows[ids] over consecutive bags of ``lengths``, [bags, D]; zero for an empty bag. In float32, or in the
+    precision of the rows with ``keep_dtype``, which saves a float32 copy of the result.
 
     Half-precision rows are read as they are, added in float32, and rounded once to their own precision after the sum.
     """
     if not lengths.shape[0]:
-        return rows.new_zeros(0, rows.shape[1], dtype=torch.float32)
+        return rows.new_zeros(0, rows.shape[1], dtype=rows.dtype if keep_dtype else torch.float32)
     offsets = lengths.cumsum(0) - lengths
     if rows.dtype == torch.float32:
         return embedding_bag(ids, rows, offsets, mode="mean")
@@ -35,7 +36,13 @@ def bag_means(
     power = torch.exp2(-torch.ceil(torch.log2(filled.float())))
     weight = power.to(rows.dtype).repeat_interleave(lengths, output_size=ids.shape[0])
     scaled = embedding_bag(ids, rows, offsets, mode="sum", per_sample_weights=weight)
-    return scaled.float().div_((filled * power)[:, None])
+    share = (filled * power)[:, None]
+    if not keep_dtype:
+        return scaled.float().div_(share)
+    step = -(-len(share) // 8)
+    for part, by in zip(scaled.split(step), share.split(step), strict=True):
+        part.copy_(part.float().div_(by))
+    return scaled
 
 
 def merge_members(
