@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -77,7 +79,22 @@ def tiny_model(folder: Path | None = None) -> TinyModel:
             f"the tiny model is missing from {folder}",
             fix="restore it (git checkout -- data/tiny), train it (./reproduce.sh train-tiny), or choose another clip",
         )
-    return TinyModel(load_model(folder, torch.float32, "cpu"), VideoProcessor.from_pretrained(folder))
+    with _without_progress_bar():
+        return TinyModel(load_model(folder, torch.float32, "cpu"), VideoProcessor.from_pretrained(folder))
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Transformers shows one even for a model that loads in a blink."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _plain(value: torch.Tensor) -> torch.Tensor:

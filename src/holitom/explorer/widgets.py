@@ -6,13 +6,14 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
 import ipywidgets as ui
 from IPython.core.getipython import get_ipython
-from IPython.display import display
+from IPython.display import HTML, display
 
 from holitom.errors import BadUsage, KitError
 from holitom.explorer.clips import Clip, shipped
@@ -39,11 +40,8 @@ class Explorer:
             raise BadUsage(f"controls={controls!r} is unknown", fix="use auto, live or still")
         self.state = state or State()
         self._controls: Literal["auto", "live", "still"] = controls  # type: ignore[assignment]
-        self._uploads = tempfile.TemporaryDirectory(prefix="holitom-explore-")
         self._waiting = self._filling = False
         self._clip: Clip | None = None
-        self._message, self._picture, self._table, self._status = (ui.HTML() for _ in range(4))
-        self._build()
 
     @property
     def view(self) -> View:
@@ -52,17 +50,22 @@ class Explorer:
 
     def _ipython_display_(self) -> None:
         if self._controls == "live" or (self._controls == "auto" and _somebody_is_there()):
+            page = self.page
             self.refresh()
-            display(self.page)
+            display(page)
             return
         try:
             shown = self.view
             display(shown.picture(), shown.table())
         except KitError as error:
-            display(ui.HTML(_message(str(error))).value)
+            display(HTML(_message(str(error))))
 
-    def _build(self) -> None:
+    @cached_property
+    def page(self) -> ui.VBox:
+        """The widgets, made when somebody asks for them: a still page must not leave any in an executed notebook."""
         start = self.state
+        self._uploads = tempfile.TemporaryDirectory(prefix="holitom-explore-")
+        self._message, self._picture, self._table, self._status = (ui.HTML() for _ in range(4))
         known = {title: name for name, title in shipped().items()} | {"a file of your own …": OWN}
         own = start.clip not in known.values()
         wide = ui.Layout(width="440px")
@@ -90,14 +93,15 @@ class Explorer:
         columns = ui.HBox([self.first.box, self.second.box], layout=ui.Layout(grid_gap="24px"))
         top = ui.HBox([self.clip, self.frames, self.focus])
         parts = [top, self.own, self.question, columns, self._message, self._picture, self._status, self._table]
-        self.page = ui.VBox(parts, layout=ui.Layout(width="100%", max_width="1180px"))
-        self.page.add_class("holitom-explorer")
+        page = ui.VBox(parts, layout=ui.Layout(width="100%", max_width="1180px"))
+        page.add_class("holitom-explorer")
         self._show_rows()
         for control in (self.clip, self.frames, self.focus, self.path, self.question):
             control.observe(self._changed, "value")
         self.upload.observe(self._uploaded, "value")
         self.first.observe(self._changed)
         self.second.observe(self._changed)
+        return page
 
     def chosen(self) -> State:
         """The state that the controls stand at."""
