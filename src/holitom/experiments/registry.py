@@ -154,6 +154,13 @@ _ALL = (
         _guess(9),
         40,
     ),
+    _measuring(
+        "findings",
+        "Consistency: what do the printed numbers count, how far do they carry, what does the release change?",
+        "findings of this kit about the printed numbers (derived, trends of the tiny tier)",
+        _guess(8),
+        30,
+    ),
 )
 
 EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in _ALL}
@@ -168,6 +175,7 @@ ORDER = (
     "mmg_vid",
     "hieravid",
     "ablations",
+    "findings",
     "method",
     "start",
 )

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from holitom.errors import BadUsage
 from holitom.evaluation.cells import Cell
-from holitom.experiments.grids import ablations, hieravid, holitom_figures, holitom_tables, mmg_vid
+from holitom.experiments.grids import ablations, findings, hieravid, holitom_figures, holitom_tables, mmg_vid
 from holitom.experiments.grids.stage import STAGES, Stage
 from holitom.experiments.registry import find
 
@@ -25,6 +25,7 @@ GRIDS: dict[str, Callable[[Stage], list[Cell]]] = {
     "mmg_vid": mmg_vid.cells,
     "hieravid": hieravid.cells,
     "ablations": ablations.cells,
+    "findings": findings.cells,
 }
 
 
