@@ -45,7 +45,8 @@ class Picture:
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, Any]]:
         data = base64.b64encode(self.png).decode()
-        return {"image/png": data, "text/plain": self.alt}, {"image/png": {"width": self.width, "alt": self.alt}}
+        shown = {"text/html": self.html, "image/png": data, "text/plain": self.alt}  # HTML first: it carries the words
+        return shown, {"image/png": {"width": self.width, "alt": self.alt}}
 
 
 def draw_page(clip: Clip, pairs: Sequence[tuple[Side, Outcome]], focus: int) -> Picture:
