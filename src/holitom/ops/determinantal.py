@@ -151,7 +151,8 @@ def _by_candidates(search: _Search, unit: _Unit, steps: int) -> None:
         )
         kernel, began = unit.kernel(slots), step
         while step < steps:
-            best = search.gain().argmax(-1)
+            # The first candidate comes from the same sort that chose them: among equals argmax may differ from it.
+            best = slots[:, 0] if step == began else search.gain().argmax(-1)
             at = where[search.every, best]
             if ((at < 0) & (search.wanted > step)).any():
                 break
