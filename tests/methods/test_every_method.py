@@ -167,6 +167,19 @@ def test_an_outer_stage_needs_at_most_three_inputs(method, dtype):
         assert peak_bytes(lambda share=share: method(video, share)) <= 3 * video.tokens.nbytes
 
 
+@pytest.mark.parametrize("method", OUTER, ids=str)
+def test_an_outer_stage_takes_features_that_carry_gradients(method):
+    """Choices are made without gradients, and gradients reach the tokens that are kept."""
+    video = video_of(9, (3, 4), 8, "scenes", torch.float32, 2)
+    expected = method(video, 0.5)
+    tokens = video.tokens.clone().requires_grad_()
+    kept = method(replace(video, tokens=tokens), 0.5)
+    assert equal_sets(kept, expected)
+    kept.tokens.sum().backward()
+    assert tokens.grad.isfinite().all()
+    assert (tokens.grad.flatten(0, 1)[kept.frame * 12 + kept.cell] != 0).any(1).all()
+
+
 @st.composite
 def prompts(draw):
     """States, scores of both kinds, visual ids, groups and gains; visual tokens stand anywhere in the prompt."""

@@ -153,6 +153,7 @@ class MMGVid:
         room = [np.full(len(part), cells) for part in parts]
         return np.concatenate([weighted_shares(p, r, int(m)) for p, r, m in zip(parts, room, share, strict=True)])
 
+    @torch.no_grad()
     def _select(self, video: VideoFeatures, norms: Tensor, lengths: np.ndarray, counts: np.ndarray) -> Tensor:
         """[T, N] mask. The j-th frames of all segments together, because each depends on its predecessor's choice."""
         tokens = video.tokens

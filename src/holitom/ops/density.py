@@ -19,6 +19,7 @@ from holitom.ops.similarity import gram
 CACHE = 1 << 21  # elements of a chunk on a CPU: few enough to stay near the core, more only cost memory traffic
 
 
+@torch.no_grad()
 def squared_distances(x: Float[Tensor, "groups n dim"]) -> Float[Tensor, "groups n n"]:
     """Squared Euclidean distances / dim in every group, float32 and exactly symmetric, from a Gram matrix. Rows are
     taken relative to their group's first one, which leaves distances alone and puts equal rows at distance zero
@@ -33,6 +34,7 @@ def _from_origin(x: Tensor) -> Tensor:
     return square.sub_(inner, alpha=2).clamp_(min=0).div_(x.shape[2])
 
 
+@torch.no_grad()
 def peak_scores(
     square: Float[Tensor, "groups n n"],
     valid: Bool[Tensor, "groups n"] | None,
@@ -73,7 +75,7 @@ def _nearest(square: Tensor, k: int) -> Tensor:
     """The k smallest of every row, ascending. numpy's partial sort is nine times faster than torch's on a CPU."""
     if square.device.type != "cpu":
         return square.topk(k, largest=False).values
-    return torch.from_numpy(np.sort(np.partition(square.numpy(), k - 1, axis=-1)[..., :k], axis=-1))
+    return torch.from_numpy(np.sort(np.partition(square.detach().numpy(), k - 1, axis=-1)[..., :k], axis=-1))
 
 
 def uniform_noise(size: float, groups: int, n: int, device: torch.device | str = "cpu") -> Float[Tensor, "groups n"]:
@@ -88,6 +90,7 @@ def ranks(score: Float[Tensor, "groups n"]) -> Int[Tensor, "groups n"]:
     return torch.empty_like(order).scatter_(-1, order, place)
 
 
+@torch.no_grad()
 def group_scores(
     rows: Float[Tensor, "rows dim"],
     ids: Int[Tensor, "groups n"],
@@ -106,6 +109,7 @@ def group_scores(
     return score
 
 
+@torch.no_grad()
 def ranked_clusters(
     rows: Float[Tensor, "rows dim"],
     ids: Int[Tensor, "groups n"],

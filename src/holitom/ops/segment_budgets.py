@@ -12,11 +12,13 @@ from torch import Tensor
 Gain = Literal["coded", "opposite"]
 
 
+@torch.no_grad()
 def frame_means(tokens: Float[Tensor, "frames cells dim"]) -> Float[Tensor, "frames dim"]:
     """Mean token of every frame in float32, an eighth of the video at a time."""
     return torch.cat([part.float().mean(1) for part in tokens.split(max(1, -(-tokens.shape[0] // 8)))])
 
 
+@torch.no_grad()
 def marginal_gains(
     segments: Float[Tensor, "segments dim"], k: float, sign: Gain = "coded"
 ) -> Float[Tensor, " segments"]:
