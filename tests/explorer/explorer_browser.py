@@ -17,7 +17,7 @@ from typing import Any
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--remote-debugging-port=0"]
-PATIENCE = 100  # seconds: a machine with other work on it opens JupyterLab slowly
+PATIENCE = 180  # seconds: a machine with other work on it opens JupyterLab slowly
 
 
 def chromium() -> str | None:

@@ -43,7 +43,7 @@ def test_moving_a_slider_changes_the_picture(tmp_path):
 
         last = tab.value(f"{PICTURE}.src")
         tab.press("Home", 36)
-        assert "budget 0.0 is outside (0, 1]" in tab.wait(SAID)
+        assert "Budget 0.0 is outside (0, 1]" in tab.wait(SAID)
         assert tab.value(f"{PICTURE}.src") == last, "the last picture that worked stays"
 
         tab.value(f"{HANDLE}[1].focus()")
@@ -53,10 +53,10 @@ def test_moving_a_slider_changes_the_picture(tmp_path):
             "(s => { s.selectedIndex = s.options.length - 1; s.dispatchEvent(new Event('change', {bubbles: true})) })"
             "(document.querySelector('.holitom-explorer select'))"
         )
-        assert "no video has been chosen" in tab.wait(SAID)
+        assert "No video has been chosen" in tab.wait(SAID)
         tab.value("document.querySelector('.holitom-explorer input[type=text]').focus()")
         tab.type("nowhere.mp4")
         tab.press("Enter", 13)
-        assert "there is no file nowhere.mp4" in tab.wait(f"{SAID}?.includes('nowhere') && {SAID}")
+        assert "There is no file nowhere.mp4" in tab.wait(f"{SAID}?.includes('nowhere') && {SAID}")
         wrong = "[...document.querySelectorAll('.jp-OutputArea-output')].map(o => o.dataset.mimeType).join()"
         assert "stderr" not in tab.value(wrong) and "error" not in tab.value(wrong)

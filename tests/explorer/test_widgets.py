@@ -61,7 +61,7 @@ def test_a_fault_of_the_kit_is_no_traceback(explorer, monkeypatch):
 def test_a_file_of_ones_own(explorer, tmp_path):
     file = write_video(tmp_path / "mine.mp4", np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), dtype=np.uint8))
     explorer.clip.value = module.OWN
-    assert explorer.own.layout.display == "" and "no video has been chosen" in explorer._message.value
+    assert explorer.own.layout.display == "" and "No video has been chosen" in explorer._message.value
     explorer.path.value = str(file)
     assert explorer.state.clip == str(file) and explorer.focus.max == 5
     assert "the video has 5: all of them are used" in explorer._message.value
@@ -92,7 +92,7 @@ def test_the_still_page_shows_a_picture_and_leaves_no_widget(monkeypatch):
     assert [type(part).__name__ for part in shown] == ["Picture", "Table"]
     made = Explorer(State("nowhere.mp4"), controls="still")
     made._ipython_display_()
-    assert "there is no file nowhere.mp4" in shown[-1].data and "page" not in vars(made)
+    assert "There is no file nowhere.mp4" in shown[-1].data and "page" not in vars(made)
 
 
 def test_controls_have_three_manners():

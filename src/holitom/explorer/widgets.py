@@ -191,7 +191,7 @@ def _somebody_is_there() -> bool:
 
 def _message(words: str, *, plain: bool = False) -> str:
     colour, back = ("#0173B2", "#E9F3FA") if plain else ("#D55E00", "#FCEDE3")
-    role = "status" if plain else "alert"
+    role, words = ("status" if plain else "alert"), words[:1].upper() + words[1:]
     return f'<div role="{role}" style="{_MESSAGE.format(colour=colour, back=back)}">{escape(words)}</div>'
 
 
