@@ -14,6 +14,8 @@ from holitom.pins import installed
 
 MINIMUM = (5, 19)
 """transformers: ``generate`` takes encoded videos since 5.19; masks per layer came with 5.16."""
+FORWARD_ONLY = (5, 17)
+"""Bare forwards of LLaVA-OneVision work from here on, with embeddings instead of encoded videos: enough to time it."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,11 @@ def matrix() -> tuple[Tested, ...]:
     return tuple(Tested(**row) for row in yaml.safe_load(paths.data("versions.yaml").read_text())["tested"])
 
 
-def require_transformers(found: str | None = None) -> None:
-    """CannotRun where the installed transformers is older than MINIMUM, or absent."""
+def require_transformers(found: str | None = None, minimum: tuple[int, int] = MINIMUM) -> None:
+    """CannotRun where the installed transformers is older than ``minimum``, or absent."""
     found = found or installed("transformers")
-    wanted = ".".join(map(str, MINIMUM))
-    if found is None or tuple(int(part) for part in found.split(".")[:2]) < MINIMUM:
+    wanted = ".".join(map(str, minimum))
+    if found is None or tuple(int(part) for part in found.split(".")[:2]) < minimum:
         raise CannotRun(
             f"transformers {found or '(none)'} is installed, and this needs {wanted} or newer: before, generate() "
             "takes no encoded videos",

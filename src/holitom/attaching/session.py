@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from holitom.attaching.checks import check_cache, check_generation, check_not_training
 from holitom.attaching.continuation import continue_prompt
 from holitom.attaching.decoder import DecoderHooks
+from holitom.attaching.embedding import as_embeddings, takes_encoded_videos
 from holitom.attaching.prefill import Prefill, begin_prefill
 from holitom.attaching.stats import RunStats
 from holitom.attaching.views import forget, recall
@@ -20,6 +21,7 @@ from holitom.errors import BadUsage
 from holitom.models import Adapter
 from holitom.models.encoding import EncodedVideos
 from holitom.types import Reduction, VideoFeatures
+from holitom.versions import require_transformers
 
 _TOWER_SETTINGS = ("vision_feature_layer", "vision_feature_select_strategy")
 
@@ -82,6 +84,7 @@ class Run:
         self._undo.append(functools.partial(delattr, module, name))
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        require_transformers()
         check_generation(self._model, named(original, args) | kwargs)
         if self._provided is not None:
             if kwargs.get("pixel_values_videos") is not None:
@@ -120,6 +123,8 @@ class Run:
             encoded = self._encoded(core, kwargs)
             self._prefill = begin_prefill(kwargs, encoded, self._adapter, self.reduction, self.stats)
             self._decoder.call = self._prefill.call
+            if not takes_encoded_videos(core):
+                as_embeddings(core, kwargs, self._adapter.video_token_id)
         return (), kwargs
 
     def _after_core(self, core: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:

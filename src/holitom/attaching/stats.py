@@ -11,6 +11,7 @@ from typing import Any
 from holitom.budgets import TokenBudget
 from holitom.errors import CannotRun
 from holitom.flops import LLMShape
+from holitom.moments import Seconds
 from holitom.types import Reduction
 
 
@@ -41,7 +42,10 @@ class SampleStats:
     newlines_per_layer: tuple[int, ...] = ()
     prompt_per_layer: tuple[int, ...] = ()
     cached_per_layer: tuple[int, ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.seconds = Seconds(self.seconds)
 
     @property
     def realised(self) -> float:
@@ -67,6 +71,7 @@ class SampleStats:
         """Plain values, for a record."""
         values = {name: value for name, value in vars(self).items() if name != "shape"}
         return values | {
+            "seconds": dict(self.seconds.items()),
             "realised": self.realised,
             "off_per_frame": self.off_per_frame,
             "flops_paper": self.flops_paper,

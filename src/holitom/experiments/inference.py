@@ -93,7 +93,7 @@ def recorded(tier: str) -> list[Record]:
     """What data/measured/ holds for a tier; of several machines, the one with the newest record."""
     from holitom.latency.records import read
 
-    files = sorted(paths.data("measured").glob("*.jsonl"))
+    files = [path for path in sorted(paths.data("measured").glob("*.jsonl")) if not path.name.startswith("released")]
     found = [[record for record in read(path) if record["tier"] == tier] for path in files]
     return max(found, key=lambda records: max((r["created"] for r in records), default=""), default=[])
 
@@ -107,7 +107,8 @@ def require(tier: str) -> None:
     if tier == "speed" and not machine.gpu().ok and not has_records(tier):
         raise CannotRun(
             f"the speed tier needs a CUDA GPU ({machine.gpu().found}), and nothing is recorded in data/measured yet",
-            fix=f"on a machine with one: {COMMAND}; notebooks/fig_inference.ipynb shows what the paper prints",
+            fix=f"use --tier tiny here; on a machine with a GPU: {COMMAND}; notebooks/fig_inference.ipynb draws what the "
+            "paper prints",
         )
 
 

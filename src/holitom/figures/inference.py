@@ -93,7 +93,7 @@ def measured_bars(records: Sequence[Mapping[str, Any]], at: str) -> pd.DataFrame
 def kept_share(record: Mapping[str, Any]) -> str:
     """Visual tokens that entered the language model, and the mean over its layers where that is less, in per cent."""
     layers = record["tokens_per_layer"]
-    full = record["frames"] * _cells(record)
+    full = record["frames"] * record["cells_per_frame"]
     first, mean = 100 * layers[0] / full, 100 * sum(layers) / len(layers) / full
     return f"{first:.0f} %" if first - mean < 0.5 else f"{first:.0f} % ({mean:.0f} %)"
 
@@ -107,11 +107,13 @@ def bars_figure(panels: Sequence[tuple[str, pd.DataFrame]]) -> tuple[Figure, pd.
     heights = [len(bars) + 1.6 for _, bars in drawn]
     with styled():
         fig = Figure(figsize=(DOUBLE, 0.26 * sum(heights) + 0.9), layout="constrained")
-        axes = fig.subplots(len(drawn), 1, gridspec_kw={"height_ratios": heights}, squeeze=False)[:, 0]
-        for ax, (title, bars) in zip(axes, drawn, strict=True):
+        shape = {"height_ratios": heights, "width_ratios": [1, 0.42], "wspace": 0.0}
+        axes = fig.subplots(len(drawn), 2, gridspec_kw=shape, squeeze=False)
+        for (ax, beside), (title, bars) in zip(axes, drawn, strict=True):
             _panel(ax, title, require_sources(bars))
+            _columns(beside, bars, ax.get_ylim())
         handles = [
-            axes[0].barh([0], [0], color=colour, edgecolor="white", label=name) for name, colour in GROUPS.values()
+            axes[0][0].barh([0], [0], color=colour, edgecolor="white", label=name) for name, colour in GROUPS.values()
         ]
         fig.legend(handles, [n for n, _ in GROUPS.values()], loc="outside lower center", ncols=3, borderaxespad=2.4)
     return fig, pd.concat([bars.assign(panel=title) for title, bars in drawn], ignore_index=True)
@@ -140,23 +142,26 @@ def _panel(ax: Axes, title: str, bars: pd.DataFrame) -> None:
         if pd.notna(row.low):
             ends = [[max(row.ttft_ms - row.low, 0)], [max(row.high - row.ttft_ms, 0)]]
             ax.errorbar(row.ttft_ms, place, xerr=ends, color=INK, capsize=2, elinewidth=0.8, fmt="none")
-        for x, text in (
-            (1.17, f"{_short(row.ttft_ms)} ({row.speedup:.2f}x)"),
-            (1.33, f"{row.decode_tok_s:.1f}" if pd.notna(row.decode_tok_s) else "-"),
-            (1.43, row.score or "-"),
-        ):
-            weight = "bold" if row.method.startswith("HoliTom") else "normal"
-            ax.text(
-                x, place, text, transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=7, weight=weight
-            )
-    for x, text in ((1.17, "TTFT (speed-up)"), (1.33, "decode tok/s"), (1.43, "score*" if quoted else "")):
-        ax.text(x, -0.95, text, transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=6.5, color=MUTED)
     ax.set_yticks(range(len(bars)), [f"{baseline_name(row.method)}, {row.at}" for row in bars.itertuples()])
     ax.set_ylim(len(bars) - 0.4, -1.3)
     ax.set_xlim(0, widest * 1.02)
     ax.grid(axis="y", visible=False)
     ax.set_xlabel("ms to the first token")
     ax.set_title(title)
+
+
+def _columns(ax: Axes, bars: pd.DataFrame, ylim: tuple[float | int, float | int]) -> None:
+    """Beside the bars, as in the paper: TTFT with the speed-up, decode rate, and the printed score."""
+    ax.axis("off")
+    ax.set(xlim=(0, 1), ylim=ylim)
+    heads = ("TTFT ms (speed-up)", "tok/s", "score" if any(bars["score"]) else "")
+    for x, head in zip((0.52, 0.76, 0.98), heads, strict=True):
+        ax.text(x, -0.95, head, ha="right", va="center", fontsize=6.5, color=MUTED)
+    for place, row in enumerate(bars.itertuples()):
+        rate = f"{row.decode_tok_s:.1f}" if pd.notna(row.decode_tok_s) else "-"
+        weight = "bold" if row.method.startswith("HoliTom") else "normal"
+        for x, text in ((0.52, f"{_short(row.ttft_ms)} ({row.speedup:.2f}x)"), (0.76, rate), (0.98, row.score)):
+            ax.text(x, place, text, ha="right", va="center", fontsize=7, weight=weight)
 
 
 def stage_frame(records: Sequence[Mapping[str, Any]], at: str) -> pd.DataFrame:
@@ -283,17 +288,9 @@ def _ordered(bars: pd.DataFrame) -> pd.DataFrame:
     return bars.sort_values("method", key=lambda names: names.map(measured_order)).reset_index(drop=True)
 
 
-def _cells(record: Mapping[str, Any]) -> float:
-    """Visual tokens per frame of the record's model: what the unreduced first layer holds."""
-    full = record.get("cells_per_frame")
-    if full is None:
-        raise BadUsage("a record without cells_per_frame", fix="record it again")
-    return full
-
-
-def _short(ms: float) -> str:
+def _short(ms: float | int) -> str:
     return f"{ms:.0f}" if ms >= 100 else f"{ms:.1f}"
 
 
-def _mib(number: float | None) -> float:
+def _mib(number: float | int | None) -> float:
     return float("nan") if number is None else number / 2**20

@@ -27,12 +27,13 @@ def timing_stamp(records: Sequence[Mapping[str, Any]], tier: str) -> Stamp:
     repeats = sorted({record["repeats"] for record in measured})
     n = f"{repeats[0]}" if len(repeats) == 1 else f"{repeats[0]} to {repeats[-1]}"
     calm = all(record["state"]["idle"] for record in measured)
-    hardware = facts.get("gpu") or f"{facts.get('cpu')}, {facts.get('threads')} threads"
+    cpu_seconds = ", CPU seconds" if first["clock"].startswith("process_time") else ""
+    hardware = facts.get("gpu") or f"{facts.get('cpu')}, {facts.get('threads')} thread(s)"
     when = max(record["created"] for record in measured)[:10]
     return Stamp(
         tier,
         f"medians of {n} passes, quartiles",
-        f"{hardware}, {first['dtype']}, {when}{'' if calm else ', MACHINE NOT IDLE'}",
+        f"{hardware}, {first['dtype']}{cpu_seconds}, {when}{'' if calm else ', MACHINE NOT IDLE'}",
         git.get("commit", "")[:9] + ("+" if git.get("dirty") else ""),
         NOTES[tier],
         trial=min(repeats) < 5,

@@ -132,36 +132,46 @@ def settings_of(methods: Sequence[str], budgets: Sequence[float], loaded: Loaded
 
 
 def table(records: Sequence[Record]) -> str:
-    """The records as one plain table per number of frames and batch."""
+    """The records as one plain table for each part, number of frames and batch. "x full": against the full model of the
+    same run, "-" where that ran out of memory."""
     lines: list[str] = []
-    group = None
-    base = 0.0
+    group: tuple[Any, ...] = ()
+    base: float | None = None
     for record in records:
-        size = (record["frames"], record["batch"])
-        if size != group:
-            group, base = size, 0.0
-            state = "" if record["state"]["idle"] else f"; NOT IDLE: {record['state']['reason']}"
-            lines += [
-                "",
-                f"{record['model']} ({record['weights']} weights, {record['layers']} layers), {size[0]} frames, batch "
-                f"{size[1]}, {record['device']}, {record['dtype']}, {record['attention']}{state}",
-                f"{'method':<18}{'at':>11}{'tokens':>9}{'TTFT ms':>10}{'IQR':>16}{'x full':>8}{'prefill':>10}"
-                f"{'added':>9}{'tok/s':>8}{'waits':>7}",
-            ]
+        if (record["part"], record["frames"], record["batch"]) != group:
+            group, base = (record["part"], record["frames"], record["batch"]), None
+            lines += ["", *_head(record)]
         if record["outcome"] != "measured":
             lines.append(f"{record['row']:<18}{record['at']:>11}  {record['outcome']}: {record['reason']}")
             continue
-        summary, ttft = record["summary"], record["summary"]["ttft_ms"]
-        base = base or ttft["median"]
-        rate = summary["decode_tok_s"]
-        waits = record["host_syncs"].get("count")
-        lines.append(
-            f"{record['row']:<18}{record['at']:>11}{record['realised_tokens'] or 0:>9.0f}{ttft['median']:>10.1f}"
-            f"{ttft['q1']:>8.1f}-{ttft['q3']:<7.1f}{base / ttft['median']:>7.2f}x"
-            f"{summary['stages_ms']['prefill']['median']:>10.1f}{summary['added_ms']['median']:>9.2f}"
-            f"{rate['median'] if rate else float('nan'):>8.1f}{'-' if waits is None else waits:>7}"
-        )
+        if record["row"] == FULL:
+            base = record["summary"]["ttft_ms"]["median"]
+        lines.append(_line(record, base))
     return "\n".join(lines[1:])
+
+
+def _head(record: Record) -> list[str]:
+    part = f"{record['part']}: " if record["part"] else ""
+    state = "" if record["state"]["idle"] else f"; NOT IDLE: {record['state']['reason']}"
+    how = ", ".join(record[name] for name in ("device", "dtype", "attention", "clock"))
+    return [
+        f"{part}{record['model']} ({record['weights']} weights, {record['layers']} layers), {record['frames']} frames, "
+        f"batch {record['batch']}, {how}{state}",
+        f"{'method':<18}{'at':>11}{'tokens':>9}{'TTFT ms':>10}{'IQR':>16}{'x full':>8}{'prefill':>10}{'added':>9}"
+        f"{'tok/s':>8}{'waits':>7}",
+    ]
+
+
+def _line(record: Record, base: float | None) -> str:
+    summary, ttft = record["summary"], record["summary"]["ttft_ms"]
+    rate, waits = summary["decode_tok_s"], record["host_syncs"].get("count")
+    faster = "-" if base is None else f"{base / ttft['median']:.2f}x"
+    return (
+        f"{record['row']:<18}{record['at']:>11}{record['realised_tokens'] or 0:>9.0f}{ttft['median']:>10.1f}"
+        f"{ttft['q1']:>8.1f}-{ttft['q3']:<7.1f}{faster:>8}{summary['stages_ms']['prefill']['median']:>10.1f}"
+        f"{summary['added_ms']['median']:>9.2f}{rate['median'] if rate else float('nan'):>8.1f}"
+        f"{'-' if waits is None else waits:>7}"
+    )
 
 
 def _check(args: argparse.Namespace) -> None:

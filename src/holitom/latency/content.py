@@ -121,8 +121,8 @@ def drawn_video(
     """Features [T, N, D] whose neighbouring frames have the given cosines, drawn on ``device``.
 
     Model: the normal score of a pair is a * z_cell + b * z_moment + c * z_pair with a^2, b^2 the measured shares and
-    a^2 + b^2 + c^2 = 1; its rank, through the measured quantiles, is the cosine rho; each cell is the walk
-    x' = rho * x + sqrt(1 - rho^2) * e of unit normals, which has the cosine rho up to 1 / sqrt(D). Saliency is a
+    a^2 + b^2 + c^2 = 1; its rank among all pairs, through the measured quantiles, is the cosine rho; each cell is the
+    walk x' = rho * x + sqrt(1 - rho^2) * e of unit normals, which has the cosine rho up to 1 / sqrt(D). Saliency is a
     softmax of normals over the cells of a frame; keys and frame_embed are the tokens' first channels and their mean.
     """
     draw = torch.Generator(device).manual_seed(seed)
@@ -134,7 +134,8 @@ def drawn_video(
     a, b = similarity.cell_share, similarity.frame_share
     noise = normal(max(frames - 1, 0), cells)
     score = a**0.5 * normal(1, cells) + b**0.5 * normal(max(frames - 1, 0), 1) + max(0.0, 1 - a - b) ** 0.5 * noise
-    rho = _at_rank(similarity.quantiles, torch.special.ndtr(score)).clamp(-SPAN, SPAN)
+    rank = (score.flatten().argsort().argsort().view_as(score) + 0.5) / max(score.numel(), 1)
+    rho = _at_rank(similarity.quantiles, rank).clamp(-SPAN, SPAN)
     tokens = torch.empty(frames, cells, dim, dtype=dtype, device=device)
     state = normal(cells, dim)
     tokens[0] = state.to(dtype)

@@ -28,7 +28,7 @@ TO_HOST, TO_DEVICE, VALUE, SIZE = "copy to the host", "blocking copy to the devi
 HOW_PRETEND = "CPU stand-in: crossings between a pretended device and the host"
 HOW_CUDA = "torch.cuda.set_sync_debug_mode: calls that made the host wait"
 _SIZED = {"aten::nonzero", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive", "aten::masked_select"}
-_PACKAGE = str(Path(__file__).resolve().parents[1])
+_PACKAGE, _HERE = str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)
 
 
 class Crossings:
@@ -143,7 +143,7 @@ class _Dispatch(TorchDispatchMode):
 
 
 class _Factories(TorchFunctionMode):
-    """torch.tensor(values, device=...) reaches no dispatcher with its values: made on the host, then copied."""
+    """What reaches no dispatcher: torch.tensor(values, device=...), made on the host and then copied; tolist()."""
 
     def __init__(self, seen: Crossings) -> None:
         super().__init__()
@@ -151,6 +151,9 @@ class _Factories(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func is Tensor.tolist and isinstance(args[0], OnDevice):  # refused for subclasses
+            self.seen.add(TO_HOST)
+            return args[0].held.tolist()
         if func in (torch.tensor, torch.as_tensor) and _is_pretend(kwargs.get("device")):
             made = func(*args, **{**kwargs, "device": "cpu"})
             if made.numel():  # an empty one is only allocated
@@ -206,11 +209,11 @@ def _is_pretend(device: Any) -> bool:
 
 
 def _caller() -> str:
-    """The innermost line of this kit, outside of this file, that is on the stack: "attaching/prompt.py, insert_of"."""
+    """The innermost function of this kit on the stack, the measurement's own left out ("layout.py, arrange")."""
     frame = sys._getframe(1)
     while frame is not None:
         path = frame.f_code.co_filename
-        if path.startswith(_PACKAGE) and path != __file__:
+        if path.startswith(_PACKAGE) and not path.startswith(_HERE):
             return f"{Path(path).relative_to(_PACKAGE).as_posix()}, {frame.f_code.co_name}"
         frame = frame.f_back
     return "the model's own code"

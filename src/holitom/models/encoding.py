@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from holitom.moments import Span, clock
 from holitom.types import VideoFeatures
 
 CHUNK_BYTES = 64 * 2**20
@@ -33,7 +33,7 @@ class EncodedVideos(BaseModelOutputWithPooling):
 
     pooler_output: Any = None
     videos: tuple[VideoFeatures, ...] | None = None
-    seconds: dict[str, float] | None = None
+    seconds: dict[str, Any] | None = None
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Probe:
 
     saliency: Tensor | None = None
     keys: Tensor | None = None
-    seconds: float = 0.0
+    seconds: float | Span = 0.0
     _chunks: list[Reading] = field(default_factory=list)
 
 
@@ -107,10 +107,3 @@ def received_attention(
 def mean_keys(attention: nn.Module, hidden: Float[Tensor, "frames patches dim"]) -> Float[Tensor, "frames patches key"]:
     """The keys of every patch, mean over heads (the similarity metric of ToMe and VisionZip)."""
     return attention.k_proj(hidden).unflatten(-1, (attention.num_heads, attention.head_dim)).mean(-2)
-
-
-def clock(device: torch.device) -> float:
-    """Seconds; on CUDA after the queued work has finished, so that a stage is charged for its own kernels."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -1,0 +1,60 @@
+"""On a CUDA device: events add up, statistics make nobody wait, and records are whole."""
+
+import pytest
+import torch
+
+from holitom.latency.content import forced
+from holitom.latency.inputs import make_inputs
+from holitom.latency.measuring import Protocol, measure
+from holitom.latency.passes import run_pass
+from holitom.latency.records import check
+from holitom.latency.settings import setting
+from holitom.latency.shapes import SHAPES, Loaded, build
+from holitom.latency.syncs import cuda_waits
+from holitom.latency.timeline import EventClock
+from holitom.types import Reduction
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def half():
+    """The 0.5B shape with four decoder layers."""
+    shape = SHAPES["ov-0.5b"].cut(4)
+    model = build(shape.config(), device=torch.device("cuda"), dtype=torch.bfloat16)
+    return Loaded(model, shape.name, shape.preset, shape.frames, 4, 24, "random", "speed", True)
+
+
+def test_events_add_up(half):
+    inputs = make_inputs(half, 8, 1, forced(0.5))
+    for reduction in (None, setting("HoliTom", 0.1, "ov-7b", 4)):
+        run_pass(half, reduction, inputs, EventClock())
+        done = run_pass(half, reduction, inputs, EventClock(), staged=True, new_tokens=3)
+        assert sum(done.stages.values()) == pytest.approx(done.ttft, rel=1e-3)
+        assert done.decode > 0
+
+
+def test_the_full_model_through_the_kit_waits_for_no_statistics(half):
+    inputs = make_inputs(half, 8, 1, None)
+    run_pass(half, Reduction("Vanilla"), inputs, EventClock())
+    with cuda_waits() as seen:
+        run_pass(half, Reduction("Vanilla"), inputs, EventClock())
+    assert not [place for place in seen.places if place.startswith("moments.py")]
+
+
+def test_a_record_of_a_gpu_is_whole(half):
+    made = measure(
+        half,
+        [("all tokens", Reduction("Vanilla")), ("10%", setting("HoliTom", 0.1, "ov-7b", 4))],
+        frames=8,
+        batch=2,
+        similarity=forced(0.5),
+        protocol=Protocol(repeats=3, warmup=1, new_tokens=4, decode_repeats=1),
+    )
+    for record in made:
+        assert (
+            check(record)["outcome"] == "measured" and record["memory"]["peak_bytes"] > record["memory"]["weight_bytes"]
+        )
+        assert record["summary"]["extrapolated"]["how"].startswith("extrapolated from 4 of 24")
+        assert record["state"]["gpu"]["sm_mhz"] and record["clock"] == "CUDA events"
+    assert made[1]["host_syncs"]["count"] > 0

@@ -1,0 +1,151 @@
+"""The inference figure: bars and sweeps from records, what stands there without any, and how the target says so."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from holitom import machine, paper, paths
+from holitom.errors import BadUsage, CannotRun
+from holitom.experiments import find, inference
+from holitom.figures.inference import (
+    GROUPS,
+    ORDER,
+    bars_figure,
+    kept_share,
+    measured_bars,
+    quoted_bars,
+    stage_frame,
+    stages_figure,
+    sweep_figure,
+    sweep_frame,
+)
+from holitom.figures.timing import cost_table, timing_stamp
+from holitom.latency.passes import STAGES
+from holitom.latency.records import spread
+
+
+def record(row="HoliTom", at="10%", part="rows", ms=100.0, **changes):
+    stages = {name: spread([ms / len(STAGES)]) for name in STAGES}
+    made = {
+        "row": row,
+        "at": at,
+        "part": part,
+        "outcome": "measured",
+        "frames": 4,
+        "cells_per_frame": 10,
+        "batch": 1,
+        "tokens_per_layer": [10, 5],
+        "realised_tokens": 10,
+        "repeats": 20,
+        "summary": {
+            "ttft_ms": {"median": ms, "q1": ms - 1, "q3": ms + 1, "n": 20},
+            "stages_ms": stages,
+            "decode_tok_s": None,
+            "videos_per_s": 1000 / ms,
+        },
+        "memory": {"above_bytes": 2**20, "kv_bytes_per_layer": [2**19, 2**19]},
+        "host_syncs": {"count": 3},
+        "created": "2026-11-21T00:00:00+00:00",
+        "device": "a GPU",
+        "dtype": "bfloat16",
+        "clock": "CUDA events",
+        "state": {"idle": False, "reason": "busy"},
+        "provenance": {"gpu": "a GPU", "packages": {"torch": "2"}, "git": {"commit": "0123456789ab", "dirty": True}},
+    }
+    return made | changes
+
+
+def records():
+    full = [record("Vanilla", "all tokens", part, 200.0) for part in ("rows", "frames")]
+    failed = record("Vanilla", "all tokens", "frames", frames=8, outcome="out of memory", summary={}, memory={})
+    return [
+        *full,
+        failed,
+        record(),
+        record(at="printed", ms=80.0),
+        record(part="frames"),
+        record(part="frames", frames=8),
+    ]
+
+
+def test_the_printed_bars_are_the_papers():
+    bars = quoted_bars(paper.table("fig_inference"))
+    assert tuple(bars["method"]) == ORDER and set(bars["source"]) == {"quoted"}
+    assert (bars[list(GROUPS)].sum(axis=1) == bars["ttft_ms"]).all()
+    holitom = bars.set_index("method").loc["HoliTom"]
+    assert round(holitom["speedup"], 2) == 2.28 and holitom["at"] == "10 %" and holitom["score"] == "57.9"
+
+
+def test_measured_bars_sum_their_stages_and_compare_within_the_run():
+    bars = measured_bars(records(), "10%").set_index("method")
+    assert list(bars.index) == ["Vanilla", "HoliTom"]
+    assert bars.loc["HoliTom", list(GROUPS)].sum() == pytest.approx(100)
+    assert bars.loc["HoliTom", "speedup"] == 2 and bars.loc["HoliTom", "low"] == 99
+    assert kept_share(record()) == "25 % (19 %)" and kept_share(record(tokens_per_layer=[4, 4])) == "10 %"
+    assert measured_bars([], "10%").empty
+
+
+def test_figures_are_drawn_and_empty_ones_refused():
+    printed = quoted_bars(paper.table("fig_inference"))
+    figure, data = bars_figure(
+        [("printed", printed), ("ours", measured_bars(records(), "10%")), ("none", pd.DataFrame())]
+    )
+    assert set(data["panel"]) == {"printed", "ours"} and len(figure.axes) == 4
+    with pytest.raises(BadUsage, match="no bars"):
+        bars_figure([("none", pd.DataFrame())])
+    stages = stage_frame(records(), "10%")
+    assert stages.groupby("method")["share"].sum().round(6).eq(100).all()
+    assert stages_figure(stages)[1] is stages
+
+
+def test_what_ran_out_of_memory_stays_in_the_figure():
+    frame = sweep_frame(records(), "frames")
+    lost = frame[frame["outcome"] == "out of memory"]
+    assert len(lost) == 1 and lost["ttft_ms"].isna().all()
+    figure, _ = sweep_figure(frame, "frames", [("ttft_ms", "ms")], xlabel="frames", log=True)
+    assert any("out of memory" in text.get_text() for text in figure.axes[0].texts)
+    assert sweep_frame([], "frames").empty
+
+
+def test_the_stamp_and_the_costs():
+    stamp = timing_stamp(records(), "speed")
+    assert "a GPU, bfloat16, 2026-11-21, MACHINE NOT IDLE" in stamp.footer and "012345678+" in stamp.footer
+    assert "nothing recorded yet" in timing_stamp([], "speed").headline
+    table = cost_table(records())
+    assert list(table["method"]) == ["Vanilla", "HoliTom", "HoliTom"] and set(table["host waits"]) == {"3"}
+    assert cost_table([]).empty
+
+
+@pytest.fixture
+def no_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "gpu", lambda: machine.Answer(False, "no NVIDIA GPU"))
+    monkeypatch.setattr(paths, "data", lambda *parts: tmp_path.joinpath("data", *parts))
+    return tmp_path / "data" / "measured"
+
+
+def test_without_gpu_and_records_the_command_is_named(no_gpu):
+    found, origin = inference.available("speed")
+    assert found == [] and inference.COMMAND in origin.words and not origin.here
+    with pytest.raises(CannotRun, match="nothing is recorded in data/measured yet") as caught:
+        inference.require("speed")
+    assert inference.COMMAND in caught.value.fix
+    with pytest.raises(BadUsage, match="paper tier"):
+        inference.available("paper")
+
+
+def test_without_a_gpu_recorded_times_are_shown_with_their_origin(no_gpu):
+    shipped = paths.root() / "data" / "measured" / "tiny_cpu.jsonl"
+    lines = [json.loads(line) | {"tier": "speed"} for line in shipped.read_text().splitlines()]
+    no_gpu.mkdir(parents=True)
+    (no_gpu / "h200.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    inference.require("speed")
+    found, origin = inference.available("speed")
+    assert len(found) == len(lines) and origin.words.startswith("recorded elsewhere") and "2026-" in origin.words
+
+
+def test_the_target_and_its_parts():
+    experiment = find("fig-inference")
+    assert experiment.times and set(experiment.costs) == {"tiny", "speed"} and not experiment.measures
+    with pytest.raises(BadUsage, match="no part row"):
+        inference.record_parts("tiny", None, device="cpu", parts=["row"])
