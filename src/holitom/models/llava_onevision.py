@@ -19,7 +19,7 @@ from holitom.layout import Order
 from holitom.models.base import AdapterBase
 from holitom.models.encoding import EncodedVideos, clock, probe_attention
 from holitom.types import VideoFeatures
-from holitom.versions import require_transformers
+from holitom.versions import FORWARD_ONLY, require_transformers
 
 NEWLINE_ORDERS: dict[str, Order] = {"one_token": "end", "grid": "row", "no_token": "none"}
 POOL_MODES = ("bilinear", "average")
@@ -82,7 +82,7 @@ class LlavaOnevision(AdapterBase):
     """Adapter of ``LlavaOnevisionForConditionalGeneration`` (or of its inner ``LlavaOnevisionModel``)."""
 
     def __init__(self, model: nn.Module) -> None:
-        require_transformers()
+        require_transformers(minimum=FORWARD_ONLY)  # generate() is checked where it is called
         self.core = core_of(model)
         self.config: Any = model.config
         self.text = self.core.language_model
