@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stages import INNER, OUTER, call, reach
 
 from holitom import methods
 from holitom.bench import peak_bytes, prompt_of, synthetic_video, with_every_field
@@ -15,63 +16,15 @@ from holitom.methods import (
     AveragePool,
     DyCoke,
     DyCokeDecode,
-    FastV,
-    FastVID,
-    HieraVid,
     HieraVidSelect,
     HoliTom,
     HoliTomMerge,
-    MMGVid,
     PruneVid,
-    PruneVidSelect,
-    PyramidDropStage,
-    RandomDrop,
-    SaliencyTopK,
-    ToMe,
-    UniformStride,
     VisionZip,
 )
 from holitom.methods.inputs import budget_tokens
 from holitom.types import Inner, Outer, VideoFeatures
 
-OUTER = [
-    HoliTom(),
-    HoliTom(counts="exact"),
-    HoliTom(tau=0.65, segmentation="fixed", max_window=4, static_by="saliency", dynamic_by="cluster", counts="exact"),
-    FastVID(),
-    FastVID(head="siglip"),
-    FastVID(released=True),
-    PruneVid(),
-    PruneVid(released=True),
-    MMGVid(),
-    MMGVid(exact=False, uniqueness="frame", frame_share="novelty"),
-    HieraVid(),
-    HieraVid(scope="segment"),
-    VisionZip(),
-    VisionZip(released=True),
-    DyCoke(),
-    DyCoke(window=9),
-    ToMe(),
-    ToMe(metric="tokens", rounds=3),
-    ToMe(released=True),
-    RandomDrop(),
-    UniformStride(),
-    SaliencyTopK(),
-    SaliencyTopK(lowest=True),
-    AveragePool(),
-]
-INNER = [
-    FastV(2, 0.5),
-    HoliTomMerge(3, 0.5),
-    HoliTomMerge(3, 0.8, "mean"),
-    PyramidDropStage(2, 0.5),
-    PyramidDropStage(2, 0.25, released=True),
-    PruneVidSelect(2),
-    PruneVidSelect(2, 0.9),
-    HieraVidSelect(2, 0.3),
-    HieraVidSelect(2, 0.9, relevance=1),
-    HieraVidSelect(2, 0.57, released=True),
-]
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 BUDGETS = st.one_of(st.sampled_from([0.01, 0.05, 0.1, 0.15, 0.25, 0.5, 0.9, 1.0]), st.floats(0.01, 1.0))
 KINDS = st.sampled_from(["scenes", "noise", "equal", "zeros", "still", "some zero"])
@@ -104,11 +57,6 @@ VIDEOS = st.builds(
 )
 
 
-def reach(method, video, budget):
-    """The budget, raised where a method refuses less by its nature."""
-    return max(budget, 1 / method.window) if isinstance(method, DyCoke) else budget
-
-
 def equal_sets(a, b):
     return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("tokens", "frame", "cell", "size"))
 
@@ -118,7 +66,7 @@ def equal_sets(a, b):
 @given(VIDEOS, BUDGETS)
 def test_an_outer_stage_takes_any_video_at_any_budget(method, video, budget):
     frames, cells, dim = video.tokens.shape
-    budget, before = reach(method, video, budget), video.tokens.clone()
+    budget, before = reach(method, budget), video.tokens.clone()
     if isinstance(method, VisionZip) and method.released and math.ceil(round(budget * cells, 9)) > cells:
         return
     kept = method(video, budget)
@@ -152,10 +100,10 @@ def test_an_outer_stage_refuses_one_nan_by_name(method, value, budget):
         broken = getattr(video, name).clone()
         broken[5].view(-1)[3] = value
         with pytest.raises(BadUsage, match=f"{name} hold a NaN or an infinity, first in frame 5"):
-            method(replace(video, **{name: broken}), reach(method, video, budget))
+            method(replace(video, **{name: broken}), reach(method, budget))
         if name != "tokens":
             with pytest.raises(BadUsage, match=rf"{type(method).__name__} reads VideoFeatures\.{name}"):
-                method(replace(video, **{name: None}), reach(method, video, budget))
+                method(replace(video, **{name: None}), reach(method, budget))
 
 
 @pytest.mark.parametrize("method", OUTER, ids=str)
@@ -163,7 +111,7 @@ def test_an_outer_stage_refuses_one_nan_by_name(method, value, budget):
 def test_an_outer_stage_needs_at_most_three_inputs(method, dtype):
     video = with_every_field(synthetic_video(24, (8, 8), 512, dtype=dtype), key_dim=64)
     for budget in (0.15, 0.9 if dtype == torch.float32 else 0.25):
-        share = reach(method, video, budget)
+        share = reach(method, budget)
         assert peak_bytes(lambda share=share: method(video, share)) <= 3 * video.tokens.nbytes
 
 
@@ -196,13 +144,6 @@ def prompts(draw):
     group = torch.randint(0, draw(st.integers(1, 6)), (visual,), generator=seed).sort().values
     gain = torch.randn(6, generator=seed)[group]
     return hidden.to(dtype), score, ids, group, gain
-
-
-def call(stage, prompt, grouped=True):
-    hidden, score, visual, group, gain = prompt
-    score = score if stage.query == "text" else score[:, -1].mean(0)
-    extra = {"group": group, "gain": gain} if grouped and getattr(stage, "reads_groups", False) else {}
-    return stage(hidden, score, visual, len(visual), **extra)
 
 
 @pytest.mark.parametrize("stage", INNER, ids=str)

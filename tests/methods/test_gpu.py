@@ -4,25 +4,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from stages import INNER, OUTER, call, reach
 
-from holitom.bench import synthetic_video
+from holitom.bench import NAMES, bench_methods, prompt_of, synthetic_video, with_every_field
 from holitom.layout import arrange
-from holitom.methods import AveragePool, FastV, HoliTom, HoliTomMerge, RandomDrop, SaliencyTopK, UniformStride
+from holitom.methods import DyCokeDecode, HoliTom, HoliTomMerge
 
 pytestmark = pytest.mark.gpu
-METHODS = [
-    HoliTom(),
-    HoliTom(counts="exact"),
-    HoliTom(static_by="saliency", dynamic_by="cluster"),
-    RandomDrop(),
-    UniformStride(),
-    SaliencyTopK(),
-    AveragePool(),
-]
+METHODS = [*OUTER, HoliTom(static_by="saliency", dynamic_by="cluster")]
 
 
-def on_cuda(video):
-    return replace(video, tokens=video.tokens.cuda(), saliency=video.saliency.cuda())
+def on_cuda(item):
+    """A dataclass of tensors on the device."""
+    moved = {name: value.cuda() for name, value in vars(item).items() if isinstance(value, torch.Tensor)}
+    return replace(item, **moved)
 
 
 def assert_same(cpu, cuda):
@@ -39,9 +34,10 @@ def assert_same(cpu, cuda):
 @pytest.mark.parametrize("shape", [(1, (3, 5)), (7, (1, 1)), (32, (14, 14)), (40, (4, 4))])
 def test_outer_methods(method, dtype, shape):
     frames, grid = shape
-    video = synthetic_video(frames, grid, 64, seed=frames, dtype=dtype)
+    video = with_every_field(synthetic_video(frames, grid, 64, seed=frames, dtype=dtype), key_dim=24)
     for budget in (0.1, 0.25, 1.0):
-        assert_same(method(video, budget), method(on_cuda(video), budget))
+        share = reach(method, budget)
+        assert_same(method(video, share), method(on_cuda(video), share))
 
 
 def test_the_size_of_a_7b_model():
@@ -50,16 +46,28 @@ def test_the_size_of_a_7b_model():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("stage", [HoliTomMerge(3, 0.5), HoliTomMerge(3, 0.8, "mean"), FastV(2, 0.7)], ids=str)
-def test_inner_methods(stage, dtype):
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(300, 64, generator=generator).to(dtype)
-    score, visual = torch.rand(300, generator=generator), torch.arange(10, 280)
-    keep, rows = stage(hidden, score, visual, n0=270)
-    keep_cuda, rows_cuda = stage(hidden.cuda(), score.cuda(), visual.cuda(), n0=270)
+@pytest.mark.parametrize("stage", INNER, ids=str)
+@pytest.mark.parametrize("grouped", [True, False])
+def test_inner_methods(stage, dtype, grouped):
+    prompt = prompt_of(synthetic_video(8, (6, 6), 64, dtype=dtype), heads=3)
+    moved = on_cuda(prompt)
+    (keep, rows), (keep_cuda, rows_cuda) = (
+        call(stage, (p.hidden, p.text_score, p.visual, p.group, p.gain), grouped) for p in (prompt, moved)
+    )
     assert keep.tolist() == keep_cuda.tolist()
     tolerance = 1e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
     torch.testing.assert_close(rows, rows_cuda.cpu(), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("stage", [DyCokeDecode(), DyCokeDecode(released=True)], ids=str)
+def test_decode_methods(stage):
+    row, visual = torch.rand(200, generator=torch.Generator().manual_seed(0)), torch.arange(10, 190)
+    assert stage(row, visual).tolist() == stage(row.cuda(), visual.cuda()).tolist()
+
+
+def test_the_bench_runs_on_the_device():
+    rows = bench_methods(frames=8, dim=64, repeats=2, device="cuda", dtype=torch.bfloat16)
+    assert {row["method"] for row in rows} == set(NAMES) and all(row["peak"] > 0 for row in rows)
 
 
 @pytest.mark.parametrize("order", ["end", "row"])
@@ -73,7 +81,7 @@ def test_layouts(order):
 
 
 def test_copies_to_the_host():
-    """One per video in the outer stage, none in the inner stage."""
+    """One per video in the outer stage; in the inner stage one flag each for its scores and its states."""
     video = on_cuda(synthetic_video(16, (8, 8), 64))
     hidden, score, visual = (x.cuda() for x in (torch.randn(80, 16), torch.rand(80), torch.arange(5, 70)))
     HoliTom()(video, 0.2)
@@ -85,7 +93,7 @@ def test_copies_to_the_host():
     with torch.profiler.profile() as profile:
         HoliTomMerge(3, 0.5)(hidden, score, visual, n0=65)
         torch.cuda.synchronize()
-    assert copies(profile) == 0
+    assert copies(profile) == 2
 
 
 def copies(profile):
