@@ -74,6 +74,10 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--dry-run", action="store_true", help="say what would be computed, and compute nothing")
     run.add_argument("--strict", action="store_true", help="exit 1 when a checked claim does not hold")
+    run.add_argument(
+        "--processes", type=_positive, default=1, metavar="N", help="paper tier: N processes, one GPU each"
+    )
+    run.add_argument("--no-gate", action="store_true", help="paper tier: go on where the full model is off the print")
 
     def add(name: str, about: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         made = targets.add_parser(
@@ -188,8 +192,16 @@ def _dispatch(words: list[str]) -> int:
         return verdicts.show(args.tier, as_json=args.json, strict=args.strict)
     from holitom import runner
 
+    if args.tier != "paper" and (args.processes > 1 or args.no_gate):
+        raise BadUsage("--processes and --no-gate belong to the paper tier", fix="add --tier paper, or leave them out")
     options = runner.Options(
-        tier=args.tier, limit=args.limit, fresh=args.fresh, dry_run=args.dry_run, strict=args.strict
+        tier=args.tier,
+        limit=args.limit,
+        fresh=args.fresh,
+        dry_run=args.dry_run,
+        strict=args.strict,
+        processes=args.processes,
+        gate=not args.no_gate,
     )
     return runner.run_all(options) if args.target == "all" else runner.run(find(args.target), options)
 

@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """How to run: tier; limit: only the first so many questions of each benchmark; fresh: nothing from the cache."""
+    """How to run: tier; limit: only the first so many questions of each benchmark; fresh: nothing from the cache;
+    processes, gate: of the paper tier, one GPU each, and whether unreduced models must score what is printed."""
 
     tier: str = "tiny"
     limit: int | None = None
     fresh: bool = False
     dry_run: bool = False
     strict: bool = False
+    processes: int = 1
+    gate: bool = True
 
 
 @dataclass
@@ -157,13 +160,31 @@ def _measure(experiment: Experiment, cells: Sequence[Cell], options: Options) ->
     """Compute what is not finished; returns the records of all cells, and how many had to be computed."""
     from holitom.evaluation import sweep
 
+    if options.tier == "paper":
+        from holitom.paper_tier.planning import runnable
+
+        runnable(cells)  # names the checkpoints' revisions, which are part of every cell's key
     if options.limit is None:
         remember_plan(experiment, options.tier, cells)
     done = 0 if options.fresh else sweep.finished(cells, options.tier, runs=paths.runs())
     print(f"{experiment.target}: {_plan_line(experiment, options, cells, done)}", file=sys.stderr)
     with _interruptible(cells, options.tier):
+        if options.tier == "paper":
+            return _measure_paper(experiment, cells, options), len(cells) - done
         records = sweep.run_cells(cells, options.tier, runs=paths.runs(), fresh=options.fresh)
     return records, len(cells) - done
+
+
+def _measure_paper(experiment: Experiment, cells: Sequence[Cell], options: Options) -> list[Record]:
+    from holitom.paper_tier import launching
+    from holitom.paper_tier.measuring import Settings, measure
+
+    if options.processes == 1:
+        return measure(cells, Settings(gate=options.gate, fresh=options.fresh))
+    words = [experiment.target, *(["--limit", str(options.limit)] if options.limit else [])]
+    words += [*([] if options.gate else ["--no-gate"]), *(["--fresh"] if options.fresh else [])]
+    launching.run(options.processes, words, gpus=machine.gpu().ok)
+    return measure(cells, Settings(gate=False))
 
 
 def _plan_line(experiment: Experiment, options: Options, cells: Sequence[Cell], done: int) -> str:

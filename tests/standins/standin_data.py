@@ -1,8 +1,8 @@
 """Small local copies of the paper tier's data sets, in the layout of the published ones, and a model to ask about them.
 
 Each is a folder as its hub repository is (a README with the configurations, JSON or Parquet with the published columns)
-and a folder of videos where lmms-eval looks for them below HF_HOME. The task files made here include lmms-eval's own and
-replace the location of the data set (``dataset_path``), nothing else, so that its prompts, answer extraction and
+and a folder of videos where lmms-eval looks for them below HF_HOME. The task files made here include lmms-eval's own,
+and replace the location of the data set (``dataset_path``), nothing else, so that its prompts, answer extraction and
 aggregation run as they are. Columns: those that lmms-eval 0.7.3 reads, and their neighbours as far as we know them.
 """
 
@@ -53,7 +53,7 @@ class StandIns:
     stubs: Path
 
     def environment(self) -> dict[str, str]:
-        own = {name: "1" for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")}
+        own = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
         return own | {"HF_HOME": str(self.home), "PYTHONPATH": str(self.stubs), "OMP_NUM_THREADS": "1"}
 
 

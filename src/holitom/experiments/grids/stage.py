@@ -10,7 +10,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from holitom.evaluation.cells import Cell
+from holitom import paths
+from holitom.evaluation.cells import CHECKPOINTS, Cell
 from holitom.methods.presets import preset
 from holitom.paper import TASKS, TINY_TASKS
 from holitom.types import Reduction
@@ -46,6 +47,11 @@ class Stage:
         return max(1, math.floor(layer / of * self.layers + 0.5))
 
 
+def _converted(model: str) -> str | None:
+    """The model, where a checkpoint of it has been converted (docs/paper_tier.md)."""
+    return model if (paths.root() / CHECKPOINTS / model / "config.json").is_file() else None
+
+
 STAGES = {
     "tiny": Stage(
         onevision="onevision",
@@ -59,7 +65,7 @@ STAGES = {
     ),
     "paper": Stage(
         onevision="ov-7b",
-        video=None,  # LLaVA-Video is published in its authors' own format only
+        video=_converted("video-7b"),  # published in its authors' own format only
         larger="ov-72b",
         second=None,
         layers=28,

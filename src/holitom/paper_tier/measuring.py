@@ -1,0 +1,80 @@
+"""Measure cells of the paper tier: the plan in words, the unreduced models and their gate, then every method."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from holitom import paths
+from holitom.errors import BadUsage
+from holitom.evaluation import sweep
+from holitom.evaluation.cells import Cell, CellFiles, check
+from holitom.paper_tier import gate, planning
+from holitom.results import Record
+
+TIER = "paper"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """gate: stop where a baseline is off; only_gate: measure nothing but baselines; part (i, n): the i-th of n shares
+    of the cells, for an array of jobs; include: folders of task files taken before lmms-eval's own."""
+
+    gate: bool = True
+    only_gate: bool = False
+    part: tuple[int, int] = (0, 1)
+    fresh: bool = False
+    include: tuple[Path, ...] = ()
+    progress: bool = True
+
+
+def measure(cells: Sequence[Cell], settings: Settings, *, runs: Path | None = None) -> list[Record]:
+    """The records of ``cells`` (of this part of them), computed where they are missing.
+
+    Runs in every process of a launch; the first one speaks and writes. CannotRun: a baseline is off (with the reasons
+    that are known), a checkpoint in a format that has to be converted first, no room on the disk.
+    """
+    runs = runs or paths.runs()
+    processes, first = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"
+    mine = share(cells, settings.part)
+    for cell in mine:
+        check(cell, TIER)
+    planning.runnable(mine)
+    if first:
+        for line in planning.describe(mine, CellFiles(runs, TIER), processes):
+            _say(line)
+
+    def run(wanted: Sequence[Cell], *, fresh: bool) -> list[Record]:
+        return sweep.run_cells(
+            wanted, TIER, runs=runs, fresh=fresh, progress=settings.progress, include=settings.include
+        )
+
+    bases = gate.baselines(cells)
+    if settings.gate or settings.only_gate:
+        judged = gate.judge(bases, run(bases, fresh=settings.fresh))
+        if first:
+            for one in judged:
+                _say(f"gate   {one.cell.model}, {one.cell.benchmark}: {one.verdict} ({one.reason})")
+        if settings.gate:
+            gate.require(judged)
+    if settings.only_gate:
+        return run(bases, fresh=False)
+    done = bases if settings.gate else []
+    rest = [cell for cell in mine if cell not in done]
+    run(rest, fresh=settings.fresh)
+    return run(mine, fresh=False)
+
+
+def share(cells: Sequence[Cell], part: tuple[int, int]) -> list[Cell]:
+    """Every n-th cell from the i-th: neighbours, which share a setting, go to different jobs."""
+    number, parts = part
+    if not 0 <= number < parts:
+        raise BadUsage(f"part {number} of {parts}", fix="count parts from 0: 0/4, 1/4, 2/4, 3/4")
+    return list(cells[number::parts])
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
