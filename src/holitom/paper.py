@@ -31,13 +31,6 @@ OTHER_QUESTIONS = {
     "egoschema": "printed of the full set, which only its server judges; the paper tier runs the 500 public answers"
 }
 """Score columns whose task asks other questions than the paper did: absolute scores of the two are not compared."""
-QUESTIONS = {
-    "mvbench": (20, 200),
-    "egoschema_subset": (1, 500),
-    "longvideobench_val_v": (1, 1337),
-    "videomme": (1, 2700),
-}
-"""lmms-eval task -> how many tasks it consists of, and questions in each: for estimates of time only."""
 TINY_TASKS = {
     "mvbench": "tiny_actions",
     "egoschema": "tiny_ego",
@@ -66,12 +59,6 @@ _REQUIRED = {
 }
 _STATED = ("reading", "paper", "arxiv", "place")
 _WORDS = {"arxiv": str, "model": str, "implied_retained_pct": str, "note": str}
-
-
-def questions(task: str, limit: int | None = None) -> int:
-    """Questions of a task of QUESTIONS, or as many as ``limit`` lets through of each of its parts; 0: not known."""
-    parts, each = QUESTIONS.get(task, (1, limit or 0))
-    return parts * min(each, limit or each)
 
 
 def names() -> tuple[str, ...]:

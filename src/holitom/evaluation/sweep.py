@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from holitom import paper, paths
+from holitom import paths
 from holitom.attaching.stats import token_budget
+from holitom.evaluation.amounts import questions
 from holitom.evaluation.cells import CONTROL_TOWER, Cell, CellFiles, check, key, load_samples, model_path, revision
 from holitom.evaluation.journal import Journal
 from holitom.evaluation.scoring import line
@@ -269,7 +270,7 @@ def _progress(cells: Sequence[Cell], tier: str, progress: bool) -> Iterator[tqdm
     if tier == "tiny":
         total = sum(min(cell.limit or most, most) for cell in cells)
     else:
-        total = sum(paper.questions(cell.benchmark, cell.limit) for cell in cells) or None
+        total = sum(questions(cell.benchmark, cell.limit) for cell in cells) or None
     first = int(os.environ.get("RANK", "0")) == 0
     with tqdm(total=total, unit="question", disable=not (progress and first), file=sys.stderr) as bar:
         yield bar

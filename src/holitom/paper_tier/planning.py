@@ -9,8 +9,9 @@ from pathlib import Path
 
 import yaml
 
-from holitom import machine, paper, screen
+from holitom import machine, screen
 from holitom.errors import CannotRun, KitError
+from holitom.evaluation import amounts
 from holitom.evaluation.cells import UNJUDGED, Cell, CellFiles, model_path
 from holitom.experiments.registry import EXPERIMENTS
 from holitom.results import Record
@@ -54,7 +55,7 @@ def sources(cells: Sequence[Cell]) -> list[Source]:
 def describe(cells: Sequence[Cell], files: CellFiles, processes: int) -> list[str]:
     """Cells and questions left, disk and time, a line each. CannotRun when the downloads do not fit on the disk."""
     left = [cell for cell in cells if files.load(cell) is None]
-    questions = sum(paper.questions(cell.benchmark, cell.limit) for cell in left)
+    questions = sum(amounts.questions(cell.benchmark, cell.limit) for cell in left)
     lines = [f"cells  {len(cells)}, of which {len(cells) - len(left)} are finished; {questions} questions are left"]
     if not left:
         return lines
@@ -89,7 +90,9 @@ def estimate(left: Sequence[Cell], files: CellFiles, processes: int) -> str:
     for cell in left:
         each = _seconds_per_question(cell, files)
         guessed |= each is None
-        total += paper.questions(cell.benchmark, cell.limit) * (each if each is not None else _guess(cell) / processes)
+        total += amounts.questions(cell.benchmark, cell.limit) * (
+            each if each is not None else _guess(cell) / processes
+        )
     basis = "a guess that nobody has timed; it is told again after the first cells" if guessed else "as timed here"
     return f"about {screen.duration(total)} on {processes} process{'es' if processes > 1 else ''} ({basis})"
 
@@ -114,7 +117,7 @@ def _guess(cell: Cell) -> float:
     from holitom.experiments import cells
 
     name = cell.experiment if cell.experiment in EXPERIMENTS else "table1"
-    everything = sum(paper.questions(other.benchmark) for other in cells(name, "paper"))
+    everything = sum(amounts.questions(other.benchmark) for other in cells(name, "paper"))
     return 60 * EXPERIMENTS[name].costs["paper"].minutes / max(1, everything)
 
 
