@@ -5,10 +5,14 @@ A time alone belongs to one machine. Beside it stand two ratios measured in the 
 
 An outer stage gets the whole video. A stage inside the language model gets one step on all of the video's tokens
 (6272 at 32 frames of 196), as if nothing had acted before it, and, where its paper puts it behind an outer stage, a
-second row with the tokens that it then meets. Work that an exact answer needs, whoever computes it: HoliTomMerge
-compares every folded token with every kept one, V^2 / 4 inner products of D numbers (70 billion multiply-adds and adds
-at 6272 tokens of 3584); HieraVidSelect needs the inner products within every segment. On a CPU these exceed several
-readings of the tokens by far, which is why the stages stand behind an outer one.
+second row with the tokens that it then meets.
+
+Two inner stages cannot come near HoliTom's outer stage on a CPU, whoever computes them, because an exact answer needs
+inner products by the million: HoliTomMerge compares every folded token with every kept one (70 GFLOP at 6272 tokens of
+3584, about 30 times the outer stage; about as long as it behind a budget of 15 %), and HieraVidSelect needs those
+within each segment (about 14 to 16 times it where the schedule puts it, on half of the tokens, of which the products
+alone are two fifths; 40 to 55 times on all of them). Tried for the second: one triangle of the products, a kernel that
+shrinks as tokens leave, and, where few are chosen, products of the likeliest candidates only.
 """
 
 from __future__ import annotations

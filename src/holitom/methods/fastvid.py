@@ -34,8 +34,9 @@ class FastVID:
     of its segment, so it may be merged several times; ``size`` counts an anchor and all that joined it.
 
     head "siglip": frames are compared by frame_embed, which must be SigLIP's attention-pooling head, as must saliency;
-    the LLaVA-OneVision checkpoints do not contain that head. "substitute": the mean of a frame's tokens instead, with
-    the attention received in the tower as saliency; frames then look more alike, so tau cuts less.
+    the LLaVA-OneVision checkpoints do not contain that head, models.siglip_head reads it from SigLIP's own.
+    "substitute": the mean of a frame's tokens instead, with the attention received in the tower as saliency; frames
+    then look more alike, so tau cuts less.
     released True: the release's LLaVA-OneVision code: equal counts rounded down per frame and per anchor frame, anchors
     join their own mean, and an anchor frame with just context-per-frame anchors takes in its own frame only.
 

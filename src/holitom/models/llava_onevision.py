@@ -8,6 +8,7 @@ means, an odd last row and column left out: 27 x 27 -> 13 x 13), and ``mm_newlin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from holitom.errors import BadUsage, UnsupportedModel
 from holitom.layout import Order
 from holitom.models.base import AdapterBase
 from holitom.models.encoding import EncodedVideos, clock, probe_attention
+from holitom.models.siglip_head import HUB, HeadRecord, PoolingHead, find_pooling_head
 from holitom.types import VideoFeatures
 from holitom.versions import FORWARD_ONLY, require_transformers
 
@@ -90,6 +92,9 @@ class LlavaOnevision(AdapterBase):
         self.rotary = self.text.rotary_emb
         self.video_token_id: int = self.config.video_token_id
         self.pool_mode, self.newline_order = pool_mode(self.config), newline_order(self.config)
+        self.head_source: str | Path = HUB
+        self.head_record: HeadRecord | None = None
+        self._head: PoolingHead | None = None
 
     @property
     def newline(self) -> Tensor:
@@ -121,8 +126,10 @@ class LlavaOnevision(AdapterBase):
     def encode(self, pixels: Tensor | Sequence[Tensor], requires: frozenset[str] = frozenset()) -> EncodedVideos:
         """One tower pass over all frames of all videos: pixels [B, T, 3, H, W], or one [T, 3, H, W] per video.
 
-        requires: the optional VideoFeatures fields to fill. frame_embed is the mean of the frame's tokens: SigLIP's own
-        pooling head is not part of these checkpoints. The features come from ``config.vision_feature_layer``, saliency
+        requires: the optional VideoFeatures fields to fill. SigLIP's own pooling head is not part of these checkpoints:
+        where it can be had for this tower (models.siglip_head), frame_embed is its output and saliency the attention
+        of its query; otherwise frame_embed is the mean of the frame's tokens and saliency the attention received.
+        ``head_record`` says which. The features come from ``config.vision_feature_layer``, saliency
         and keys always from the tower's last layer.
         """
         frames, sizes = frames_of(pixels)
@@ -135,10 +142,15 @@ class LlavaOnevision(AdapterBase):
         else:
             probe, patches = None, self._tower(frames)
         tokens = self.pool(self.core.multi_modal_projector(patches))
+        received = probe.saliency if saliency else None
+        embed = None
+        if "frame_embed" in requires:
+            head = self._pooling_head(patches)
+            embed, received = head(patches) if head else (tokens.mean(1), received)
         pooled = {
-            "saliency": self.pool(probe.saliency[..., None]).squeeze(-1) if saliency else None,
+            "saliency": self.pool(received[..., None]).squeeze(-1) if saliency else None,
             "keys": self.pool(probe.keys) if keys else None,
-            "frame_embed": tokens.mean(1) if "frame_embed" in requires else None,
+            "frame_embed": embed,
         }
         seconds = {"vision": clock(frames.device) - start, "saliency": probe.seconds if probe else 0.0}
         seconds["vision"] -= seconds["saliency"]
@@ -148,6 +160,11 @@ class LlavaOnevision(AdapterBase):
             for i, part in enumerate(tokens.split(sizes))
         )
         return EncodedVideos(videos=features, seconds=seconds)
+
+    def _pooling_head(self, patches: Tensor) -> PoolingHead | None:
+        if self.head_record is None:  # asked for once
+            self._head, self.head_record = find_pooling_head(patches.shape[-1], self.head_source)
+        return self._head.to(patches.device) if self._head else None
 
     def _tower(self, frames: Tensor) -> Tensor:
         layer = self.config.vision_feature_layer
