@@ -181,7 +181,7 @@ def _describe(
         frames=sum(video.frames for video in videos),
         cells=videos[0].cells if videos else 0,
         budget=budget,
-        requested=sum(round(budget * video.frames * video.cells) for video in videos),
+        requested=sum(round(budget * (video.frames * video.cells)) for video in videos),
         kept=_count(kind, VISUAL),
         newlines=_count(kind, NEWLINE),
         full_newlines=sum(insert.full_length for insert in inserts) - full,
