@@ -23,8 +23,10 @@ PROG = "./reproduce.sh"
 FORWARDED = {  # targets with a parser of their own: everything after the name is theirs
     "demo": "HoliTom on one video, as a picture and in numbers [--video FILE --frames 32 --budget 0.1 --tau 0.8]",
     "convert": "a checkpoint of the original LLaVA-NeXT format for transformers [--from DIR --to DIR --pool average]",
+    "export-embeds": "a reduced prompt as embeddings for vLLM or SGLang [--model DIR --video FILE --out FILE ...]",
     "train-tiny": "rebuild the models of the tiny tier from their seeds, resumable",
     "bench": "speed and memory: bench ops (the algorithms), latency (whole models), released (the authors' code)",
+    "report": "a static site of every claim and notebook, opened from disk [--tier TIER --out DIR --execute]",
     "explore": "the explorer in JupyterLab: any video, two methods side by side (options of jupyter lab may follow)",
     "lab": "JupyterLab on the notebooks (options of jupyter lab may follow)",
     "test": "ruff, then every test and notebook at a reduced size (options of pytest may follow)",
@@ -95,9 +97,15 @@ def parser() -> argparse.ArgumentParser:
     for experiment in EXPERIMENTS.values():
         add(experiment.target, experiment.question, tier, run)
     add("all", "every experiment, one after the other, and one screen at the end", tier, run)
-    claims = add("claims", "every checked claim of the papers with its verdict", tier)
+    claims = add(
+        "claims", "the ledger: every claim of the papers with its verdict here, and what would judge the others", tier
+    )
     claims.add_argument("--json", action="store_true", help="as JSON")
     claims.add_argument("--strict", action="store_true", help="exit 1 when a checked claim does not hold")
+    claims.add_argument("--details", action="store_true", help="every claim with its reason, not only the counts")
+    claims.add_argument(
+        "--only", metavar="ID,...", help="these claims in full: C12, a name, or a pattern like 'finding-*'"
+    )
     add("doctor", "this machine against what each tier needs").add_argument(
         "--json", action="store_true", help="as JSON"
     )
@@ -189,7 +197,9 @@ def _dispatch(words: list[str]) -> int:
     if args.target == "claims":
         from holitom import verdicts
 
-        return verdicts.show(args.tier, as_json=args.json, strict=args.strict)
+        return verdicts.show(
+            args.tier, as_json=args.json, strict=args.strict, details=args.details, only=args.only or ""
+        )
     from holitom import runner
 
     if args.tier != "paper" and (args.processes > 1 or args.no_gate):

@@ -1,4 +1,4 @@
-"""Targets that hand the rest of the line on: the demo, training, the benchmark, JupyterLab, and the tests."""
+"""Targets that hand the rest of the line on: demo, training, benchmarks, report, JupyterLab, and the tests."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ def run(name: str, words: list[str]) -> int:
     targets = {
         "demo": demo,
         "convert": convert,
+        "export-embeds": export_embeds,
         "train-tiny": train,
         "bench": bench,
+        "report": report,
         "explore": explore,
         "lab": lab,
         "test": test,
@@ -45,6 +47,13 @@ def convert(words: list[str]) -> int:
     from holitom.convert import main
 
     return main(words) or 0
+
+
+def export_embeds(words: list[str]) -> int:
+    """A reduced prompt as embeddings, for an inference engine."""
+    from holitom.serving.command import main
+
+    return main(words)
 
 
 def train(words: list[str]) -> int:
@@ -74,6 +83,13 @@ def bench(words: list[str]) -> int:
         asked = f"bench {words[0]!r} is not known" if words else "bench needs to know what to time"
         raise BadUsage(asked, fix=f"use ./reproduce.sh bench {', bench '.join(BENCHES)}")
     return import_module(BENCHES[words[0]][0]).run(words[1:]) or 0
+
+
+def report(words: list[str]) -> int:
+    """The static site."""
+    from holitom.report.command import run as build_report
+
+    return build_report(words)
 
 
 def explore(words: list[str]) -> int:

@@ -1,0 +1,105 @@
+"""``./reproduce.sh export-embeds``: a video and a question to a file of reduced prompt embeddings."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from holitom.errors import BadUsage
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise BadUsage(message, fix="see ./reproduce.sh export-embeds --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = _Parser(prog="./reproduce.sh export-embeds", description="Write a reduced prompt as embeddings for an engine.")
+    p.add_argument("--model", required=True, help="folder or hub id of a LLaVA-OneVision checkpoint")
+    p.add_argument("--video", required=True, type=Path, help="a video file")
+    p.add_argument("--prompt", required=True, help="the question; the chat template is put around it")
+    p.add_argument("--out", required=True, type=Path, help="the safetensors file to write")
+    p.add_argument("--frames", type=int, default=32, help="frames sampled evenly (default 32)")
+    p.add_argument("--method", default="HoliTom", help="a method that acts before the language model (default HoliTom)")
+    p.add_argument("--budget", type=float, default=0.1, help="share of visual tokens to keep (default 0.1)")
+    p.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="a field of the method: tau=0.65"
+    )
+    p.add_argument("--preset", help="a row of a table instead, e.g. table1:HoliTom, with --outer-only if it has more")
+    p.add_argument("--outer-only", action="store_true", help="leave out stages inside the language model, and say so")
+    p.add_argument("--device", help="cuda or cpu (default: the GPU if there is one)")
+    p.add_argument("--dtype", default="auto", help="auto (as stored), float32, float16 or bfloat16")
+    p.add_argument("--language-model", type=Path, metavar="DIR", help="also write the language model for the engine")
+    return p
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; errors are holitom.errors."""
+    args = parser().parse_args(words)
+    from holitom.evaluation.arguments import reduction_from
+    from holitom.evaluation.cells import model_path, revision
+    from holitom.models import adapter_for
+    from holitom.models.processing import VideoProcessor, load_model
+    from holitom.provenance import code_fingerprint
+    from holitom.serving import prompt_embeds, save
+    from holitom.serving.language_model import export
+    from holitom.video import DECODER, load_frames
+
+    place = model_path(args.model)
+    model, processor = load_model(place, dtype=args.dtype, device=args.device), VideoProcessor.from_pretrained(place)
+    layers = len(adapter_for(model).layers)
+    if args.preset:
+        fields: dict[str, Any] = {"preset": args.preset}
+    else:
+        fields = {"method": args.method, "fields": _fields(args.option)}
+    reduction = reduction_from(budget=args.budget, layers=layers, **fields)
+    left_out = [type(stage).__name__ for stage in (*reduction.inner, *filter(None, [reduction.decode]))]
+    if args.outer_only and left_out:
+        _warn(f"left out: {', '.join(left_out)}; this is not the whole of {reduction.name}")
+        reduction = dataclasses.replace(reduction, inner=(), decode=None)
+    frames = load_frames(args.video, args.frames)
+    inputs = {name: value.to(model.device) for name, value in processor(frames.pixels, args.prompt).items()}
+    made = prompt_embeds(model, inputs, reduction)
+    made.provenance.update(
+        {
+            "model": args.model,
+            "model_revision": revision(args.model),
+            "video": args.video.name,
+            "frames": len(frames),
+            "decoder": DECODER,
+            "prompt": args.prompt,
+            "method": reduction.describe(),
+            "left_out": left_out if args.outer_only else [],
+            "positions": "contiguous" if made.contiguous else "original",
+            "code": code_fingerprint(),
+        }
+    )
+    save(made, args.out)
+    if not made.contiguous:
+        _warn("this method keeps original positions; an engine numbers the prompt anew, so its answers may differ")
+    tokens, width = made.embeds.shape
+    print(f"{args.out}: prompt_embeds [{tokens}, {width}] {str(made.embeds.dtype).removeprefix('torch.')}")
+    print(f"visual tokens removed: {made.provenance['removed_tokens']}")
+    if args.language_model:
+        print(f"language model: {export(model, processor.tokenizer, args.language_model)}")
+    return 0
+
+
+def _fields(options: Sequence[str]) -> dict[str, Any]:
+    found = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise BadUsage(f"--option {option}", fix="write NAME=VALUE, for instance --option tau=0.65")
+        found[name] = yaml.safe_load(value)
+    return found
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
