@@ -1,0 +1,141 @@
+"""The claims for the site: by paper and experiment, each verdict with its reason, its rule and where it comes from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from holitom.claims import Judged, Verdict
+from holitom.report.outline import NotebookPage
+
+KEYS = {
+    Verdict.REPRODUCED: "reproduced",
+    Verdict.WITHIN_NOISE: "noise",
+    Verdict.NOT_REPRODUCED: "not",
+    Verdict.NOT_RUN: "notrun",
+    Verdict.QUOTED: "quoted",
+}
+GLYPHS = dict(zip(KEYS, "✓≈✗–“", strict=True))
+MEANINGS = {
+    Verdict.REPRODUCED: "calculated again or measured here, inside the tolerance that was stated first",
+    Verdict.WITHIN_NOISE: "the measurement allows the claim and its contrary",
+    Verdict.NOT_REPRODUCED: "calculated again or measured here, outside the tolerance",
+    Verdict.NOT_RUN: "this machine has no measurement of it; the reason names the command that would make one",
+    Verdict.QUOTED: "printed in a paper and not checked here",
+}
+PAPERS = ("HoliTom", "MMG-Vid", "HieraVid")
+OWN = "This kit's own questions"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One claim, ready for the page. href: the page of its experiment; records: (address, name) of what it rests on."""
+
+    claim: Judged
+    href: str
+    records: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def key(self) -> str:
+        return KEYS[self.claim.verdict]
+
+    @property
+    def glyph(self) -> str:
+        return GLYPHS[self.claim.verdict]
+
+    @property
+    def anchor(self) -> str:
+        return "claim-" + re.sub(r"[^\w-]+", "-", self.claim.id)
+
+    @property
+    def printed(self) -> str:
+        return f"{self.claim.printed:g} {unit(self.claim.unit)}".strip() if self.claim.printed is not None else "–"
+
+    @property
+    def here(self) -> str:
+        """Our value with its interval."""
+        claim = self.claim
+        if claim.computed is None:
+            return "–"
+        text = f"{claim.computed:.2f} {unit(claim.unit)}".strip()
+        return text if claim.low is None or claim.high is None else f"{text} [{claim.low:.2f}, {claim.high:.2f}]"
+
+    @property
+    def reason(self) -> str:
+        """As HTML: commands are set as code."""
+        return commands(self.claim.reason)
+
+    @property
+    def origin(self) -> str:
+        """Where the value comes from, in words."""
+        if self.claim.source == "measured":
+            return f"measured, {self.claim.tier} tier"
+        return {"derived": "calculated again from printed settings and numbers"}.get(self.claim.source, "not checked")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The claims of one paper in one experiment."""
+
+    paper: str
+    title: str
+    href: str
+    lines: tuple[Line, ...]
+
+    def count(self, verdict: Verdict) -> int:
+        return sum(line.claim.verdict is verdict for line in self.lines)
+
+    @property
+    def verdicts(self) -> list[tuple[str, str, int]]:
+        """(key, glyph and word, count) of the verdicts that occur."""
+        return [(KEYS[v], f"{GLYPHS[v]} {v}", n) for v in KEYS if (n := self.count(v))]
+
+
+def groups(judged: Sequence[Judged], pages: Iterable[NotebookPage], records: dict[str, str]) -> list[Group]:
+    """pages: those of the notebooks; records: key of a record -> its address in the site."""
+    by_experiment = {page.experiment.name: page for page in pages if page.experiment}
+    parts: dict[tuple[str, str], list[Line]] = {}
+    for claim in judged:
+        page = by_experiment.get(claim.experiment)
+        links = tuple((records[key], key) for key in claim.records if key in records)
+        line = Line(claim, f"{page.href}#verdict" if page else "", links)
+        parts.setdefault((paper_of(claim), claim.experiment), []).append(line)
+    found = []
+    for (paper, experiment), lines in parts.items():
+        page = by_experiment.get(experiment)
+        title = page.short if page else experiment or "other"
+        found.append(Group(paper, title, page.href if page else "", tuple(lines)))
+    order = {name: place for place, name in enumerate((*PAPERS, OWN))}
+    return sorted(found, key=lambda group: order.get(group.paper, len(PAPERS)))  # stable: else as the ledger has them
+
+
+def paper_of(claim: Judged) -> str:
+    """The paper whose claim it is: the ledger's own word where it has one, else the paper that ``place`` begins
+    with."""
+    if named := getattr(claim, "paper", ""):
+        return str(named)
+    if "of this kit" in claim.place or claim.experiment in ("findings",):
+        return OWN
+    return next((name for name in PAPERS if claim.place.startswith(name)), PAPERS[0])
+
+
+def matrix(made: Sequence[Group]) -> list[tuple[str, list[int]]]:
+    """Paper -> how many claims have each verdict, in the order of KEYS."""
+    rows: dict[str, list[int]] = {}
+    for group in made:
+        row = rows.setdefault(group.paper, [0] * len(KEYS))
+        for place, verdict in enumerate(KEYS):
+            row[place] += group.count(verdict)
+    return list(rows.items())
+
+
+def unit(name: str) -> str:
+    return {"points": "", "% of the score": "%"}.get(name, name)
+
+
+def commands(text: str) -> str:
+    """Plain text as HTML, with ./reproduce.sh and its words set as code."""
+    pattern = r"\./reproduce\.sh [\w-]+(?: --?[\w-]+(?: (?:tiny|speed|paper|\d+))?)*"
+    return re.sub(pattern, lambda found: f"<code>{found[0]}</code>", escape(text, quote=False))
