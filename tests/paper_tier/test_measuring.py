@@ -1,0 +1,103 @@
+"""What the paper tier says before it starts, how cells are shared out, and how several processes are started."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from holitom import cli, paths
+from holitom.errors import BadUsage, CannotRun, UnsupportedModel
+from holitom.evaluation.cells import HUB, Cell, CellFiles
+from holitom.experiments import cells
+from holitom.paper_tier import launching, planning
+from holitom.paper_tier.__main__ import main
+from holitom.paper_tier.measuring import Settings, measure, share
+from holitom.results import Record
+from holitom.types import Reduction
+
+TINY = str(paths.data("tiny", "onevision"))
+
+
+def cell(benchmark: str = "videomme", model: str = TINY, **more) -> Cell:
+    return Cell("table1", "Vanilla", model, Reduction("Vanilla"), benchmark, 32, **more)
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test asks the hub."""
+    monkeypatch.setattr(planning, "_gib", lambda *question: None)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+
+
+def test_parts_are_disjoint_and_complete() -> None:
+    wanted = cells("table1", "paper")
+    parts = [share(wanted, (i, 7)) for i in range(7)]
+    assert sorted(repr(one) for part in parts for one in part) == sorted(map(repr, wanted))
+    with pytest.raises(BadUsage, match="part 7 of 7"):
+        share(wanted, (7, 7))
+
+
+def test_the_plan_says_disk_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home" / "mvbench_video").mkdir(parents=True)
+    monkeypatch.setattr(planning, "_gib", lambda repository, *rest: 3.0)
+    lines = planning.describe([cell(), cell("mvbench")], CellFiles(tmp_path, "paper"), 8)
+    text = "\n".join(lines)
+    assert "6700 questions are left" in text
+    assert "videomme: 6 GiB" in text, "archives, and what is unpacked from them"
+    assert "mvbench: here" in text
+    assert "on 8 processes" in text
+    assert "a guess" in text
+    monkeypatch.setattr(planning, "_gib", lambda repository, *rest: 1e9)
+    with pytest.raises(CannotRun, match="do not fit"):
+        planning.describe([cell()], CellFiles(tmp_path, "paper"), 1)
+
+
+def test_time_is_that_of_finished_cells(tmp_path: Path) -> None:
+    files = CellFiles(tmp_path, "paper")
+    files.folder.mkdir(parents=True)
+    record = {"value": 50, "n": 10, "unit": "points", "metric": "accuracy", "experiment": "table1", "row": "Vanilla"}
+    record |= {"model": TINY, "benchmark": "videomme", "frames": 32, "tier": "paper", "source": "measured"}
+    record |= {"provenance": {"made": "up for a test"}}
+    (files.folder / "a.json").write_text(Record(**record, extra={"seconds": 20.0}).to_json())
+    assert planning.estimate([cell(limit=30)], files, 1).startswith("about 1 min 0 s")
+
+
+def test_original_checkpoints_are_refused_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "LLaVA-Video-7B-Qwen2"
+    folder.mkdir()
+    stored = {"architectures": ["LlavaQwenForCausalLM"], "mm_vision_tower": "google/siglip", "model_type": "llava_qwen"}
+    (folder / "config.json").write_text(json.dumps(stored))
+    monkeypatch.setitem(HUB, "video-7b", str(folder))
+    with pytest.raises(UnsupportedModel, match="holitom convert"):
+        measure([cell(model="video-7b")], Settings(), runs=tmp_path)
+
+
+def test_egoschemas_full_set_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(BadUsage, match="egoschema_subset"):
+        measure([cell("egoschema")], Settings(), runs=tmp_path)
+    assert not {c.benchmark for c in cells("table1", "paper")} & {"egoschema"}
+
+
+def test_how_processes_are_started() -> None:
+    words = ["table1", "--limit", "8"]
+    assert launching.command(1, words, gpus=True)[1:] == ["-m", "holitom.paper_tier", *words]
+    many = launching.command(8, words, gpus=True)
+    assert many[1:3] == ["-m", "accelerate.commands.launch"]
+    assert many[many.index("--num_processes") + 1] == "8"
+    assert many[-5:] == ["-m", "holitom.paper_tier", *words]
+    assert "torch.distributed.run" in launching.command(2, words, gpus=False), "accelerate starts one process on CPUs"
+
+
+def test_a_failed_launch_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(CannotRun, match="exit code 3"):
+        launching.run(1, ["no-such-experiment"], gpus=False)
+    assert "there is no experiment" in capfd.readouterr().err
+
+
+def test_the_commands_refuse_what_makes_no_sense(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table1", "--part", "4/4"]) == 3
+    assert main(["method"]) == 3
+    assert cli.main(["table1", "--processes", "2"]) == 3
+    assert "belong to the paper tier" in capsys.readouterr().err
