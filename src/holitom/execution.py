@@ -19,7 +19,8 @@ KERNEL_START_SECONDS = 120
 
 
 def execute(notebook: str, tier: str, parameters: dict[str, Any], *, progress: bool = True) -> Path:
-    """Execute notebooks/<notebook>.ipynb with these parameters; returns the executed copy in runs/<tier>/notebooks.
+    """Execute notebooks/<notebook>.ipynb with these parameters; returns the executed copy in runs/<tier>/notebooks;
+    with a limit in runs/<tier>/trial/notebooks, so that a trial never replaces a complete one.
 
     The copy is kept when a cell fails, too. KitError: what a cell raised, with the cell and the copy named; the exit
     code is that of the error inside the notebook when it is one of the kit's own.
@@ -27,7 +28,8 @@ def execute(notebook: str, tier: str, parameters: dict[str, Any], *, progress: b
     source = paths.root() / "notebooks" / f"{notebook}.ipynb"
     if not source.is_file():
         raise CannotRun(f"the notebook {source} is missing", fix="restore it: git checkout -- notebooks")
-    copy = paths.runs(tier, "notebooks", f"{notebook}.ipynb")
+    place = ("trial", "notebooks") if parameters.get("limit") else ("notebooks",)
+    copy = paths.runs(tier, *place, f"{notebook}.ipynb")
     copy.parent.mkdir(parents=True, exist_ok=True)
     import papermill
     from papermill.exceptions import PapermillException, PapermillExecutionError

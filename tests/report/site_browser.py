@@ -68,7 +68,7 @@ class Page:
         self.command("Page.navigate", url=path.as_uri())
         self.wait(f"document.readyState === 'complete' && location.pathname === {json.dumps(path.as_posix())}")
         self.value("document.querySelectorAll('img').forEach(i => { i.loading = 'eager' })")
-        self.wait("[...document.images].every(i => i.complete)")
+        self.wait("Promise.all([...document.images].map(i => i.decode().catch(() => 0))).then(() => true)")
 
     def value(self, script: str) -> Any:
         """The value of a JavaScript expression; an exception in it is an error here."""

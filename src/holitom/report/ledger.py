@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from holitom import verdicts
 from holitom.claims import Judged, Verdict
-from holitom.report.outline import NotebookPage
+from holitom.claims.entries import OURS, PAPERS, Entry, entries, entry
+from holitom.report.outline import SHORT, NotebookPage
 
 KEYS = {
     Verdict.REPRODUCED: "reproduced",
@@ -25,17 +27,21 @@ MEANINGS = {
     Verdict.NOT_RUN: "this machine has no measurement of it; the reason names the command that would make one",
     Verdict.QUOTED: "printed in a paper and not checked here",
 }
-PAPERS = ("HoliTom", "MMG-Vid", "HieraVid")
-OWN = "This kit's own questions"
+TITLES = {OURS: "This kit's own questions"}
+PARTS = {"headlines": "Headlines"}
+SHOWN = 6  # pieces of evidence that are listed; the rest is counted
+Address = Callable[[str], str | None]
 
 
 @dataclass(frozen=True)
 class Line:
-    """One claim, ready for the page. href: the page of its experiment; records: (address, name) of what it rests on."""
+    """One claim, ready for the page. href: the page of its experiment; evidence: (name, address in the site or None)
+    of what its verdict rests on."""
 
+    entry: Entry
     claim: Judged
     href: str
-    records: tuple[tuple[str, str], ...] = ()
+    evidence: tuple[tuple[str, str | None], ...] = ()
 
     @property
     def key(self) -> str:
@@ -48,6 +54,11 @@ class Line:
     @property
     def anchor(self) -> str:
         return "claim-" + re.sub(r"[^\w-]+", "-", self.claim.id)
+
+    @property
+    def judge(self) -> str:
+        """As HTML: the command, time and hardware that judge it."""
+        return commands(verdicts.judged_by(self.entry))
 
     @property
     def printed(self) -> str:
@@ -93,32 +104,30 @@ class Group:
         return [(KEYS[v], f"{GLYPHS[v]} {v}", n) for v in KEYS if (n := self.count(v))]
 
 
-def groups(judged: Sequence[Judged], pages: Iterable[NotebookPage], records: dict[str, str]) -> list[Group]:
-    """pages: those of the notebooks; records: key of a record -> its address in the site."""
+def pairs(judged: Sequence[Judged]) -> list[tuple[Entry, Judged]]:
+    """Every claim with what the ledger says about it."""
+    known = {one.name: one for one in entries()}
+    return [(known.get(claim.id) or entry("C?", claim), claim) for claim in judged]
+
+
+def groups(both: Sequence[tuple[Entry, Judged]], pages: Iterable[NotebookPage], address: Address) -> list[Group]:
+    """address: a piece of evidence, as ``verdicts.evidence`` names it -> where it is in the site, or None."""
     by_experiment = {page.experiment.name: page for page in pages if page.experiment}
     parts: dict[tuple[str, str], list[Line]] = {}
-    for claim in judged:
+    for one, claim in both:
         page = by_experiment.get(claim.experiment)
-        links = tuple((records[key], key) for key in claim.records if key in records)
-        line = Line(claim, f"{page.href}#verdict" if page else "", links)
-        parts.setdefault((paper_of(claim), claim.experiment), []).append(line)
-    found = []
+        found = verdicts.evidence(claim)
+        shown = tuple((name.split("/")[-1], address(name)) for name in found[:SHOWN])
+        shown += ((f"and {len(found) - SHOWN} more", None),) if len(found) > SHOWN else ()
+        line = Line(one, claim, f"{page.href}#verdict" if page else "", shown)
+        parts.setdefault((one.paper, claim.experiment), []).append(line)
+    made = []
     for (paper, experiment), lines in parts.items():
         page = by_experiment.get(experiment)
-        title = page.short if page else experiment or "other"
-        found.append(Group(paper, title, page.href if page else "", tuple(lines)))
-    order = {name: place for place, name in enumerate((*PAPERS, OWN))}
-    return sorted(found, key=lambda group: order.get(group.paper, len(PAPERS)))  # stable: else as the ledger has them
-
-
-def paper_of(claim: Judged) -> str:
-    """The paper whose claim it is: the ledger's own word where it has one, else the paper that ``place`` begins
-    with."""
-    if named := getattr(claim, "paper", ""):
-        return str(named)
-    if "of this kit" in claim.place or claim.experiment in ("findings",):
-        return OWN
-    return next((name for name in PAPERS if claim.place.startswith(name)), PAPERS[0])
+        title = page.short if page else PARTS.get(experiment) or SHORT.get(experiment, experiment or "Others")
+        made.append(Group(TITLES.get(paper, paper), title, page.href if page else "", tuple(lines)))
+    order = [TITLES.get(paper, paper) for paper in (*PAPERS, OURS)]
+    return sorted(made, key=lambda group: order.index(group.paper))  # stable: within a paper as the ledger has them
 
 
 def matrix(made: Sequence[Group]) -> list[tuple[str, list[int]]]:

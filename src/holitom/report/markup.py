@@ -34,7 +34,8 @@ def finish(html: str, pictures: Pictures, attachments: Attachments, pages: Itera
     for number, table in enumerate(soup.find_all("table"), 1):
         _table(soup, table, number)
     for style in soup.find_all("style"):
-        style.string = COLOURED.sub(_variable, style.get_text())
+        text = COLOURED.sub(_variable, style.get_text())
+        style.string = re.sub(r"(tbody tr:nth-child\(\d+\)) td\b", r"\1 > *", text)  # the row's head, too
     for marked in soup.find_all(style=COLOURED):
         marked["style"] = COLOURED.sub(_variable, marked["style"])
     for block in soup.select("details.code pre"):
@@ -94,7 +95,6 @@ def _picture(soup: BeautifulSoup, image: Tag, pictures: Pictures, numbers: Any) 
         "width": str(wide),
         "height": str(round(wide * made.height / made.width)),
         "loading": "lazy",
-        "decoding": "async",
     }
     frame = soup.new_tag("figure")
     image.wrap(frame)

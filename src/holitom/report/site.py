@@ -80,7 +80,7 @@ def _write(tier: str, site: Path, judged: list[Judged] | None, tell: Callable[[s
     frame.css()
     tell("claims")
     judged = verdicts.everything(tier) if judged is None else judged
-    _start(frame, judged, pictures)
+    _start(frame, judged, pictures, attachments)
     tell("method")
     _method(frame, pictures)
     for place, page in enumerate(frame.pages):
@@ -89,11 +89,17 @@ def _write(tier: str, site: Path, judged: list[Judged] | None, tell: Callable[[s
         _notebook(frame, page, around, pictures, attachments)
 
 
-def _start(frame: Frame, judged: list[Judged], pictures: Pictures) -> None:
+def _start(frame: Frame, judged: list[Judged], pictures: Pictures, attachments: Attachments) -> None:
     kept = records.behind(judged, frame.tier)
     frame.write("records.html", "Records", frame.fill("records.html.j2", records=kept))
     addresses = {record.key: f"{records.PAGE}#{record.anchor}" for record in kept}
-    groups = ledger.groups(judged, frame.pages, addresses)
+    both = ledger.pairs(judged)
+
+    def address(name: str) -> str | None:
+        key = name.split("/")[-1].removesuffix(".json")
+        return addresses.get(key) or attachments.add(paths.root() / name)
+
+    groups = ledger.groups(both, frame.pages, address)
     tally = [
         (
             key,
@@ -117,7 +123,7 @@ def _start(frame: Frame, judged: list[Judged], pictures: Pictures) -> None:
         matrix=ledger.matrix(groups),
         papers=[(paper, list(parts)) for paper, parts in groupby(groups, key=lambda group: group.paper)],
     )
-    data = json.dumps([claim.to_dict() for claim in judged], indent=1, ensure_ascii=False)
+    data = json.dumps([verdicts.full(*pair) for pair in both], indent=1, ensure_ascii=False)
     (frame.site / "claims.json").write_text(data + "\n", encoding="utf-8")
     about = "Every claim that the HoliTom reproduction kit looks at, with its verdict"
     frame.write("index.html", "Every claim, with its verdict", content, description=about, script=script("filter.js"))
