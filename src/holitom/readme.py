@@ -1,78 +1,85 @@
-"""The two tables of the README, generated: results, where derivations are computed again each time and trends of the
-tiny tier come from the verdicts stored with the run that measured them; and the methods (holitom.catalogue).
+"""Everything that is written from committed data: the README's two tables, ARTIFACT.md, codecheck.yml, the ledger.
 
 ``python -m holitom.readme`` judges every finished cell, stores the measured verdicts (data/measured/tiny_claims.json)
-and realised budgets (tiny_methods.json), and rewrites the blocks between the marks of README.md.
+and realised budgets (tiny_methods.json) if there are any, writes the ledger (data/papers/claims.yaml), and then what
+follows from them. Texts follow from files that are committed with them, never from runs/.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from holitom import paths
-from holitom.claims import Judged, Verdict, table_claims
+from holitom.claims import Judged, Verdict, all_claims
+from holitom.claims import recorded as recorded_claims
 from holitom.results import write_atomic
 
 NAMES = ("results", "methods")
 _DECIDED = (Verdict.REPRODUCED, Verdict.WITHIN_NOISE, Verdict.NOT_REPRODUCED, Verdict.NOT_RUN)
-_ELSEWHERE = (
-    (
-        "Scores of the published checkpoints",
-        "QUOTED",
-        "`./reproduce.sh table1 --tier paper`: GPU, model hub, about 40 h",
-    ),
-    ("TTFT, decode rate, memory", "QUOTED", "a CUDA GPU (speed tier, not offered yet)"),
-)
 
 
 def stored() -> Path:
     """Where the measured verdicts of the tiny tier are kept."""
-    return paths.data("measured", "tiny_claims.json")
+    return recorded_claims.path()
 
 
-def store(judged: Sequence[Judged]) -> Path:
-    """Keep the verdicts that rest on measurements."""
-    measured = [claim.to_dict() for claim in judged if claim.id.startswith("trend-")]
-    return write_atomic(stored(), json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
+def committed_claims() -> list[Judged]:
+    """Every claim with the verdict that follows from committed files: calculations, and what is kept in data/measured,
+    with whatever code it was measured."""
+    return all_claims([], "tiny", recorded=stored(), any_code=True)
 
 
 def table() -> str:
     """The results as a Markdown table: what was checked, the verdicts, and how."""
-    derived = [claim for name in ("table1", "table2") for claim in table_claims(name)]
-    flops = [claim for claim in derived if claim.id.endswith(("/flops_t", "/flops_pct"))]
-    means = [claim for claim in derived if claim not in flops and claim.verdict is not Verdict.QUOTED]
+    judged = committed_claims()
+    tables = [claim for claim in judged if claim.experiment in ("table1", "table2") and claim.source == "derived"]
+    flops = [claim for claim in tables if claim.id.endswith(("/flops_t", "/flops_pct"))]
+    means = [claim for claim in tables if claim not in flops and claim.id.startswith("table")]
+    others = ("fig_inference", "mmg_vid", "hieravid")
+    further = [c for c in judged if c.experiment in others and c.source == "derived" and not c.id.startswith("finding")]
+    trends = [claim for claim in judged if claim.id.startswith("trend-")]
+    findings = [claim for claim in judged if claim.id.startswith("finding-")]
+    ratios = [claim for claim in judged if claim.tier == "speed"]
+    scores = [claim for claim in judged if claim.verdict is Verdict.QUOTED and claim.unit == "points"]
+    measured = "measured: 1,200 questions, paired by video, on a tiny model trained here (not the paper's)"
     rows = [
-        (
-            "FLOPs cells of Tables 1 and 2 (T and %)",
-            _count([str(c.verdict) for c in flops]),
-            "derived, to the printed digit",
-        ),
-        (
-            "Averages and shares printed in both tables",
-            _count([str(c.verdict) for c in means]),
-            "derived from the printed scores",
-        ),
+        ("FLOPs cells of Tables 1 and 2 (T and %)", _count(flops), "derived, to the printed digit"),
+        ("Averages and shares printed in both tables", _count(means), "derived from the printed scores"),
+        ("TTFT figure, MMG-Vid, HieraVid: what follows from their numbers", _count(further), "derived"),
+        ("Trends declared beforehand, tiny tier", _count(trends), measured),
+        ("[Findings](notebooks/findings.ipynb) of this kit on the printed numbers", _count(findings), "both"),
+        ("Scores of the published checkpoints", f"{len(scores)} QUOTED", _how("table1", "paper")),
+        ("Ratios of time to first token and decoding", _count(ratios), _how("fig_inference", "speed")),
     ]
-    trends = json.loads(stored().read_text()) if stored().exists() else []
-    if trends:
-        how = "measured: 1,200 questions, paired by video, on a tiny model trained here (not the paper's)"
-        rows.append(("Trends declared beforehand, tiny tier", _count([c["verdict"] for c in trends]), how))
+    if all(claim.verdict is Verdict.NOT_RUN for claim in trends):
+        rows = [row for row in rows if not row[0].startswith("Trends")]
     head = ("what", "verdict", "how, or what it would take")
-    lines = ["| " + " | ".join(row) + " |" for row in (head, ("---",) * 3, *rows, *_ELSEWHERE)]
-    missed = [c for c in trends if c["verdict"] == Verdict.NOT_REPRODUCED]
+    lines = ["| " + " | ".join(row) + " |" for row in (head, ("---",) * 3, *rows)]
+    ledger = "[the ledger](data/papers/claims.yaml)"
+    lines += [
+        "",
+        f"{len(judged)} claims in {ledger}; `./reproduce.sh claims` judges them; [cost of each](ARTIFACT.md).",
+    ]
+    missed = [c for c in judged if c.verdict is Verdict.NOT_REPRODUCED]
     if missed:
-        lines += ["", "Trends that do not hold on the tiny model:", ""]
-        lines += [f"- {c['statement']} ({c['reason']})" for c in missed]
+        lines += ["", "What does not hold (trends and findings: on the tiny model):", ""]
+        lines += [f"- {c.statement} ({c.reason})" for c in missed]
     return "\n".join(lines)
 
 
-def _count(verdicts: Sequence[str]) -> str:
-    counts = {str(v): verdicts.count(str(v)) for v in _DECIDED}
-    if counts[Verdict.REPRODUCED] == len(verdicts):
+def _how(experiment: str, tier: str) -> str:
+    from holitom.experiments import EXPERIMENTS
+
+    one = EXPERIMENTS[experiment]
+    return f"`./reproduce.sh {one.target} --tier {tier}`: {one.costs[tier]}"
+
+
+def _count(judged: Sequence[Judged]) -> str:
+    verdicts = [claim.verdict for claim in judged]
+    if judged and verdicts.count(Verdict.REPRODUCED) == len(verdicts):
         return f"**{len(verdicts)} of {len(verdicts)} REPRODUCED**"
-    return ", ".join(f"{n} {name}" for name, n in counts.items() if n)
+    return ", ".join(f"{verdicts.count(v)} {v}" for v in (*_DECIDED, Verdict.QUOTED) if v in verdicts)
 
 
 def methods() -> str:
@@ -97,17 +104,34 @@ def marks(name: str) -> tuple[str, str]:
     return f"<!-- {name}: written by python -m holitom.readme -->", f"<!-- end of {name} -->"
 
 
+def generated() -> dict[Path, str]:
+    """Every file that follows from committed data, with what it should hold. The ledger comes first: the others read
+    it."""
+    from holitom.claims import artifact, entries, write
+
+    readme, judged = paths.root() / "README.md", committed_claims()
+    return {
+        entries.path(): write.current(),
+        readme: block(readme.read_text(encoding="utf-8")),
+        paths.root() / "ARTIFACT.md": artifact.artifact(judged),
+        paths.root() / "codecheck.yml": artifact.codecheck(),
+    }
+
+
 def main() -> int:
     from holitom import catalogue, verdicts
+    from holitom.claims import entries, write
     from holitom.experiments import EXPERIMENTS
 
-    store(verdicts.everything("tiny"))
+    cells = verdicts.cells_of("tiny")
+    recorded_claims.store(verdicts.everything("tiny", recorded=False), cells)
     chosen = (EXPERIMENTS["table1"], EXPERIMENTS["fig_tradeoff"])  # Table 1 first: its strength of FastV and PDrop
     records = [record for one in chosen for record in verdicts.finished_records(one, "tiny")]
     if records:
         catalogue.store(records)
-    readme = paths.root() / "README.md"
-    write_atomic(readme, block(readme.read_text(encoding="utf-8")))
+    write_atomic(entries.path(), write.current())
+    for path, text in generated().items():
+        write_atomic(path, text)
     return 0
 
 

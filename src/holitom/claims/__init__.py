@@ -1,5 +1,6 @@
 """The papers' claims beside what was derived or measured, each with a verdict and its reason."""
 
+from holitom.claims.findings import finding_claims
 from holitom.claims.judging import Judged, Verdict, judge_score, judge_value
 from holitom.claims.ledger import all_claims, claims_of
 from holitom.claims.printed import score_claims, table_claims
@@ -10,6 +11,7 @@ __all__ = [
     "Verdict",
     "all_claims",
     "claims_of",
+    "finding_claims",
     "judge_score",
     "judge_value",
     "score_claims",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -36,8 +36,8 @@ class Judged:
     id: stable name; statement: what is claimed; place: paper and table or figure; printed: the paper's number;
     computed: ours, in ``unit``, with its 95 % interval [low, high] where one is known; tolerance: what was allowed,
     stated before the computation; source: where ``computed`` comes from (derived, measured, or quoted when there is
-    none); tier: of the measurement, "" for a derivation, which holds in every tier; records: keys of the records
-    behind it.
+    none); tier: of the measurement, "" for a derivation, which holds in every tier; records: the cells (or records)
+    behind it; reading: how the printed number was read (holitom.paper.READINGS).
     """
 
     id: str
@@ -55,10 +55,17 @@ class Judged:
     tier: str = ""
     experiment: str = ""
     records: tuple[str, ...] = ()
+    reading: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON."""
         return {**dataclasses.asdict(self), "verdict": str(self.verdict), "records": list(self.records)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Judged:
+        """The inverse of :meth:`to_dict`."""
+        words = {"verdict": Verdict(values["verdict"]), "records": tuple(values["records"])}
+        return cls(**{**values, **words})
 
 
 def judge_value(printed: Number, computed: Number, decimals: int) -> Verdict:

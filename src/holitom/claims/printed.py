@@ -59,7 +59,7 @@ def score_claims(table: str, records: Sequence[Record], tolerance: Number = SCOR
             Judged(
                 id=f"{name}/{row.model}/{row.method}/{row.retained_pct}/{row.benchmark}",
                 statement=f"{_row_name(row)} scores {row.score:.1f} on {label}",
-                place=_place(name),
+                place=place_of(name),
                 printed=row.score,
                 computed=record.value if record else None,
                 low=record.low if record else None,
@@ -71,7 +71,8 @@ def score_claims(table: str, records: Sequence[Record], tolerance: Number = SCOR
                 source="measured" if record else "quoted",
                 tier=record.tier if record else "",
                 experiment=name,
-                records=(record.key,) if record else (),
+                records=(record.extra.get("cell") or record.key,) if record else (),
+                reading=row.reading,
             )
         )
     return judged
@@ -133,7 +134,7 @@ def _cell(
     return Judged(
         id=_id(table, row, column),
         statement=f"{_row_name(row)}: {_COLUMNS[column]} {printed:.{decimals}f} {unit}",
-        place=_place(table),
+        place=place_of(table),
         printed=printed,
         computed=computed,
         unit=unit,
@@ -142,6 +143,7 @@ def _cell(
         reason=f"{computed:.{decimals + 2}f} {unit}: {how}",
         source="derived",
         experiment=table,
+        reading=row["reading"],
     )
 
 
@@ -149,7 +151,7 @@ def _unknown(table: str, row: pd.Series, column: str, unit: str, why: str) -> Ju
     return Judged(
         id=_id(table, row, column),
         statement=f"{_row_name(row)}: {_COLUMNS[column]} {float(row[column]):.1f} {unit}",
-        place=_place(table),
+        place=place_of(table),
         printed=float(row[column]),
         unit=unit,
         tolerance=ROUNDING,
@@ -157,6 +159,7 @@ def _unknown(table: str, row: pd.Series, column: str, unit: str, why: str) -> Ju
         reason=why,
         source="quoted",
         experiment=table,
+        reading=row["reading"],
     )
 
 
@@ -171,7 +174,7 @@ def _row_name(row: pd.Series | tuple) -> str:
     return f"{paper.MODELS[row.model]}, {row.method}{at}"
 
 
-def _place(table: str) -> str:
+def place_of(table: str) -> str:
     first = paper.table(table).iloc[0]
     return f"{first['paper']} (arXiv {first['arxiv']}), {first['place']}"
 

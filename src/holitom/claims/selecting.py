@@ -6,10 +6,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from holitom.claims.defaults import method_defaults
 from holitom.errors import BadUsage
 from holitom.results import Number, Record, code_fingerprint
 
@@ -97,16 +97,10 @@ def _has(stage: Mapping[str, Any], budget: Number, named: Mapping[str, Any]) -> 
     return all(stage.get(name, MISSING) == value for name, value in {**usual, **named}.items())
 
 
-@cache
 def _usual(method: str, budget: Number) -> Mapping[str, Any]:
     """The default fields of a method as ``Reduction.describe`` writes them, without layer and ratio; {} for a name that
     nobody knows."""
-    from holitom import methods  # here: what is only derived needs no torch
-
-    known = getattr(methods, method, None)
-    defaults = {f.name: f.default for f in fields(known) if f.default is not MISSING} if known else {}
-    usual = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
-    usual = {name: value for name, value in usual.items() if name not in ("layer", "ratio")}
+    usual = {name: value for name, value in method_defaults(method).items() if name not in ("layer", "ratio")}
     if method == "HoliTom":
         usual["tau"] = 0.65 if budget <= 0.10 + 1e-9 else 0.80
     return usual

@@ -17,6 +17,7 @@ import yaml
 
 from holitom import paths
 from holitom.claims.judging import Judged, Verdict, judge_above, judge_equal
+from holitom.claims.remembered import Memory, key_of
 from holitom.claims.selecting import Chosen, Selector, answers, choose
 from holitom.errors import BadUsage
 from holitom.evaluation.statistics import Estimate, paired_difference, retained_share
@@ -76,10 +77,14 @@ def trend_claims(
     """The trends of a tier (of one experiment, if given), judged from ``records`` and the per-question answers that
     lie in ``runs``/<tier>/cells. NOT RUN, with the command, where a measurement is missing."""
     wanted = [trend for trend in trends() if trend.tier == tier and experiment in (None, trend.experiment)]
-    return [_judge(trend, records, runs or paths.runs()) for trend in wanted]
+    where = runs or paths.runs()
+    memory = Memory(where / tier / "judged.json")
+    judged = [_judge(trend, records, where, memory) for trend in wanted]
+    memory.save()
+    return judged
 
 
-def _judge(trend: Trend, records: Sequence[Record], runs: Path) -> Judged:
+def _judge(trend: Trend, records: Sequence[Record], runs: Path, memory: Memory) -> Judged:
     mine = [r for r in records if (r.tier, r.source, r.model) == (trend.tier, "measured", trend.model)]
     mine = [
         r for r in mine if r.experiment == trend.experiment
@@ -90,6 +95,10 @@ def _judge(trend: Trend, records: Sequence[Record], runs: Path) -> Judged:
         if isinstance(found, str):
             return _not_run(trend, f"{found}; ./reproduce.sh {trend.experiment.replace('_', '-')} measures it")
         chosen.append(found)
+    behind = [record for one in chosen for record in one.records]
+    key = key_of(trend, behind, all(one.current for one in chosen))
+    if before := memory.get(key):
+        return before
     common = answers(chosen, runs)
     if isinstance(common, str):
         return _not_run(trend, common)
@@ -101,7 +110,7 @@ def _judge(trend: Trend, records: Sequence[Record], runs: Path) -> Judged:
     tokens = " / ".join(f"{one.tokens:.1f}" for one in chosen)
     notes = [said, f"p = {estimate.p:.3g}" if estimate.p is not None else "", f"realised tokens {tokens}"]
     notes.append("" if all(one.current for one in chosen) else "measured with an earlier version of the code")
-    return Judged(
+    judged = Judged(
         **_common(trend),
         computed=estimate.value,
         low=estimate.low,
@@ -111,8 +120,9 @@ def _judge(trend: Trend, records: Sequence[Record], runs: Path) -> Judged:
         reason="; ".join(note for note in notes if note),
         source="measured",
         tier=trend.tier,
-        records=tuple(record.key for one in chosen for record in one.records),
+        records=tuple(record.extra.get("cell") or record.key for record in behind),
     )
+    return memory.put(key, judged)
 
 
 def _test(trend: Trend, correct: Sequence[Sequence[float]], videos: Sequence[str]) -> tuple[Estimate, str, Verdict]:

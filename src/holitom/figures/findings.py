@@ -1,0 +1,88 @@
+"""Printed differences between HoliTom and other rows beside the noise of a benchmark, and what the release's unmasked
+layer does to scores."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from holitom import paper
+from holitom.errors import BadUsage
+from holitom.figures.style import DOUBLE, INK, LOOKS, MUTED, look, require_sources, styled
+
+MARGIN = 1.5
+"""Points: the margin of the trends that expect no difference."""
+BAND = "#D9E6F2"
+
+
+def findings_figure(printed: pd.DataFrame, mask: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Left: every printed difference of HoliTom to another row by benchmark, over the band in which 95 % of two
+    independent runs of one model would fall. Right: score without minus score with the causal mask, paired.
+
+    printed: ``claims.findings.printed_differences``; mask: label, diff, diff_low, diff_high, source, one row each (may
+    be empty). Returns the figure and both as one frame. BadUsage for a difference without an interval.
+    """
+    require_sources(printed)
+    if len(mask) and mask[["diff_low", "diff_high"]].isna().any(axis=None):
+        raise BadUsage("a measured difference has no interval", fix="give diff_low and diff_high")
+    with styled():
+        fig = Figure(figsize=(DOUBLE, 3.7), layout="constrained")
+        left, right = fig.subplots(1, 2, width_ratios=(1.35, 1))
+        _printed_panel(left, printed)
+        _mask_panel(right, mask)
+        methods = [name for name in LOOKS if name in set(printed["rival"])]
+        handles = [
+            left.plot([], [], ls="none", ms=4.5, marker=look(n).marker, color=look(n).colour)[0] for n in methods
+        ]
+        names = ["all tokens" if name == "Vanilla" else name for name in methods]
+        place = {"loc": "outside lower center", "borderaxespad": 2.2, "handletextpad": 0.3}
+        fig.legend(handles, names, ncols=len(names), columnspacing=1.1, title="HoliTom minus", **place)
+    parts = [printed.assign(panel="printed"), mask.assign(panel="mask")]
+    return fig, pd.concat([part for part in parts if len(part)], ignore_index=True)
+
+
+def _printed_panel(ax: Axes, printed: pd.DataFrame) -> None:
+    names = list(paper.BENCHMARKS)
+    rivals = [name for name in LOOKS if name in set(printed["rival"])]
+    for place, name in enumerate(names):
+        mine = printed[printed["benchmark"] == name]
+        half = 1.96 * float(mine["se_difference"].mean())
+        ax.fill_between([place - 0.44, place + 0.44], -half, half, color=BAND, lw=0, zorder=1)
+        for rank, rival in enumerate(rivals):
+            part = mine[mine["rival"] == rival]
+            at = place + 0.72 * (rank - (len(rivals) - 1) / 2) / len(rivals)
+            style = {"marker": look(rival).marker, "ms": 4, "mfc": "white", "mec": look(rival).colour, "mew": 0.9}
+            ax.plot([at] * len(part), part["difference"], ls="none", zorder=3, **style)
+        inside = (mine["difference"].abs() <= 1.96 * mine["se_difference"]).sum()
+        ax.annotate(f"{inside} of {len(mine)}\ninside", (place, 0.985), xycoords=("data", "axes fraction"),
+                    ha="center", va="top", fontsize=7, color=INK)  # fmt: skip
+    ax.axhline(0, color=MUTED, lw=0.8, zorder=2)
+    low, high = printed["difference"].min(), printed["difference"].max()
+    ax.set_ylim(low - 0.6, high + 0.22 * (high - low))
+    ax.set_xticks(range(len(names)), [paper.BENCHMARKS[name].replace("LongVideo", "LongVideo-\n") for name in names])
+    ax.grid(axis="x", visible=False)
+    ax.set(ylabel="printed difference (points)", title="Printed: mostly inside one run's noise")
+    ax.annotate("band: 1.96 standard errors of\nan unpaired difference", (0.01, 0.015), xycoords="axes fraction",
+                fontsize=6.5, color=MUTED, va="bottom")  # fmt: skip
+
+
+def _mask_panel(ax: Axes, mask: pd.DataFrame) -> None:
+    ax.axvspan(-MARGIN, MARGIN, color=BAND, lw=0, zorder=1)
+    ax.axvline(0, color=MUTED, lw=0.8, zorder=2)
+    style = look("HoliTom")
+    for place, row in enumerate(mask.itertuples()):
+        errors = [[row.diff - row.diff_low], [row.diff_high - row.diff]]
+        whole = "as released" in row.label
+        ax.errorbar(row.diff, place, xerr=errors, marker="s" if whole else style.marker, color=style.colour, ms=5,
+                    capsize=2, elinewidth=0.9, mfc=style.colour, ls="none", zorder=3)  # fmt: skip
+    ax.set_yticks(range(len(mask)), list(mask["label"]) if len(mask) else [])
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    widest = float(mask[["diff_low", "diff_high"]].abs().max(axis=None)) if len(mask) else 0.0
+    ax.set_xlim(-max(2.5, 1.1 * widest), max(2.5, 1.1 * widest))
+    ax.set(xlabel="minus HoliTom with its mask (points)", title="Measured: the mask")
+    if not len(mask):
+        ax.annotate("not measured", (0.5, 0.5), xycoords="axes fraction", ha="center", color=MUTED)
