@@ -37,7 +37,7 @@ class Place:
 
     def run(self, *words: str, fails: bool = False) -> str:
         environment = {**os.environ, **self.data.environment(), "ACCELERATE_USE_CPU": "true"}
-        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, timeout=300)
+        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, timeout=900)
         assert bool(done.returncode) == fails, done.stdout[-3000:] + done.stderr[-5000:]
         return done.stdout
 
