@@ -64,7 +64,7 @@ def train(words: list[str]) -> int:
 
 
 BENCHES = {  # bench <name> -> its module and what it times
-    "ops": ("holitom.bench", "time and memory of the outer stage against a plain loop, as ratios"),
+    "ops": ("holitom.bench", "time and memory of every method, as ratios"),
     "latency": (
         "holitom.latency.command",
         "time to the first token per stage, decode rate, memory of whole models",

@@ -259,12 +259,9 @@ def test_a_badly_declared_trend_is_refused(tmp_path: Path, change: Callable[[dic
         trends(declare(tmp_path, change))
 
 
-WAITING = {"trend-seed-keeps-score", "trend-seed-beats-visionzip"}  # for the second seed, which is not shipped yet
-
-
 @pytest.mark.parametrize(
     "trend",
-    [pytest.param(t, id=t.id, marks=[pytest.mark.xfail] if t.id in WAITING else []) for t in trends()],
+    [pytest.param(t, id=t.id) for t in trends()],
 )
 def test_every_trend_is_measured_by_its_experiment(trend: Trend) -> None:
     """The grid of each experiment holds the settings that its trends compare: made-up records, real cells."""
