@@ -154,3 +154,74 @@ def test_all_goes_on_after_a_failure_and_ends_with_one_screen(monkeypatch, capsy
     screen = capsys.readouterr().out
     assert all(experiment.target in screen for experiment in EXPERIMENTS.values())
     assert "the clip is broken" in screen and "1 min 5 s" in screen
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """One file for each way in which a video can be wrong."""
+    import av
+    import numpy as np
+
+    from holitom import paths
+    from holitom.video import write_video
+
+    (tmp_path / "text.mp4").write_text("no video at all")
+    (tmp_path / "broken.mp4").write_bytes(paths.data("videos", "three_shots.mp4").read_bytes()[:3000])
+    write_video(tmp_path / "one.mp4", np.full((1, 112, 112, 3), 90, np.uint8))
+    with av.open(str(tmp_path / "audio.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        for _ in range(4):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate = 44100
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        (["--video", "nowhere.mp4"], 2, "there is no file"),
+        (["--video", "text.mp4"], 2, "text.mp4"),
+        (["--video", "broken.mp4"], 2, "broken.mp4"),
+        (["--video", "audio.mp4"], 2, "sound but no picture"),
+        (["--budget", "0"], 3, "budget 0.0 is outside (0, 1]"),
+        (["--budget", "1.5"], 3, "budget 1.5 is outside (0, 1]"),
+        (["--frames", "0"], 3, "Ask for 1 or more"),
+    ],
+)
+def test_the_demo_says_what_is_wrong_and_how_to_mend_it(videos, monkeypatch, capsys, words, code, expected):
+    monkeypatch.chdir(videos)
+    assert cli.main(["demo", *words]) == code
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("./reproduce.sh: ")]
+    assert len(said) == 1 and expected in said[0] and said[0].count(". ") >= 1, said
+    assert "a fault in the kit" not in said[0]
+
+
+def test_a_video_of_one_frame_is_no_error(videos, monkeypatch, capsys):
+    monkeypatch.chdir(videos)
+    assert cli.main(["demo", "--video", "one.mp4", "--out", str(videos / "drawn")]) == 0
+    assert "1 of 1 frames" in capsys.readouterr().out or list(videos.glob("drawn*"))
+
+
+def test_messages_in_the_guide_are_those_of_the_code(root):
+    """Each message that the guide quotes in full still stands in the sources, apart from its values."""
+    import re
+
+    guide = (root / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    sources = "".join(path.read_text(encoding="utf-8").lower() for path in (root / "src" / "holitom").rglob("*.py"))
+    pieces = (
+        "check the path",
+        "sound but no picture",
+        "is outside (0, 1]",
+        "is not a number of frames",
+        "is in training mode",
+        "it has no config.json",
+        "the disk is full",
+        "holds other files",
+        "run the same command to continue",
+        "lists all",
+    )
+    for piece in pieces:
+        assert re.search(re.escape(piece), guide, re.IGNORECASE), piece
+        assert piece in sources, piece

@@ -7,6 +7,7 @@ pytest.importorskip("websocket")
 PROGRAM = chromium()
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.slow,
     pytest.mark.skipif(PROGRAM is None, reason="no Chromium on this machine (apt install chromium)"),
 ]
 PHONE, DESK = 390, 1280
