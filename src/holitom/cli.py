@@ -139,6 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         if debug:
             traceback.print_exc()
+        elif sys.unraisablehook is sys.__unraisablehook__:
+            sys.unraisablehook = lambda _: None  # a progress bar that was interrupted while being made complains
         return _say(str(stop) or "stopped; run the same command to continue", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone (| head): nothing is wrong

@@ -129,6 +129,29 @@ def test_ctrl_c_in_a_sweep_says_what_is_kept(tmp_path):
     assert "Traceback" not in said
 
 
+HALF_MADE = """
+    import sys
+    from holitom import cli, runner
+
+    class Bar:
+        def __init__(self):
+            raise KeyboardInterrupt
+
+        def __del__(self):
+            self.never_set
+
+    runner.run = lambda *_: Bar()
+    sys.exit(cli.main(["table1"]))
+"""
+
+
+def test_ctrl_c_while_a_progress_bar_is_made_leaves_one_message():
+    words = [sys.executable, "-P", "-c", textwrap.dedent(HALF_MADE)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr == "stopped; run the same command to continue\n"
+
+
 def test_strict_turns_a_failed_claim_into_exit_1(monkeypatch, capsys):
     from holitom.claims import Judged, Verdict
 
