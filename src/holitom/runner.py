@@ -111,7 +111,8 @@ def plan(experiment: Experiment, options: Options) -> None:
         print(f"  timing    what runs/{options.tier}/latency.jsonl lacks ({experiment.costs[options.tier]})")
     else:
         print(f"  cells     none: it only calculates ({experiment.costs[options.tier]})")
-    print(f"  notebook  notebooks/{experiment.notebook}.ipynb -> runs/{options.tier}/notebooks/")
+    copies = f"runs/{options.tier}/notebooks/" if options.limit is None else f"runs/{options.tier}/trial/notebooks/"
+    print(f"  notebook  notebooks/{experiment.notebook}.ipynb -> {copies}")
     place = f"figures/{options.tier}/" if options.limit is None else f"runs/{options.tier}/trial/"
     print(f"  writes    {place}\n")
 

@@ -35,11 +35,13 @@ def kit(tmp_path, monkeypatch):
 def test_a_notebook_runs_here_and_its_copy_is_kept(kit, tmp_path):
     kit("good", "import sys, os\nprint(sys.executable, os.getcwd(), tier, limit, os.environ['HF_HUB_OFFLINE'])")
     copy = execution.execute("good", "tiny", {"tier": "tiny", "limit": 7, "unknown": 1}, progress=False)
-    assert copy == tmp_path / "runs" / "tiny" / "notebooks" / "good.ipynb"
+    assert copy == tmp_path / "runs" / "tiny" / "trial" / "notebooks" / "good.ipynb", "a limit: a trial"
     outputs = [cell.get("outputs", []) for cell in nbformat.read(copy, 4).cells]
     (printed,) = [output["text"] for cell in outputs for output in cell]
     assert printed.split() == [sys.executable, str(tmp_path), "tiny", "7", "1"]
     assert "unknown" not in copy.read_text()
+    complete = execution.execute("good", "tiny", {"tier": "tiny", "limit": None}, progress=False)
+    assert complete == tmp_path / "runs" / "tiny" / "notebooks" / "good.ipynb" and copy.is_file()
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,8 @@ def executed(name: str) -> nbformat.NotebookNode:
     wide = "".join(f"<th>column {i}</th>" for i in range(30)), "".join(f"<td>{i}.25</td>" for i in range(29))
     html = (
         "<style>#T_a_row0_col1 { color: #8a8a8a; }</style><table border='1' id='T_a'><caption><b>A.</b> Wide.</caption>"
-        f"<thead><tr>{wide[0]}</tr></thead><tbody><tr><td>HoliTom</td>{wide[1]}</tr></tbody></table>"
+        f"<thead><tr>{wide[0]}</tr></thead><tbody><tr><td>At 10 %</td>{'<td></td>' * 29}</tr>"
+        f"<tr><td>HoliTom</td>{wide[1]}</tr></tbody></table>"
     )
     code[3].outputs = [output("execute_result", {"text/html": html, "text/plain": "a table"})]
     made.metadata.update(RUN)

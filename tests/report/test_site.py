@@ -74,6 +74,12 @@ def test_tables_have_heads_with_a_scope_and_a_box_to_scroll(soups):
             assert "scroll" in box["class"] and box["tabindex"] == "0" and box["aria-label"], name
 
 
+def test_a_heading_inside_a_table_spans_it(soups):
+    heading, line = soups["table1.html"].select(".shown tbody tr")
+    assert [(cell.get_text(), cell["colspan"]) for cell in heading.find_all(["td", "th"])] == [("At 10 %", "30")]
+    assert len(line.find_all(["td", "th"])) == 30
+
+
 def test_landmarks_and_headings(soups):
     for name, soup in soups.items():
         assert soup.html["lang"] == "en" and soup.title.get_text().strip()

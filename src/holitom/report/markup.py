@@ -136,6 +136,7 @@ def _table(soup: BeautifulSoup, table: Tag, number: int) -> None:
         cell["scope"] = ("colgroup" if span > 1 else "col") if cell in head else "row"
     if not table.find("th", scope="row"):
         _name_rows(table)
+    _span_headings(table)
     label = f"table-{number}"
     scroll = _scroller(soup, "table")
     table.wrap(scroll)
@@ -159,6 +160,17 @@ def _name_rows(table: Tag) -> None:
         if first is not None:
             first.name = "th"
             first["scope"] = "row"
+
+
+def _span_headings(table: Tag) -> None:
+    """A row with words in its first cell alone is a heading across the table, not the widest cell of a column."""
+    for row in table.select("tbody tr"):
+        first, *rest = row.find_all(["td", "th"])
+        if len(rest) > 1 and first.name == "th" and not any(cell.get_text().strip() for cell in rest):
+            for cell in rest:
+                cell.decompose()
+            first["colspan"] = str(len(rest) + 1)
+            first["scope"] = "rowgroup"
 
 
 def _scroller(soup: BeautifulSoup, label: str) -> Tag:
