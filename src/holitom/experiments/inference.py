@@ -107,8 +107,8 @@ def require(tier: str) -> None:
     if tier == "speed" and not machine.gpu().ok and not has_records(tier):
         raise CannotRun(
             f"the speed tier needs a CUDA GPU ({machine.gpu().found}), and nothing is recorded in data/measured yet",
-            fix=f"use --tier tiny here; on a machine with a GPU: {COMMAND}; notebooks/fig_inference.ipynb draws what the "
-            "paper prints",
+            fix=f"use --tier tiny here; on a machine with a GPU: {COMMAND}; notebooks/fig_inference.ipynb draws what "
+            "the paper prints",
         )
 
 

@@ -52,7 +52,9 @@ def measure(folder: Path) -> dict[str, Any]:
         found = {"frames": frames, "clips": CLIPS}
         found["accuracy"] = instruct.accuracy(model, benchmark_rng("second-card-answers", 0), CLIPS, frames, rows)
         found["random_kept"] = {
-            str(k): instruct.accuracy(model, benchmark_rng("second-card-answers", 1), CLIPS // 4, frames, rows, keep=k)["all"]
+            str(k): instruct.accuracy(model, benchmark_rng("second-card-answers", 1), CLIPS // 4, frames, rows, keep=k)[
+                "all"
+            ]
             for k in KEPT
         }
         found["files"] = through_files(model, frames, rows)
