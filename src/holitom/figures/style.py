@@ -15,6 +15,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.transforms import ScaledTranslation
 
 from holitom.errors import BadUsage
@@ -200,6 +201,7 @@ def direct_labels(
             va="center",
             ha="left" if side == "right" else "right",
             annotation_clip=False,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],  # legible where it crosses a line
         )
 
 

@@ -43,7 +43,12 @@ def tradeoff_figure(quoted: pd.DataFrame, measured: pd.DataFrame, *, model: str)
             ylim = None if printed else _room_below(limits(measured))
             # Measured lines part at the low end, which is where they are named; the printed ones at the high end.
             side = "right" if printed else "left"
-            draw_panel(ax, points, xlabel=XLABEL, title=title, log=True, ticks=TICKS, side=side, ylim=ylim)
+            crossing = panel == "inside"  # its lines begin inside one another: a legend where nothing is drawn
+            draw_panel(
+                ax, points, xlabel=XLABEL, title=title, labels=not crossing, log=True, ticks=TICKS, side=side, ylim=ylim
+            )
+            if crossing:
+                ax.legend(loc="center left", handlelength=3)
             low, high = (points["x"].min(), points["x"].max()) if printed else span
             ax.set_xlim(*((low / 1.3, high * 5) if printed else (low / 9, high * 1.2)))
             ax.set_xticks([tick for tick in TICKS if low / 1.3 <= tick <= high * 1.2])

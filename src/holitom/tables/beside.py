@@ -28,7 +28,7 @@ def columns(tier: str) -> tuple[Column, ...]:
         Column("tokens kept (%)", "before", 0.58),
         Column("tokens kept (%)", "layers", 0.55),
         Column("", "FLOPs %", 0.62),
-        *(Column("measured", f"{SHORT[column]} · {task}", 1.15) for column, task in tasks(tier).items()),
+        *(Column(SHORT[column], task, 1.15) for column, task in tasks(tier).items()),
         Column("average", "measured", 0.98),
         Column("% of all tokens' score", "quoted", 0.72),
         Column("% of all tokens' score", "measured", 0.78),
