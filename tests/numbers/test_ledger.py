@@ -205,7 +205,7 @@ def empty(tmp_path, monkeypatch):
 
 
 def test_the_screen_counts_every_claim(empty, capsys) -> None:
-    assert verdicts.show("tiny", as_json=False, strict=True) == 0
+    assert verdicts.show("tiny", as_json=False, strict=False) == 0
     out = capsys.readouterr().out
     assert f"{len(LEDGER)} claims, tiny tier" in out and "HoliTom" in out and "--tier speed" in out
     assert len(out.splitlines()) < 60
