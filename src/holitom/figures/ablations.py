@@ -62,7 +62,8 @@ def _heading(ax: Axes, finding: Finding, y: float) -> None:
     ax.axhline(y - 0.75, color="#DDDDDD", lw=0.6, zorder=0)
     ax.text(-0.01, y, finding.factor.name, transform=across, ha="right", va="center", fontweight="bold", color=INK)
     text = f"{finding.factor.expected} {finding.verdict.upper()}"
-    ax.text(0.004, y, text, transform=across, ha="left", va="center", fontsize=6.3, color=INK, zorder=4)
+    look = {"fontsize": 6.3, "color": INK, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.6}}
+    ax.text(0.004, y, text, transform=across, ha="left", va="center", zorder=4, **look)
 
 
 def _label(row: pd.Series, table: pd.DataFrame) -> str:

@@ -86,7 +86,9 @@ def derived_part() -> Part:
         cells = [Text("HieraVid", bold=True), Text(f"{share}%"), _derived(before), _derived(mean), Text("–", "muted")]
         cells += [Text(f"{flops_pct(share):.2f}", "derived"), Text("–", "muted"), *[Text("–", "muted")] * len(SCORES)]
         rows.append(
-            Row((*cells, quoted(known), Text("–", "muted"), verdict("QUOTED") if known == known else Text("–")))
+            Row(
+                (*cells, quoted(known), Text("–", "muted"), verdict("QUOTED") if known == known else Text("–", "muted"))
+            )
         )
         label = {"model": "video-7b", "row": "HieraVid", "retained_pct": share}
         numbers.append(label | {"column": "flops_pct", "value": flops_pct(share), "source": "derived"})
@@ -129,10 +131,11 @@ def measured_part(scores: pd.DataFrame, tier: str) -> Part:
     made = [row for model in found["model"].unique() for row in beside.rows(found, model, tier, shares, ("HieraVid ",))]
     caption = beside.caption(tier, found) + (
         "HieraVid's share is the mean over 28 layers that its name means; other methods' is the share before the "
-        "language model. Most attended: the relevance that the code subtracts, added; counts as coded: each segment's "
-        "count rounded down. FastV: K = 2 of 28, 20 % kept, not the unknown setting of HieraVid's table."
+        "language model, and HoliTom ends below it where merging over time alone goes further. Most attended: the "
+        "relevance that the code subtracts, added; counts as coded: each segment's count rounded down. FastV: K = 2 of "
+        "28, 20 % kept, not the unknown setting of HieraVid's table."
     )
-    title = f"HieraVid at the {tier} tier, beside other methods at the same share of tokens"
+    title = f"HieraVid at the {tier} tier, beside other methods that were asked for the same share of tokens"
     return Part(f"{NAME}_measured", title, caption, beside.columns(tier), tuple(made), found)
 
 

@@ -70,7 +70,8 @@ def measured_part(scores: pd.DataFrame, tier: str) -> Part:
     made = [row for model in found["model"].unique() for row in beside.rows(found, model, tier, printed_shares(tier))]
     caption = beside.caption(tier, found) + (
         "MMG-Vid is a reconstruction, never a reproduction; opposite gain: the contrary reading of its equation 6. It "
-        "keeps exactly round(share x tokens); HoliTom rounds up in every frame."
+        "keeps exactly round(share x tokens); HoliTom rounds up in every frame, and ends below the share where merging "
+        "over time alone goes further."
     )
     title = f"MMG-Vid (reconstruction) at the {tier} tier, beside other methods at the same budgets"
     return Part(f"{NAME}_measured", title, caption, beside.columns(tier), tuple(made), found)
