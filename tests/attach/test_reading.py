@@ -127,6 +127,17 @@ def test_the_row_of_the_step_before(sdpa):
     assert all(previous is None for _, previous, _ in deaf.seen)
 
 
+@torch.no_grad()
+def test_the_row_is_forgotten_behind_a_call_with_several_tokens(sdpa):
+    given, token = {**batch(ROWS[0]), "pixel_values_videos": CLIPS[:1]}, torch.tensor([[7]])
+    stage = Watched(DyCokeDecode(2, 0.5), reads_previous=True)
+    with reduce_tokens(sdpa, decode=stage):
+        cache = sdpa(**given, use_cache=True).past_key_values
+        for ids in (token, token, token.expand(1, 3), token, token):
+            sdpa(input_ids=ids, past_key_values=cache)
+    assert [previous is None for _, previous, _ in stage.seen] == [True, False, True, False]
+
+
 def test_the_row_follows_its_beam(sdpa):
     """Where beams change places, each gets the row of the beam that it continues."""
     stage = Watched(DyCokeDecode(2, 0.5), reads_previous=True)
