@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from holitom import cli, paths
 from holitom.errors import BadUsage, CannotRun, UnsupportedModel
 from holitom.evaluation.cells import HUB, Cell, CellFiles
 from holitom.experiments import cells
+from holitom.methods import FastVID
 from holitom.paper_tier import launching, planning
 from holitom.paper_tier.__main__ import main
 from holitom.paper_tier.measuring import Settings, measure, share
@@ -18,10 +21,11 @@ from holitom.results import Record
 from holitom.types import Reduction
 
 TINY = str(paths.data("tiny", "onevision"))
+FULL = Reduction("Vanilla")
 
 
-def cell(benchmark: str = "videomme", model: str = TINY, **more) -> Cell:
-    return Cell("table1", "Vanilla", model, Reduction("Vanilla"), benchmark, 32, **more)
+def cell(benchmark: str = "videomme", model: str = TINY, reduction: Reduction = FULL, **more) -> Cell:
+    return Cell("table1", reduction.name, model, reduction, benchmark, 32, **more)
 
 
 @pytest.fixture(autouse=True)
@@ -101,3 +105,20 @@ def test_the_commands_refuse_what_makes_no_sense(capsys: pytest.CaptureFixture[s
     assert main(["method"]) == 3
     assert cli.main(["table1", "--processes", "2"]) == 3
     assert "belong to the paper tier" in capsys.readouterr().err
+
+
+def test_fastvid_gets_the_pooling_head_or_does_not_start(tmp_path: Path) -> None:
+    asked = [one for one in cells("table1", "paper") if one.row == "FastVID"]
+    assert asked and all(one.reduction.outer.head == "siglip" for one in asked)
+    assert all(one.reduction.outer.head == "substitute" for one in cells("table1", "tiny") if one.row == "FastVID")
+    mine = cell(reduction=Reduction("FastVID", FastVID(head="siglip"), 0.25))
+    vision = json.loads(Path(TINY, "config.json").read_text())["vision_config"]
+    torch.manual_seed(0)
+    SiglipVisionModel(SiglipVisionConfig(**{**vision, "vision_use_head": True})).save_pretrained(tmp_path / "head")
+    assert str(tmp_path / "head") in planning.pooling_head([cell(), mine], tmp_path / "head")
+    assert planning.pooling_head([cell()], tmp_path / "nowhere") is None
+    (tmp_path / "nowhere").mkdir()
+    with pytest.raises(CannotRun, match="pooling head cannot be read"):
+        planning.pooling_head([mine], tmp_path / "nowhere")
+    with pytest.raises(CannotRun, match="pooling head"):  # the hub cannot be asked, and its tower is another
+        measure([mine], Settings(gate=False), runs=tmp_path)

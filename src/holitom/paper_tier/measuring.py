@@ -43,8 +43,10 @@ def measure(cells: Sequence[Cell], settings: Settings, *, runs: Path | None = No
     for cell in mine:
         check(cell, TIER)
     planning.runnable(mine)
+    files = CellFiles(runs, TIER)
+    head = planning.pooling_head([cell for cell in mine if settings.fresh or files.load(cell) is None])
     if first:
-        for line in planning.describe(mine, CellFiles(runs, TIER), processes):
+        for line in [*planning.describe(mine, files, processes), *([head] if head else [])]:
             _say(line)
 
     def run(wanted: Sequence[Cell], *, fresh: bool) -> list[Record]:

@@ -14,6 +14,7 @@ from holitom.errors import CannotRun, KitError
 from holitom.evaluation import amounts
 from holitom.evaluation.cells import UNJUDGED, Cell, CellFiles, model_path
 from holitom.experiments.registry import EXPERIMENTS
+from holitom.models.siglip_head import HUB, load_pooling_head
 from holitom.results import Record
 
 _FILES = {
@@ -155,3 +156,17 @@ def runnable(cells: Sequence[Cell]) -> None:
     wrong = {cell.benchmark for cell in cells} & set(UNJUDGED)
     if wrong:
         raise CannotRun(f"{', '.join(wrong)} cannot be scored here", fix=f"use {', '.join(UNJUDGED.values())}")
+
+
+def pooling_head(cells: Sequence[Cell], source: str | Path = HUB) -> str | None:
+    """Where FastVID's frame embeddings come from, in a line; None when no cell asks for them.
+
+    CannotRun or UnsupportedModel, before anything is measured, where SigLIP's head cannot be had for one of the models:
+    a substitute would not be FastVID.
+    """
+    from holitom.models.processing import load_config
+
+    asking = [cell.model for cell in cells if getattr(cell.reduction.outer, "head", None) == "siglip"]
+    for model in dict.fromkeys(asking):
+        load_pooling_head(source, load_config(model_path(model)).vision_config.hidden_size)
+    return f"head   FastVID compares frames by SigLIP's own pooling head, of {source}" if asking else None

@@ -15,6 +15,7 @@ from holitom.evaluation.cells import Cell
 from holitom.experiments.grids import ablations, findings, hieravid, holitom_figures, holitom_tables, mmg_vid
 from holitom.experiments.grids.stage import STAGES, Stage
 from holitom.experiments.registry import find
+from holitom.methods import FastVID
 
 GRIDS: dict[str, Callable[[Stage], list[Cell]]] = {
     "table1": holitom_tables.table1,
@@ -40,4 +41,14 @@ def cells(name: str, tier: str, limit: int | None = None) -> list[Cell]:
         return []
     if tier not in STAGES:
         raise BadUsage(f"{experiment.target} has no cells in the {tier} tier", fix=f"use {' or '.join(STAGES)}")
-    return [replace(cell, limit=limit) for cell in GRIDS[experiment.name](STAGES[tier])]
+    found = [replace(cell, limit=limit) for cell in GRIDS[experiment.name](STAGES[tier])]
+    return [with_pooling_head(cell) for cell in found] if tier == "paper" else found
+
+
+def with_pooling_head(cell: Cell) -> Cell:
+    """FastVID comparing frames by SigLIP's own pooling head, which the models of the paper tier have no weights of but
+    can be given (models.siglip_head); the tiny towers have none, so there a substitute stays."""
+    outer = cell.reduction.outer
+    if not isinstance(outer, FastVID):
+        return cell
+    return replace(cell, reduction=replace(cell.reduction, outer=replace(outer, head="siglip")))
