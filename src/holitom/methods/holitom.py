@@ -18,6 +18,7 @@ from holitom.ops.other_segmentations import cut_at_changes
 from holitom.ops.segmentation import Segments, above, cut, fixed_windows
 from holitom.ops.selection import apportion, mask_ids, top_per_row
 from holitom.ops.similarity import neighbour_cosine, row_norms
+from holitom.ops.transfer import to_device
 from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures, check_budget
 
 # Float32 elements of clustering workspace: what stays in a CPU's cache; on a GPU, room for all segments of most videos.
@@ -85,7 +86,8 @@ class HoliTom:
         return "golden" if released == ("released", "dp", "cluster", "saliency", 0) else "reconstruction"
 
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
-        """Reduce one video to about ``budget * T * N`` tokens. One copy to the host (the similar pairs as booleans).
+        """Reduce one video to about ``budget * T * N`` tokens. One copy to the host (the similar pairs as booleans),
+        the only time that the host waits.
 
         Raises BadUsage for a budget outside (0, 1], a missing saliency, or a NaN in tokens or saliency.
         """
@@ -144,15 +146,15 @@ class HoliTom:
         offsets = np.cumsum(length) - length
         step = np.arange(length.sum()) - np.repeat(offsets, length)
         first = plan.segments.first[segment] * cells + cell
-        members = _to(np.repeat(first, length) + step * cells, tokens)
-        means = bag_means(tokens.reshape(frames * cells, -1), members, _to(length, tokens), keep_dtype=True)
+        members, spans, begin = to_device(np.repeat(first, length) + step * cells, length, first, like=tokens)
+        means = bag_means(tokens.reshape(frames * cells, -1), members, spans, keep_dtype=True)
         sizes, keep = alive.sum(axis=1)[plan.keep_static > 0], plan.keep_static[plan.keep_static > 0]
         if self.static_by == "saliency":
-            salient = bag_means(saliency.reshape(-1, 1), members, _to(length, tokens))[:, 0]
+            salient = bag_means(saliency.reshape(-1, 1), members, spans)[:, 0]
             chosen = _top_per_group(salient, alive, plan.keep_static)
-            return means[chosen], _to(length, tokens)[chosen].float(), _to(first, tokens)[chosen]
+            return means[chosen], spans[chosen].float(), begin[chosen]
         merged, count, chosen = self._cluster(means, sizes, keep, tokens)
-        return merged, count * _to(length, tokens)[chosen], _to(first, tokens)[chosen]
+        return merged, count * spans[chosen], begin[chosen]
 
     def _keep_dynamic(
         self, tokens: Tensor, saliency: Tensor | None, plan: _Plan
@@ -160,16 +162,17 @@ class HoliTom:
         """Flat ids of the dynamic tokens that are kept; merged rows and sizes too if some are clusters."""
         share = 1.0 if self.dynamic_by == "cluster" else self.cluster_share
         salient = np.rint(plan.keep_dynamic * (1 - share)).astype(np.int64)
-        clusters, left = plan.keep_dynamic - salient, _to(plan.dynamic, tokens)
+        clusters = plan.keep_dynamic - salient
+        left, wanted, clustered = to_device(plan.dynamic, salient, clusters > 0, like=tokens)
         top = torch.zeros_like(left)
         if salient.any():
-            top = top_per_row(saliency.masked_fill(~left, -torch.inf), _to(salient, tokens))
+            top = top_per_row(saliency.masked_fill(~left, -torch.inf), wanted)
         top_ids = mask_ids(top.flatten(), int(salient.sum()))
         if not clusters.any():
             return top_ids, None, None
         flat = tokens.reshape(-1, tokens.shape[-1])
         sizes = np.where(clusters > 0, plan.dynamic.sum(axis=1) - salient, 0)
-        rest = mask_ids((left & ~top & _to(clusters > 0, tokens)[:, None]).flatten(), int(sizes.sum()))
+        rest = mask_ids((left & ~top & clustered[:, None]).flatten(), int(sizes.sum()))
         merged, count, chosen = self._cluster(
             flat.index_select(0, rest), sizes[clusters > 0], clusters[clusters > 0], tokens
         )
@@ -215,7 +218,7 @@ def _assemble(
     begin[order] = np.cumsum(kept[order]) - kept[order]
     slot = np.repeat(begin - (np.cumsum(kept) - kept), kept) + np.arange(kept.sum())
     split = int(plan.keep_static.sum())
-    here, there = _to(slot[:split], video.tokens), _to(slot[split:], video.tokens)
+    here, there = to_device(slot, like=video.tokens)[0].split([split, len(slot) - split])
 
     ids = torch.empty(len(slot), dtype=torch.long, device=video.tokens.device)
     ids[here], ids[there] = static_ids, dynamic_ids
@@ -230,15 +233,11 @@ def _assemble(
 
 def _top_per_group(score: Tensor, alive: np.ndarray, counts: np.ndarray) -> Tensor:
     table = score.new_full(alive.shape, -torch.inf)
-    mask = _to(alive, score)
-    table[_to(np.nonzero(alive)[0], score), _to(np.nonzero(alive)[1], score)] = score
-    keep = top_per_row(table, _to(counts, score)) & mask
+    mask, wanted, row, cell = to_device(alive, counts, *np.nonzero(alive), like=score)
+    table[row, cell] = score
+    keep = top_per_row(table, wanted) & mask
     row_of = mask.flatten().cumsum(0) - 1
     return row_of[mask_ids(keep.flatten(), int(counts.sum()))]
-
-
-def _to(array: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

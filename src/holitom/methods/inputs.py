@@ -10,6 +10,7 @@ from torch import Tensor
 
 from holitom.errors import BadUsage
 from holitom.ops.selection import spread
+from holitom.ops.transfer import to_device, to_host
 from holitom.types import TokenSet, VideoFeatures, check_budget
 
 _MEANING = {
@@ -34,19 +35,18 @@ def refuse_non_finite(fields: Mapping[str, Tensor], rider: Tensor | None = None)
     """Raise BadUsage naming the first field [T, ...] with a NaN or an infinity, and the first frame where.
 
     One copy to the host; ``rider``, wanted there anyway, travels in the same copy and is returned in its own shape and
-    type. For the tokens give their norms: those are small, and non-finite where a token is.
+    type (on a CPU it is not copied, so leave it as it is). For the tokens give their norms: those are small, and non-finite where a token is.
     """
     flags = torch.stack([value.isfinite().all() for value in fields.values()])
-    rider = flags[:0] if rider is None else rider
-    packed = torch.cat([flags.to(rider.dtype), rider.flatten()]).cpu().numpy()
-    for (name, value), fine in zip(fields.items(), packed, strict=False):
+    finite, found = to_host(flags, flags[:0] if rider is None else rider)
+    for (name, value), fine in zip(fields.items(), finite.tolist(), strict=True):
         if not fine:
             frame = int((~value.isfinite()).flatten(1).any(dim=1).nonzero()[0])
             raise BadUsage(
                 f"{name} hold a NaN or an infinity, first in frame {frame}",
                 fix="check the vision tower's precision (float16 overflows; use bfloat16 or float32)",
             )
-    return packed[len(fields) :].reshape(rider.shape)
+    return found.numpy()
 
 
 def budget_tokens(video: VideoFeatures, budget: float) -> int:
@@ -68,5 +68,5 @@ def every_token(video: VideoFeatures) -> TokenSet:
 
 
 def on(array: np.ndarray, like: Tensor) -> Tensor:
-    """A host array as a tensor on the device of ``like``."""
-    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device)
+    """A host array as a tensor on the device of ``like``; the host does not wait for the copy."""
+    return to_device(array, like=like)[0]

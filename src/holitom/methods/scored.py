@@ -7,26 +7,32 @@ from typing import Any
 from torch import Tensor
 
 from holitom.errors import BadUsage
+from holitom.ops.transfer import refuse_if
 
 
 def finite_scores(stage: Any, score: Tensor) -> Tensor:
-    """The scores in float32. Raises BadUsage for a NaN or an infinity among them (one copy of a flag to the host)."""
-    if not score.isfinite().all():
-        raise BadUsage(
+    """The scores in float32. Raises BadUsage for a NaN or an infinity among them: at once on a CPU, and elsewhere with
+    one flag read, which a run inside a model reads later (ops.transfer)."""
+    refuse_if(
+        ~score.isfinite().all(),
+        lambda: BadUsage(
             f"the attention scores of {type(stage).__name__} at layer {stage.layer} hold a NaN or an infinity",
             fix="check the precision of the language model (float16 overflows; use bfloat16 or float32)",
-        )
+        ),
+    )
     return score.float()
 
 
 def finite_states(stage: Any, likeness: Tensor) -> None:
-    """Raises BadUsage if a NaN or an infinity in the states has made a comparison of them not finite (one copy of a
-    flag to the host)."""
-    if not likeness.isfinite().all():
-        raise BadUsage(
+    """Raises BadUsage if a NaN or an infinity in the states has made a comparison of them not finite; when, as
+    in :func:`finite_scores`."""
+    refuse_if(
+        ~likeness.isfinite().all(),
+        lambda: BadUsage(
             f"the states that enter {type(stage).__name__} at layer {stage.layer} hold a NaN or an infinity",
             fix="check the precision of the language model (float16 overflows; use bfloat16 or float32)",
-        )
+        ),
+    )
 
 
 def check_keep(layer: int, ratio: float, what: str) -> None:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from holitom.ops.selection import mask_ids
+from holitom.ops.transfer import to_device
 
 
 @torch.no_grad()
@@ -37,10 +38,10 @@ def density_peaks(
     for chunk in _chunks(hard, sizes, rows.shape[1], room):
         n = int(sizes[chunk].max())
         place = np.arange(n)
-        valid = torch.from_numpy(place < sizes[chunk, None]).to(device)
+        inside = place < sizes[chunk, None]
         # Padding repeats a group's first row: it adds no distance that the group does not have already.
-        ids = torch.from_numpy(start[chunk, None] + np.where(place < sizes[chunk, None], place, 0)).to(device)
-        wanted = torch.from_numpy(clusters[chunk]).to(device)
+        padded = start[chunk, None] + np.where(inside, place, 0)
+        valid, ids, wanted = to_device(inside, padded, clusters[chunk], like=rows)
         peak, nearest = _peaks(rows, ids, valid, wanted, k)
         flat = valid.flatten()
         count = int(sizes[chunk].sum())
