@@ -56,9 +56,12 @@ def _nvidia_smi() -> str:
 
 @cache
 def hub(timeout: float | int = 2) -> Answer:
-    """Does the model hub (HF_ENDPOINT, else huggingface.co), or the proxy in front of it, take a connection?"""
+    """Does the model hub (HF_ENDPOINT, else huggingface.co), or the proxy in front of it, take a connection?
+
+    Whoever is offline by choice has what is needed in the hub's cache, and is told by name what is not there.
+    """
     if _on("HF_HUB_OFFLINE") or _on("TRANSFORMERS_OFFLINE"):
-        return Answer(False, "offline by choice: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set")
+        return Answer(True, "not asked (HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set): only its cache is read")
     address = urlparse(os.environ.get("HF_ENDPOINT") or HUB)
     host, port = address.hostname or "", address.port or (443 if address.scheme == "https" else 80)
     proxy = getproxies().get(address.scheme or "https")

@@ -52,6 +52,7 @@ def run(experiment: Experiment, options: Options) -> int:
     _prepare([experiment], options)
     if options.dry_run:
         plan(experiment, options)
+        _say_what_lacks(options.tier)
         return 0
     outcome = perform(experiment, options)
     screen.show(outcome.files)
@@ -65,6 +66,7 @@ def run_all(options: Options) -> int:
     if options.dry_run:
         for experiment in chosen:
             plan(experiment, options)
+        _say_what_lacks(options.tier)
         return 0
     outcomes = []
     for number, experiment in enumerate(chosen, 1):
@@ -107,6 +109,8 @@ def plan(experiment: Experiment, options: Options) -> None:
         settings = dict.fromkeys((c.model, f"{c.frames} frames", c.row, c.reduction.budget) for c in wanted)
         for model, frames, row, budget in settings:
             print(f"            {model}, {frames}: {row}{f' at {budget:.0%}' if budget < 1 else ''}")
+        for line in _paper_plan(wanted, options) if options.tier == "paper" else ():
+            print(f"  {line}")
     elif experiment.times:
         print(f"  timing    what runs/{options.tier}/latency.jsonl lacks ({experiment.costs[options.tier]})")
     else:
@@ -115,6 +119,22 @@ def plan(experiment: Experiment, options: Options) -> None:
     print(f"  notebook  notebooks/{experiment.notebook}.ipynb -> {copies}")
     place = f"figures/{options.tier}/" if options.limit is None else f"runs/{options.tier}/trial/"
     print(f"  writes    {place}\n")
+
+
+def _paper_plan(cells: Sequence[Cell], options: Options) -> list[str]:
+    """Disk and time; a download that does not fit is said, not raised: the run itself may be meant for elsewhere."""
+    from holitom.evaluation.cells import CellFiles
+    from holitom.paper_tier import planning
+
+    try:
+        return planning.describe(cells, CellFiles(paths.runs(), options.tier), options.processes)[1:]
+    except CannotRun as error:
+        return [f"disk   {line}" for line in str(error).splitlines()]
+
+
+def _say_what_lacks(tier: str) -> None:
+    for lack in machine.lacking(tier):
+        print(f"this machine lacks {lack}")
 
 
 def perform(experiment: Experiment, options: Options) -> Outcome:
@@ -141,7 +161,7 @@ def perform(experiment: Experiment, options: Options) -> Outcome:
 
 def _prepare(experiments: Sequence[Experiment], options: Options) -> None:
     """Everything that can be refused is refused here, before any work."""
-    if not all(experiment.times for experiment in experiments):
+    if not options.dry_run and not all(experiment.times for experiment in experiments):
         machine.require(options.tier)
     for experiment in experiments:
         check_tier(experiment, options.tier)

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from holitom import caches, paper, paths, runner, screen
-from holitom.errors import BadUsage
+from holitom import caches, machine, paper, paths, runner, screen
+from holitom.errors import BadUsage, CannotRun
 from holitom.evaluation.cells import Cell
 from holitom.experiments import EXPERIMENTS, cells, find, status
 from holitom.experiments.registry import check_tier
@@ -155,6 +155,34 @@ def test_dry_run_says_what_would_be_computed(monkeypatch, capsys, runs):
     total = len(cells("table1", "tiny"))
     assert f"{total} cells (settings x benchmarks), 10 finished, {total - 10} to compute: about" in said
     assert "HoliTom (w/o M) at 15%" in said and "figures/tiny/" in said
+
+
+def test_a_dry_run_of_the_paper_tier_needs_nothing_and_says_what_lacks(monkeypatch, capsys, runs):
+    from holitom.paper_tier import planning
+
+    monkeypatch.setattr(machine, "gpu", lambda: machine.Answer(False, "no NVIDIA GPU"))
+    monkeypatch.setattr(machine, "hub", lambda: machine.Answer(True, "answers"))
+    monkeypatch.setattr(planning, "_gib", lambda *question: None)
+    with pytest.raises(CannotRun, match="CUDA GPU"):
+        runner.run(EXPERIMENTS["fig_inner"], runner.Options(tier="paper"))
+    assert runner.run(EXPERIMENTS["fig_inner"], runner.Options(tier="paper", dry_run=True, processes=8)) == 0
+    said = capsys.readouterr().out
+    assert "0 GiB and what the hub does not say to fetch in all" in said and "on 8 processes" in said
+    assert said.endswith("this machine lacks a CUDA GPU (no NVIDIA GPU)\n")
+
+
+def test_whoever_is_offline_by_choice_is_not_sent_to_the_hub(monkeypatch):
+    monkeypatch.setattr(machine, "gpu", lambda: machine.Answer(True, "one"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    machine.hub.cache_clear()
+    assert machine.lacking("paper") == []
+    machine.hub.cache_clear()
+
+
+def test_no_cell_of_the_paper_tier_asks_the_control_tower_of_the_tiny_one():
+    asked = [cell for name in EXPERIMENTS for cell in cells(name, "paper") if cell.saliency == "control"]
+    assert not asked
+    assert any(cell.saliency == "control" for cell in cells("table1", "tiny"))
 
 
 def test_caches_stay_inside_and_the_users_choice_wins(runs, monkeypatch):

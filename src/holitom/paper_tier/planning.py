@@ -76,7 +76,8 @@ def describe(cells: Sequence[Cell], files: CellFiles, processes: int) -> list[st
     while not home.exists():
         home = home.parent
     free = machine.free_gib(home)
-    lines.append(f"disk   {needed:.0f} GiB to fetch in all, {free:.0f} GiB free in {home}")
+    more = " and what the hub does not say" if unknown else ""
+    lines.append(f"disk   {needed:.0f} GiB{more} to fetch in all, {free:.0f} GiB free in {home}")
     if needed > free:
         raise CannotRun(
             "\n".join(["the downloads do not fit on the disk", *lines]),

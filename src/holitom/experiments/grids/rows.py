@@ -64,10 +64,10 @@ def adverse(stage: Stage, budget: float) -> Iterator[Setting]:
     """Rows that could embarrass a method: saliency upside down, and saliency from elsewhere."""
     top = Reduction("Saliency top-k", SaliencyTopK(), budget)
     yield "Saliency bottom-k", Reduction("Saliency bottom-k", SaliencyTopK(lowest=True), budget), "own"
-    for source in ("random", "control"):
+    for source in stage.foreign:
         yield f"HoliTom, {source} saliency", stage.at("table1", "HoliTom", budget), source
         yield f"Top-k, {source} saliency", top, source
-    for row in ("VisionZip", "FastVID"):
+    for row in ("VisionZip", "FastVID") if "control" in stage.foreign else ():
         yield f"{row}, control saliency", stage.at("table1", row, budget), "control"
 
 

@@ -27,7 +27,8 @@ Setting = tuple[str, Reduction, str]
 @dataclass(frozen=True)
 class Stage:
     """What a tier runs on: models by their role (None: there is none), decoder layers of the OneVision, benchmarks, the
-    one with the longest videos, and the numbers of frames to compare."""
+    one with the longest videos, the numbers of frames to compare, and where foreign saliency can come from: the control
+    tower sees frames of the tiny models' size only."""
 
     onevision: str
     video: str | None
@@ -37,6 +38,7 @@ class Stage:
     benchmarks: tuple[str, ...]
     long: str
     frames: tuple[int, ...]
+    foreign: tuple[str, ...]
 
     def at(self, table: str, row: str, budget: float | None = None, model: str | None = None) -> Reduction:
         """The setting of one cell of a paper's table, at the depth of this tier's language model."""
@@ -62,6 +64,7 @@ STAGES = {
         benchmarks=tuple(TINY_TASKS.values()),
         long=TINY_TASKS["longvideobench"],
         frames=(8, 16, 32, 64),  # it was trained on at most 32
+        foreign=("random", "control"),
     ),
     "paper": Stage(
         onevision="ov-7b",
@@ -72,6 +75,7 @@ STAGES = {
         benchmarks=tuple(TASKS.values()),
         long=TASKS["longvideobench"],
         frames=(16, 32, 64, 128),
+        foreign=("random",),
     ),
 }
 
