@@ -165,7 +165,7 @@ def _prepare(experiments: Sequence[Experiment], options: Options) -> None:
         machine.require(options.tier)
     for experiment in experiments:
         check_tier(experiment, options.tier)
-        if experiment.times:
+        if experiment.times and not options.dry_run:
             inference.require(options.tier)
     if any(one.measures or one.times for one in experiments) and (absent := missing_models(options.tier)):
         raise CannotRun(
