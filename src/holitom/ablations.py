@@ -75,13 +75,13 @@ def against_default(
     }
     if DEFAULT not in logs:
         raise BadUsage("the cells hold no default to compare with", fix='give the cells of "ablations"')
-    tokens = {row: _tokens(cells, records, row) for row in logs}
     rows = []
     for row, log in logs.items():
         factor, _, variant = row.rpartition(": ")
         score = mean.loc[row]
         found = {"factor": factor, "variant": variant, "value": score["value"], "low": score["low"]}
-        found |= {"high": score["high"], "n": int(score["n"]), "tokens": tokens[row], "flops_pct": score["flops_pct"]}
+        tokens = score["spent"].layer_tokens if score["spent"] is not None else math.nan
+        found |= {"high": score["high"], "n": int(score["n"]), "tokens": tokens, "flops_pct": score["flops_pct"]}
         found |= difference(log, logs[DEFAULT], names) if row != DEFAULT else {}
         rows.append(found | {"source": "measured"})
     table = pd.DataFrame(rows)
@@ -146,9 +146,3 @@ def _named(row: pd.Series, default: pd.Series) -> str:
     if abs(row["tokens"] / default["tokens"] - 1) > 0.02:
         text += f", {row['tokens']:.0f} tokens per layer instead of {default['tokens']:.0f}"
     return f"{row['variant']} ({text})"
-
-
-def _tokens(cells: Sequence[Cell], records: Sequence[Record], row: str) -> float:
-    """Visual tokens per layer, mean over layers and benchmarks: what the setting computes with."""
-    mine = [r for c, r in zip(cells, records, strict=True) if c.row == row]
-    return sum(sum(r.tokens_per_layer) / len(r.tokens_per_layer) for r in mine) / len(mine)

@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from holitom import paths
+from holitom.budgets import TokenBudget
 from holitom.flops import LLMShape, outer_tokens
 from holitom.methods import (
     AveragePool,
@@ -139,15 +140,13 @@ def realised(
     records: Iterable[Record], model: str = "onevision", frames: int = 32
 ) -> dict[str, dict[str, list[float]]]:
     """Row -> asked share in per cent -> [visual tokens before the model, averaged over its layers], in per cent of the
-    full model's, mean over benchmarks. Only the methods' own saliency; of a row with several strengths the first."""
-    mine = [r for r in records if (r.model, r.frames) == (model, frames) and r.extra.get("saliency", "own") == "own"]
-    full = {r.benchmark: r.realised_tokens for r in mine if r.row == "Vanilla" and r.realised_tokens}
+    whole video's, mean over benchmarks. Only the methods' own saliency; of a row with several strengths the first."""
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for record in mine:
-        base = full.get(record.benchmark)
-        if base and record.realised_tokens and record.tokens_per_layer:
+    for record in records:
+        here = (record.model, record.frames, record.extra.get("saliency", "own")) == (model, frames, "own")
+        if here and isinstance(record.budget, TokenBudget):
             asked = f"{100 * (record.method or {}).get('budget', 1.0):g}"
-            kept = [100 * record.realised_tokens / base, 100 * fmean(record.tokens_per_layer) / base]
+            kept = [100 * record.budget.share, 100 * record.budget.layer_share]
             found.setdefault(record.row, {}).setdefault(asked, {}).setdefault(record.benchmark, kept)
     return {
         row: {

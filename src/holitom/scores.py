@@ -8,6 +8,7 @@ average over benchmarks is the mean of their scores, as in the papers, not of th
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from holitom import paths
+from holitom.budgets import TokenBudget
 from holitom.errors import BadUsage
 from holitom.evaluation.cells import Cell, load_samples
 from holitom.evaluation.statistics import paired_difference
@@ -40,10 +42,10 @@ def score_frame(
     samples: Samples | None = None,
 ) -> pd.DataFrame:
     """One row per cell: its labels, value with low and high, difference to the full model (diff, diff_low, diff_high,
-    p), and what it spent, in per cent of the full model: visual tokens that enter the language model (kept_pct), the
-    same with newline tokens on both sides (newline_pct), averaged over the layers (layer_pct), FLOPs by the papers'
-    formula (flops_pct); off_per_frame: tokens per frame kept beyond what was asked. Newlines and off_per_frame are NaN
-    in records that do not tell.
+    p), and what it spent. spent: the record's TokenBudget, and of it in per cent of the whole video's tokens what
+    enters the language model (kept_pct), the same with newline tokens (newline_pct), the average over the layers
+    (layer_pct), and off_per_frame, tokens per frame kept beyond what was asked; flops_pct: FLOPs by the papers'
+    formula, in per cent of the full model's. NaN and None in records that do not tell.
 
     records: what ``run_cells(cells, tier)`` returned, in that order. samples: gives the per-question log of a cell
     (default: from ``runs``). BadUsage when the two do not belong together.
@@ -66,6 +68,7 @@ def score_frame(
             "high": record.high,
             "n": record.n,
             **dict.fromkeys(SHARES, math.nan),
+            "spent": None,
             "source": record.source,
             "tier": record.tier,
             "diff": math.nan,
@@ -74,9 +77,9 @@ def score_frame(
             "p": math.nan,
         }
         if base is not None:
-            row |= _spent(record, base[1])
             if fewer:
-                row |= {"budget": cell.frames / base[0].frames, "off_per_frame": 0.0}
+                row["budget"] = cell.frames / base[0].frames
+            row |= _spent(record, base[1], row["budget"] if fewer else None)
             if cell.row != BASELINE:
                 row |= _difference(read(cell), read(base[0]))
         rows.append(row)
@@ -97,6 +100,7 @@ def with_average(scores: pd.DataFrame, benchmarks: Iterable[str]) -> pd.DataFram
             continue
         mean = part.iloc[0].to_dict() | {"benchmark": AVERAGE, "n": int(part["n"].sum()), "p": math.nan}
         mean |= {name: float(part[name].mean(skipna=False)) for name in SHARES}
+        mean["spent"] = _mean(part["spent"].tolist())
         for value, low, high in (("value", "low", "high"), ("diff", "diff_low", "diff_high")):
             mean[value], mean[low], mean[high] = _mover(part[value], part[low], part[high])
         means.append(mean)
@@ -132,21 +136,32 @@ def _place(cell: Cell) -> tuple[Any, ...]:
     return cell.model, cell.benchmark, cell.limit
 
 
-def _spent(record: Record, base: Record) -> dict[str, float]:
-    """Tokens and FLOPs in per cent of the full model's; both budgets are those of the same videos."""
-    cost, whole = record.extra.get("flops_paper"), base.extra.get("flops_paper")
-    layers = list(record.tokens_per_layer)
-    spent = {
-        "kept_pct": _percent(record.realised_tokens, base.realised_tokens),
-        "layer_pct": _percent(sum(layers) / len(layers) if layers else None, base.realised_tokens),
-        "flops_pct": _percent(cost, whole),
-    }
-    mine, full = record.budget, base.budget
-    if mine is not None and full is not None:
-        with_newlines = mine.kept_tokens + mine.kept_newlines
-        spent["newline_pct"] = _percent(with_newlines, full.full_tokens + full.full_newlines)
-        spent["off_per_frame"] = mine.off_per_frame
-    return spent
+def _spent(record: Record, base: Record, fewer: float | None = None) -> dict[str, Any]:
+    """What the record's budget says, and FLOPs in per cent of the full model's. fewer: the share of frames of a control
+    that sees fewer of them, whose tokens count against those of the full model's video."""
+    spent, whole = _budget(record), _budget(base)
+    if spent is not None and fewer is not None:
+        full = {"full_tokens": whole.full_tokens, "full_newlines": whole.full_newlines} if whole is not None else {}
+        spent = dataclasses.replace(spent, asked_share=fewer, **full) if full else None
+    found = {"flops_pct": _percent(record.extra.get("flops_paper"), base.extra.get("flops_paper")), "spent": spent}
+    if spent is not None:
+        found |= {"kept_pct": 100 * spent.share, "newline_pct": 100 * spent.share_with_newlines}
+        found |= {"layer_pct": 100 * spent.layer_share, "off_per_frame": spent.off_per_frame}
+    return found
+
+
+def _budget(record: Record) -> TokenBudget | None:
+    return record.budget if isinstance(record.budget, TokenBudget) else None
+
+
+def _mean(budgets: Sequence[TokenBudget | None]) -> TokenBudget | None:
+    """Field by field; farthest_off: the one farthest from 0. None when one is not known."""
+    known = [budget for budget in budgets if budget is not None]
+    if not known or len(known) < len(budgets):
+        return None
+    names = [field.name for field in dataclasses.fields(TokenBudget)]
+    mean = {name: sum(getattr(budget, name) for budget in known) / len(known) for name in names}
+    return TokenBudget(**mean | {"farthest_off": max((budget.farthest_off for budget in known), key=abs)})
 
 
 def _percent(part: float | None, whole: float | None) -> float:

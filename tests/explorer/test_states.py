@@ -11,7 +11,8 @@ from holitom.explorer import Side, State, view
 from holitom.explorer.answers import tiny_model
 from holitom.explorer.clips import open_clip, shipped
 from holitom.explorer.costs import FULL, NOTHING_RECORDED, Point, cost, expected_ttft, recorded
-from holitom.explorer.state import outer_methods, shown_name
+from holitom.explorer.state import INNER, outer_methods, shown_name
+from holitom.figures.style import LOOKS
 from holitom.flops import paper_flops
 from holitom.methods import FastV, HoliTom, HoliTomMerge
 from holitom.video import write_video
@@ -23,6 +24,16 @@ def test_every_outer_method_of_the_kit_can_be_chosen():
     inner = {"FastV", "HoliTomMerge", "PyramidDrop", "PyramidDropStage", "DyCokeDecode", "PruneVidSelect"}
     assert not offered & (inner | {"HieraVidSelect"}) and offered <= set(methods.__all__)
     assert next(iter(outer_methods())) == "HoliTom"
+
+
+@pytest.mark.parametrize("inner", INNER)
+def test_every_method_of_the_menu_has_its_own_colour_and_marker(inner):
+    looks = {method: Side(method, inner=inner).look for method in outer_methods()}
+    assert looks["MMGVid"] == LOOKS["MMG-Vid"] and looks["HieraVid"] == LOOKS["HieraVid"]
+    assert looks["ToMe"] == LOOKS["ToMe"] and looks["RandomDrop"] == LOOKS["Random"]
+    assert len({(style.colour, style.marker) for style in looks.values()}) == len(looks)
+    with pytest.raises(BadUsage, match="no colour is fixed"):
+        _ = Side("SomethingNew").look
 
 
 def test_a_side_is_a_reduction():

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from holitom.budgets import TokenBudget
 from holitom.evaluation.cells import Cell
 from holitom.evaluation.statistics import interval
 from holitom.experiments.grids import cells
@@ -35,6 +36,14 @@ def answers(cell: Cell) -> list[dict[str, Any]]:
     return [row | {"correct": float(easy.random() < share)} for row in rows]
 
 
+def budget(cell: Cell, kept: float) -> TokenBudget:
+    """Exactly what was asked for."""
+    share, whole = cell.reduction.budget, 16.0 * cell.frames
+    before = {"asked_share": share, "asked_tokens": kept, "full_tokens": whole, "full_newlines": 1.0}
+    spent = {"kept_tokens": kept, "kept_newlines": 1.0, "layer_tokens": kept, "layer_newlines": 1.0}
+    return TokenBudget(**before, **spent, frames=cell.frames, off_per_frame=0.0, farthest_off=0.0)
+
+
 def record(cell: Cell) -> Record:
     logged = answers(cell)
     score = interval([s["correct"] for s in logged], [s["video"] for s in logged])
@@ -53,6 +62,7 @@ def record(cell: Cell) -> Record:
         method=cell.reduction.describe(),
         realised_tokens=kept,
         tokens_per_layer=(kept,) * 6,
+        budget=budget(cell, kept),
         model=cell.model,
         benchmark=cell.benchmark,
         frames=cell.frames,

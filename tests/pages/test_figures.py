@@ -3,9 +3,10 @@
 import itertools
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
 from holitom import paths
@@ -26,7 +27,7 @@ from holitom.figures.style import LOOKS, look, marker_style, new_figure, spread
 from holitom.figures.tradeoff import tradeoff_figure
 from holitom.scores import score_frame
 
-STAMP = Stamp("tiny", "n = 60 questions per point", "a processor, 2 cores", "abc")
+STAMP = Stamp("tiny", "n = 60 questions per benchmark", "a processor, 2 cores", "abc")
 
 
 def scores_of(made, name):
@@ -98,9 +99,35 @@ def test_quoted_points_are_hollow_and_measured_ones_filled():
     assert (look("HoliTom").colour, look("HoliTom").marker) == ("#0173B2", "o")
 
 
+SIGHTS = {  # Machado et al. 2009: linear RGB as a reader without one kind of cone sees it
+    "all cones": np.eye(3),
+    "no red": np.array([[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]]),
+    "no green": np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]),
+    "no blue": np.array([[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]]),
+}
+
+
+def lab(colour, sight):
+    """CIE L*a*b* of a colour as seen by one kind of reader."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.clip(sight @ np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4), 0, 1)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    white = np.array([0.9505, 1.0, 1.089])
+    x, y, z = np.cbrt(np.maximum(to_xyz @ linear / white, 0.008856))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("sight", SIGHTS)
+def test_every_two_methods_have_colours_that_every_reader_tells_apart(sight):
+    seen = {name: lab(style.colour, SIGHTS[sight]) for name, style in LOOKS.items()}
+    apart = {(a, b): np.linalg.norm(seen[a] - seen[b]) for a, b in itertools.combinations(LOOKS, 2)}
+    assert min(apart.values()) > 10, min(apart, key=apart.get)
+
+
 def test_no_two_methods_differ_by_colour_alone():
     marks = [style.marker for style in LOOKS.values()]
     assert len(set(marks)) == len(marks)
+    assert len({style.colour for style in LOOKS.values()}) == len(marks)
     with pytest.raises(BadUsage, match="no colour is fixed"):
         look("SomethingNew")
 

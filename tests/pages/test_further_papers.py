@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from holitom import tables
 from holitom.ablations import DEFAULT, against_default, findings
 from holitom.comparing import compare
 from holitom.errors import BadUsage
@@ -142,6 +144,44 @@ def test_every_part_is_saved(made, name, tmp_path):
     saved = view.save(ORIGIN, folder=tmp_path)
     assert len({one.png.name for one in saved}) == len(view.parts)
     assert {one.png.name for one in saved} >= {f"{name}.png", f"{name}_measured.png"}
+
+
+def stamps_of(view, folder, monkeypatch):
+    """Name of a picture -> its tier's stamp and its footer."""
+    stamps = {}
+
+    def kept(fig, name, mark, data=None, *, folder):
+        stamps[name] = mark.headline, mark.footer
+        return save(fig, name, mark, data, folder=folder)
+
+    monkeypatch.setattr(tables, "save", kept)
+    view.save(ORIGIN, folder=folder)
+    return stamps
+
+
+@pytest.mark.parametrize("name", ["mmg_vid", "hieravid"])
+def test_only_a_measured_part_is_stamped_with_questions_and_hardware(made, name, tmp_path, monkeypatch):
+    view = (mmg_vid_table if name == "mmg_vid" else hieravid_table)(scores(made, name), "tiny")
+    found = stamps_of(view, tmp_path, monkeypatch)
+    assert found.pop(f"{name}_measured") == (ORIGIN.headline, ORIGIN.footer)
+    assert set(found) == ({"mmg_vid"} if name == "mmg_vid" else {"hieravid", "hieravid_schedules"})
+    for headline, footer in found.values():
+        assert "derived, no model was run" in headline
+        assert "n =" not in footer and ORIGIN.hardware not in footer
+
+
+def test_a_budget_that_was_not_met_is_said_below_the_name(made):
+    found = made("hieravid")
+    records = [
+        replace(r, budget=replace(r.budget, off_per_frame=-2.3)) if c.row == "HoliTom (w/o M)" else r
+        for c, r in zip(found.cells, found.records, strict=True)
+    ]
+    part = hieravid_table(score_frame(found.cells, records, "tiny", samples=found.samples), "tiny").parts[2]
+    said = {row.cells[0].second for row in rows_of(part) if row.cells[0].value == "HoliTom (w/o M)"}
+    assert said == {f"2.3 tokens per frame under the asked {share} %" for share in (30, 20, 10)}
+    assert {row.cells[0].second for row in rows_of(part) if row.cells[0].value != "HoliTom (w/o M)"} == {""}
+    bold = {row.cells[0].value for row in rows_of(part) if row.cells[0].bold}
+    assert bold == {f"HieraVid {share} %" for share in (30, 20, 10)}
 
 
 def test_pairs_are_compared_at_the_same_model_and_budget(made):

@@ -1,6 +1,7 @@
 """Measured cells become scores with paired differences; what cannot be paired is refused."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -30,6 +31,22 @@ def test_shares_are_relative_to_the_full_model(made):
     ten = scores[(scores["row"] == "HoliTom (w/o M)") & (scores["budget"] == 0.10)]
     assert ten["kept_pct"].tolist() == pytest.approx([10.0] * 4)
     assert (ten["flops_pct"] < 10).all()
+
+
+def test_what_was_spent_is_what_the_record_says(made):
+    found = made("table1")
+    odd = {"kept_tokens": 77.0, "kept_newlines": 9.0, "layer_tokens": 44.0, "off_per_frame": 0.8}
+    records = [replace(r, budget=replace(r.budget, **odd)) for r in found.records]
+    scores = with_average(score_frame(found.cells, records, "tiny", samples=found.samples), TINY)
+    for row in scores[~scores["row"].isin(["Vanilla", FEWER_FRAMES])].itertuples():
+        whole = 16 * row.frames
+        assert (row.kept_pct, row.layer_pct) == pytest.approx((7700 / whole, 4400 / whole))
+        assert row.newline_pct == pytest.approx(8600 / (whole + 1)) and row.off_per_frame == 0.8
+        assert row.spent.layer_tokens == 44 and row.spent.asked_share == pytest.approx(row.budget)
+    silent = [replace(r, budget=None) for r in found.records]
+    bare = score_frame(found.cells, silent, "tiny", samples=found.samples)
+    assert bare[["kept_pct", "newline_pct", "layer_pct", "off_per_frame"]].isna().all(axis=None)
+    assert bare["spent"].isna().all()
 
 
 def test_fewer_frames_are_compared_with_all_frames(made):

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from matplotlib.markers import MarkerStyle
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from holitom.figures.style import INK
+from holitom.figures.style import INK, Marker
 
 SCALE = 1.5
 """Device pixels per logical one: sharp on a dense screen, and quick to write."""
@@ -77,7 +77,7 @@ class Canvas:
         """Pixels of the device, not logical ones."""
         self.image.paste(Image.fromarray(pixels), (round(at[0] * SCALE), round(at[1] * SCALE)))
 
-    def mark(self, at: Point, marker: str, colour: str, size: float | int, ring: bool = False) -> None:
+    def mark(self, at: Point, marker: Marker, colour: str, size: float | int, ring: bool = False) -> None:
         """One of matplotlib's markers, ``size`` across, smooth; ``ring`` puts white around it."""
         if ring:
             self.mark(at, marker, "white", size + 2)
@@ -113,7 +113,7 @@ def _font(size: float | int, bold: bool) -> ImageFont.FreeTypeFont:
 
 
 @lru_cache(maxsize=256)
-def _marker(marker: str, across: int) -> Image.Image:
+def _marker(marker: Marker, across: int) -> Image.Image:
     """A mask, drawn large and reduced."""
     style = MarkerStyle(marker)
     path = style.get_path().transformed(style.get_transform())

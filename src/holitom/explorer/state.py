@@ -9,7 +9,7 @@ from functools import cache
 
 from holitom import methods
 from holitom.errors import BadUsage
-from holitom.figures.style import ALIASES, INK, LOOKS, Look
+from holitom.figures.style import ALIASES, Look, look
 from holitom.flops import LLM_SHAPES
 from holitom.methods import FastV, HoliTomMerge
 from holitom.suggestions import nearest
@@ -17,7 +17,6 @@ from holitom.types import Inner, Outer, Reduction, check_budget
 
 INNER = {"none": "none", "merge": "merge (HoliTom)", "drop": "drop (FastV)"}
 LAYERS = LLM_SHAPES["ov-7b"].layers
-_NAMES = {"MMGVid": "MMG-Vid"}  # where the papers' spelling is not the class's and style.ALIASES does not say so
 
 
 @cache
@@ -30,7 +29,7 @@ def outer_methods() -> Mapping[str, type]:
 
 def shown_name(method: str) -> str:
     """The name that tables and figures show for a class of ``holitom.methods``."""
-    return ALIASES.get(method, _NAMES.get(method, method))
+    return ALIASES.get(method, method)
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ class Side:
 
     @property
     def look(self) -> Look:
-        """Colour and marker of its outer method in every figure of the kit; ink and a disc for a method without."""
-        return LOOKS.get(self.label.removesuffix(" + FastV").removesuffix(" + merging"), Look(INK, "o"))
+        """Colour and marker of its outer method in every figure of the kit. BadUsage for a method without."""
+        return look(self.label.removesuffix(" + FastV").removesuffix(" + merging"))
 
     @property
     def settings(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 from PIL import Image
 
 from holitom import paths
@@ -21,6 +22,8 @@ from holitom.provenance import provenance
 
 WIDTH_ON_SCREEN = 100  # pixels per inch a notebook shows a saved figure at
 MOST_WIDE = 1000
+EDGE = 4.0
+"""Points between the text of the tier's stamp and the figure's edges: its box stands inside."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +88,14 @@ def stamp_of(records: Iterable[Any], tier: str) -> Stamp:
     if len(commits) > 2:
         commits = [commits[0], f"{len(commits) - 1} others"]
     trial = any(r.extra.get("limit") is not None for r in measured)
-    n = f"n = {span} questions per point" if span else ""
+    n = f"n = {span} questions per benchmark" if span else ""
     return Stamp(tier, n, " / ".join(hardware), ", ".join(commits), trial=trial)
 
 
-def here(tier: str, n: str = "", note: str = "") -> Stamp:
-    """The stamp of a figure computed on the spot: this machine and this checkout ("+": with uncommitted changes)."""
-    facts = provenance()
-    return Stamp(tier, n, _hardware(facts), _commit(facts), note)
+def here(tier: str, note: str = "") -> Stamp:
+    """The stamp of what is calculated on the spot, alike on every machine: this checkout's commit ("+": with
+    uncommitted changes), no hardware and no number of questions."""
+    return Stamp(tier, commit=_commit(provenance()), note=note)
 
 
 def _hardware(facts: dict[str, Any]) -> str:
@@ -109,21 +112,10 @@ def _commit(facts: dict[str, Any]) -> str:
 def stamp(fig: Figure, origin: Stamp) -> None:
     """Write the tier into the upper right corner and the footer under the figure; save() refuses a figure without
     them."""
-    fig.text(
-        0.995,
-        0.997,
-        origin.headline,
-        ha="right",
-        va="top",
-        fontsize=6.5,
-        color="white",
-        gid="tier-stamp",
-        bbox={
-            "boxstyle": "round,pad=0.35",
-            "facecolor": INK if origin.tier != "tiny" else "#7A4A00",
-            "edgecolor": "none",
-        },
-    )
+    corner = fig.transFigure + ScaledTranslation(-EDGE / 72, -EDGE / 72, fig.dpi_scale_trans)
+    box = {"boxstyle": "round,pad=0.35", "facecolor": INK if origin.tier != "tiny" else "#7A4A00", "edgecolor": "none"}
+    look = {"fontsize": 6.5, "color": "white", "gid": "tier-stamp", "bbox": box}
+    fig.text(1, 1, origin.headline, ha="right", va="top", transform=corner, **look)
     if origin.footer:
         fig.text(0.995, 0.004, origin.footer, ha="right", va="bottom", fontsize=6, color=MUTED, gid="footer")
     height = fig.get_figheight()

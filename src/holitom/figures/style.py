@@ -1,7 +1,8 @@
 """One look for every figure: a fixed colour and marker per method, hollow for quoted and filled for measured values.
 
-The palette is seaborn's colour-blind list; no method is told apart by its colour alone. Figures are built without
-pyplot, so drawing one leaves no state behind; ``use_style()`` is for a reader's own plots in a notebook.
+The palette begins with seaborn's colour-blind list; every two methods stay apart for every kind of colour vision, and
+none is told apart by its colour alone. Figures are built without pyplot, so drawing one leaves no state behind;
+``use_style()`` is for a reader's own plots in a notebook.
 """
 
 from __future__ import annotations
@@ -68,13 +69,16 @@ STYLE: dict[str, Any] = {
     "path.simplify": False,
 }
 
+Marker = str | tuple[int, int, int]
+"""As matplotlib names them: a letter, or number of corners, style and angle."""
+
 
 @dataclass(frozen=True)
 class Look:
     """How one method is drawn everywhere: colour, marker, dash."""
 
     colour: str
-    marker: str
+    marker: Marker
     dash: str | tuple[int, tuple[float | int, ...]] = "-"
 
 
@@ -88,14 +92,14 @@ LOOKS: dict[str, Look] = {
     "PruneVid": Look("#D55E00", "v", (0, (3, 1, 1, 1))),
     "FastVID": Look("#B8558F", "<", (0, (2, 1))),
     "MMG-Vid": Look("#5E3C99", ">", (0, (6, 1.5, 1, 1.5))),
-    "HieraVid": Look("#00798C", "h", (0, (4, 1, 1, 1))),
-    "ToMe": Look("#6B4226", "8", (0, (2, 1.5))),
+    "HieraVid": Look("#335566", (4, 1, 0), (0, (4, 1, 1, 1))),
+    "ToMe": Look("#661111", "p", (0, (2, 1.5))),
     "Random": Look("#949494", "x", (0, (1, 1.5))),
-    "Uniform stride": Look("#8A5FBF", "+", (0, (4, 2))),
-    "Average pooling": Look("#2E8B76", "1", (0, (2, 2))),
-    "Fewer frames": Look("#A23B2A", "2", (0, (3, 2))),
-    "Saliency top-k": Look("#8C7A00", "d", (0, (6, 1))),
-    "Saliency bottom-k": Look("#8C7A00", "p", (0, (1, 2))),
+    "Uniform stride": Look("#333366", "+", (0, (4, 2))),
+    "Average pooling": Look("#556655", "1", (0, (2, 2))),
+    "Fewer frames": Look("#664400", "2", (0, (3, 2))),
+    "Saliency top-k": Look("#AA6633", "d", (0, (6, 1))),
+    "Saliency bottom-k": Look("#886644", "h", (0, (1, 2))),
     "Vanilla": Look("#222222", "*", "--"),
 }
 ALIASES = {

@@ -3,13 +3,13 @@ here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from holitom.errors import BadUsage
-from holitom.figures.saving import Saved, Stamp, save, write_bytes
+from holitom.figures.saving import Saved, Stamp, here, save, write_bytes
 from holitom.tables.derived import derived_part
 from holitom.tables.drawing import draw
 from holitom.tables.measured import further_part, measured_numbers, measured_part
@@ -17,7 +17,8 @@ from holitom.tables.parts import Column, Part, Row, Text
 
 __all__ = ["Column", "Part", "Row", "TableView", "Text", "render"]
 TABLES = ("table1", "table2")
-CALCULATED = "calculated, no model was run"
+DERIVED = "derived, no model was run"
+"""What the stamp of a part says in which nothing is measured."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class TableView:
 
     def save(self, origin: Stamp, *, folder: Path | str | None = None) -> list[Saved]:
         """Write <name>.md and <name>.csv, and a picture of each part: <name>.png, <name>_measured.png and
-        <name>_further.png (.svg beside)."""
+        <name>_further.png (.svg beside). origin: of what was measured; a part without anything measured says that it is
+        derived, with no number of questions and no hardware."""
         target = Path(folder) if folder else origin.folder
         note = f"\n_{origin.headline}_" + (f" · {origin.footer}" if origin.footer else "") + "\n"
         write_bytes(target / f"{self.name}.md", (self.markdown() + note).encode())
@@ -51,7 +53,8 @@ class TableView:
         for place, part in enumerate(self.parts):
             table, _, kind = part.key.rpartition("_")
             name = self.name if place == 0 else f"{self.name}_{kind if table == self.name else table}"
-            mark = replace(origin, n="", note=CALCULATED, trial=False) if kind == "derived" else origin
+            measured = "measured" in set(part.numbers["source"])
+            mark = origin if measured else here(origin.tier, note=DERIVED)
             saved.append(save(draw(part), name, mark, self.numbers if place == 0 else None, folder=target))
         return saved
 

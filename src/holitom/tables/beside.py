@@ -6,24 +6,40 @@ Their benchmarks are not those of Tables 1 and 2, so only shares of the score ar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Mapping
 
 import pandas as pd
 
-from holitom.figures.style import TIER_STAMPS
-from holitom.scores import AVERAGE
+from holitom.budgets import WITHIN
+from holitom.scores import AVERAGE, with_average
 from holitom.tables.derived import SHORT, quoted
-from holitom.tables.measured import MODEL_NAMES, retained, score_text, tasks
-from holitom.tables.parts import Column, Row, Text
+from holitom.tables.measured import MODEL_NAMES, opening, retained, score_text, share_text, tasks
+from holitom.tables.parts import Column, Part, Row, Text
 
 Shares = Mapping[tuple[str, str, int], float]
 """(model, row, share asked in per cent) -> per cent of the score that a paper prints for its own model."""
 
 
-def columns(tier: str) -> tuple[Column, ...]:
+def measured_part(
+    name: str, title: str, scores: pd.DataFrame, tier: str, shares: Callable[[str], Shares], *, own: str, remark: str
+) -> Part:
+    """The part "(b)" of a further paper: its rows beside those of other methods, model by model.
+
+    scores: ``scores.score_frame`` of the experiment's cells; shares: gives the printed shares of a tier; own: a pattern
+    of the rows that are the paper's method as it is, in which a group is the share that the row is named by (none: the
+    budget before the language model); remark: what the caption says beyond the columns.
+    """
+    found = with_average(scores, tasks(tier).values())
+    printed = shares(tier)
+    made = [row for model in found["model"].unique() for row in _rows(found, model, tier, printed, own)]
+    return Part(f"{name}_measured", title, _caption(tier, found) + remark, _columns(tier), tuple(made), found)
+
+
+def _columns(tier: str) -> tuple[Column, ...]:
     """Method, tokens, FLOPs, the benchmarks, the average, and the share of the full model's score."""
     return (
-        Column("", "Method", 2.0, "left"),
+        Column("", "Method", 2.25, "left"),
         Column("tokens kept (%)", "asked", 0.5),
         Column("tokens kept (%)", "before", 0.58),
         Column("tokens kept (%)", "layers", 0.55),
@@ -35,51 +51,46 @@ def columns(tier: str) -> tuple[Column, ...]:
     )
 
 
-def rows(found: pd.DataFrame, model: str, tier: str, shares: Shares, named: Iterable[str] = ()) -> list[Row]:
-    """The rows of one model in the order of its cells, with a line where the share that was asked for changes.
-
-    found: ``scores.with_average``; named: rows whose share stands in their name, as HieraVid's.
-    """
+def _rows(found: pd.DataFrame, model: str, tier: str, shares: Shares, own: str) -> list[Row]:
+    """The rows of one model in the order of its cells, with a line where the share that was asked for changes."""
     mine = found[found["model"] == model]
     frames = int(mine["frames"].max())
     made = [Row(heading=f"{MODEL_NAMES.get(model, model)}, {frames} frames", rule=True)]
     last: int | None = None
     for (label, _), group in mine.groupby(["row", "setting"], sort=False):
-        asked = _asked(str(label), group, named)
-        made.append(Row(_cells(str(label), asked, group, model, tier, shares), rule=last is not None and asked != last))
+        asked = _asked(str(label), group, own)
+        cells = _cells(str(label), asked, group, model, tier, shares, bold=re.fullmatch(own, str(label)) is not None)
+        made.append(Row(cells, rule=last is not None and asked != last))
         last = asked
     return made
 
 
-def caption(tier: str, found: pd.DataFrame) -> str:
+def _caption(tier: str, found: pd.DataFrame) -> str:
     """What the columns mean, with the number of questions."""
-    counts = sorted(found[found["benchmark"] != AVERAGE]["n"].unique())
-    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}" if counts else "0"
-    stamp = TIER_STAMPS[tier][0].upper() + TIER_STAMPS[tier][1:]
+    theirs = "are of other models on other benchmarks: compare how much a row loses, never the levels. "
     return (
-        f"{stamp}. Measured: accuracy in %, ± half of the 95 % interval clustered by video, n = {n} questions per "
-        "benchmark; in the second line (in brackets in text) the difference to all tokens on the same questions, * "
-        "where its 95 % interval leaves out 0. Tokens kept, in % of all: asked for; got before the language model; "
-        "mean over its layers. FLOPs %: of all tokens, by the papers' formula, at realised counts. Quoted shares "
-        "(grey italics) are of other models on other benchmarks: compare how much a row loses, never the levels. "
+        f"{opening(tier, found)}Tokens kept, in % of all: asked for; got before the language model; mean over its "
+        f"layers. Below a name: by how much the tokens before it differ from what was asked, beyond {WITHIN:g} per "
+        "frame. FLOPs %: of all tokens, by the papers' formula, at realised counts. Quoted shares (grey italics) "
+        f"{theirs if tier == 'tiny' else 'are printed for benchmarks of their own. '}"
     )
 
 
-def _asked(label: str, group: pd.DataFrame, named: Iterable[str]) -> int:
-    for name in named:
-        if label.startswith(name):
-            return int("".join(c for c in label.removeprefix(name).split("%")[0] if c.isdigit()))
-    return round(100 * group["budget"].iloc[0])
+def _asked(label: str, group: pd.DataFrame, own: str) -> int:
+    """The share that a row is named by, where it is named by one, else the budget before the language model."""
+    named = re.match(own, label)
+    return int(named[1]) if named is not None and named.re.groups else round(100 * group["budget"].iloc[0])
 
 
-def _cells(label: str, asked: int, group: pd.DataFrame, model: str, tier: str, shares: Shares) -> tuple[Text, ...]:
+def _cells(
+    label: str, asked: int, group: pd.DataFrame, model: str, tier: str, shares: Shares, *, bold: bool
+) -> tuple[Text, ...]:
     by = {row["benchmark"]: row for _, row in group.drop_duplicates("benchmark").iterrows()}
     mean = by.get(AVERAGE)
     first = mean if mean is not None else next(iter(by.values()))
-    cells = [Text(label, bold=label.startswith(("MMG-Vid", "HieraVid 3"))), Text(f"{asked}%")]
-    for name in ("kept_pct", "layer_pct", "flops_pct"):
-        known = not math.isnan(first[name])
-        cells.append(Text(f"{first[name]:.1f}", "measured") if known else Text("–", "muted"))
+    remark = first["spent"].remark() if first["spent"] is not None else ""
+    cells = [Text(label, bold=bold, second=remark), Text(f"{asked}%")]
+    cells += [share_text(first, name) for name in ("kept_pct", "layer_pct", "flops_pct")]
     for task in (*tasks(tier).values(), AVERAGE):
         cells.append(score_text(by[task]) if task in by else Text("–", "muted"))
     cells.append(quoted(shares.get((model, label, asked), math.nan)))

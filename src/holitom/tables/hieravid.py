@@ -14,10 +14,9 @@ from holitom.errors import BadUsage
 from holitom.flops import LLMShape
 from holitom.methods.hieravid import SCHEDULES, hieravid
 from holitom.methods.presets import Preset
-from holitom.scores import with_average
 from holitom.tables import TableView, beside
 from holitom.tables.derived import quoted
-from holitom.tables.measured import MODEL_OF, tasks
+from holitom.tables.measured import MODEL_OF
 from holitom.tables.parts import Column, Part, Row, Text, verdict
 
 NAME = "hieravid"
@@ -118,7 +117,8 @@ def schedule_part(layers: int) -> Part:
             numbers.append({"row": preset, "column": column, "value": value, "source": "derived"})
     caption = (
         f"The stages move to the same relative depth of {layers} layers, each to a layer of its own; with fewer layers "
-        "the same shares have another mean, so a row's realised mean over the layers is measured and printed beside it."
+        "the same shares have another mean, so the measured part prints each row's own mean over the layers. Derived "
+        "from the authors' code; nothing in this part was measured."
     )
     title = f"HieraVid's schedules at 28 and at {layers} layers"
     return Part(f"{NAME}_schedules", title, caption, STAGES, tuple(rows), pd.DataFrame(numbers))
@@ -126,17 +126,14 @@ def schedule_part(layers: int) -> Part:
 
 def measured_part(scores: pd.DataFrame, tier: str) -> Part:
     """HieraVid's three presets with either sign of relevance, beside methods at the same share."""
-    found = with_average(scores, tasks(tier).values())
-    shares = printed_shares(tier)
-    made = [row for model in found["model"].unique() for row in beside.rows(found, model, tier, shares, ("HieraVid ",))]
-    caption = beside.caption(tier, found) + (
+    remark = (
         "HieraVid's share is the mean over 28 layers that its name means; other methods' is the share before the "
         "language model, and HoliTom ends below it where merging over time alone goes further. Most attended: the "
         "relevance that the code subtracts, added; counts as coded: each segment's count rounded down. FastV: K = 2 of "
         "28, 20 % kept, not the unknown setting of HieraVid's table."
     )
     title = f"HieraVid at the {tier} tier, beside other methods that were asked for the same share of tokens"
-    return Part(f"{NAME}_measured", title, caption, beside.columns(tier), tuple(made), found)
+    return beside.measured_part(NAME, title, scores, tier, printed_shares, own=r"HieraVid (\d+) %", remark=remark)
 
 
 def printed_shares(tier: str) -> beside.Shares:

@@ -4,13 +4,12 @@ interval."""
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from holitom import paper
-from holitom.budgets import WITHIN
+from holitom.budgets import WITHIN, TokenBudget
 from holitom.figures.style import TIER_STAMPS
 from holitom.scores import AVERAGE, SHARES, with_average
 from holitom.tables.derived import NUMBER, SHORT, frames_of, quoted
@@ -27,7 +26,10 @@ MODEL_NAMES = {
     "video": "tiny model in the manner of LLaVA-Video",
 }
 
-
+QUOTED_APART = (
+    "Quoted (grey italics) and measured scores come from different models and different benchmarks: compare how much a "
+    "row loses, never the levels. "
+)
 _PRINTED = {"Vanilla", "FastV", "PDrop", "DyCoke", "VisionZip", "PruneVid", "FastVID", "HoliTom (w/o M)", "HoliTom"}
 
 
@@ -78,7 +80,8 @@ def further_part(name: str, scores: pd.DataFrame, tier: str) -> Part | None:
     if not rows:
         return None
     title = f"Beside {NUMBER[name[-1]]} at the {tier} tier: rows that it does not print"
-    return Part(f"{name}_further", title, _caption(tier, found), columns(tier, printed=False), tuple(rows), found)
+    caption = _caption(tier, found, printed=False)
+    return Part(f"{name}_further", title, caption, columns(tier, printed=False), tuple(rows), found)
 
 
 def columns(tier: str, *, printed: bool = True) -> tuple[Column, ...]:
@@ -128,9 +131,8 @@ def _cells(
     first = by.get(AVERAGE, mine.iloc[0] if len(mine) else None)
     share = asked if first is None else 100 * first["budget"]
     cells = [Text(label, bold=label == "HoliTom"), Text(f"{round(share, 1):g}%")]
-    for field in ("kept_pct", "newline_pct", "layer_pct"):
-        cells.append(_number(first, field, "{:.1f}"))
-    cells += [_off(first), _number(first, "flops_pct", "{:.1f}")]
+    cells += [share_text(first, name) for name in ("kept_pct", "newline_pct", "layer_pct")]
+    cells += [_off(first), share_text(first, "flops_pct")]
     for column, task in tasks(tier).items():
         if printed is not None and tier != "tiny":
             cells.append(quoted(printed[column]))
@@ -149,16 +151,20 @@ def _cells(
     return tuple(cells)
 
 
+def share_text(score: pd.Series | None, name: str) -> Text:
+    """One of ``scores.SHARES`` of a row; a dash where it is not known."""
+    known = score is not None and not math.isnan(score[name])
+    return Text(f"{score[name]:.1f}", "measured") if known else Text("–", "muted")
+
+
 def _off(score: pd.Series | None) -> Text:
-    text = _number(score, "off_per_frame", "{:+.2f}")
-    if text.kind == "measured" and abs(score["off_per_frame"]) < 0.005:
+    """Tokens per frame beyond the asked ones, red where the budget was not met."""
+    spent: TokenBudget | None = None if score is None else score["spent"]
+    if spent is None:
+        return Text("–", "muted")
+    if abs(spent.off_per_frame) < 0.005:
         return Text("0", "muted")
-    return replace(text, kind="bad") if text.kind == "measured" and abs(score["off_per_frame"]) > WITHIN else text
-
-
-def _number(score: pd.Series | None, field: str, form: str) -> Text:
-    known = score is not None and not math.isnan(score[field])
-    return Text(form.format(score[field]).replace("-", "−"), "measured") if known else Text("–", "muted")
+    return Text(f"{spent.off_per_frame:+.2f}".replace("-", "−"), "measured" if spent.met else "bad")
 
 
 def retained(score: pd.Series) -> float:
@@ -196,23 +202,29 @@ def _frames(found: pd.DataFrame, model: str) -> int:
     return int(found[found["model"] == model]["frames"].max())
 
 
-def _caption(tier: str, found: pd.DataFrame) -> str:
+def opening(tier: str, found: pd.DataFrame) -> str:
+    """How a caption of measured rows begins: the tier, what a score is, and the number of questions behind it."""
     counts = sorted(found[found["benchmark"] != AVERAGE]["n"].unique())
     n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}" if counts else "0"
-    level = (
-        "Quoted (grey italics) and measured scores come from different models and different benchmarks: compare how "
-        "much a row loses, never the levels. "
-    )
     stamp = TIER_STAMPS[tier][0].upper() + TIER_STAMPS[tier][1:]
-    level = level if tier == "tiny" else ""
+    stands = "MVB, Ego, LVB, VMME: the paper's benchmark that each tiny one stands for. " if tier == "tiny" else ""
     return (
-        f"{stamp}. {level}Measured: accuracy in %, ± half of the 95 % interval clustered by "
-        f"video, n = {n} questions per benchmark; in the second line (in brackets in text) the difference to all "
-        "tokens on the same questions, * where its 95 % interval leaves out 0. Tokens kept, in % of all: asked for and "
-        "got before the language model; with newline tokens on both sides (+newl.); averaged over its layers (layers), "
-        "which is where FastV, PDrop, the second stages and HoliTom's merging save. off/frame: visual tokens per "
-        f"frame kept beyond what was asked, red beyond {WITHIN:g}. FLOPs %: of all tokens, by the papers' formula, at "
-        "realised counts."
+        f"{stamp}. Measured: accuracy in %, ± half of the 95 % interval clustered by video, n = {n} questions per "
+        "benchmark; in the second line (in brackets in text) the difference to all tokens on the same questions, * "
+        f"where its 95 % interval leaves out 0. {stands}"
+    )
+
+
+def _caption(tier: str, found: pd.DataFrame, *, printed: bool = True) -> str:
+    """printed: whether numbers of the paper stand in the table."""
+    quoted_ones = ""
+    if printed:
+        quoted_ones = "Grey italics are quoted from the paper. " if tier != "tiny" else QUOTED_APART
+    return (
+        f"{opening(tier, found)}{quoted_ones}Tokens kept, in % of all: asked for and got before the language model; "
+        "with newline tokens on both sides (+newl.); averaged over its layers (layers), which is where stages inside "
+        f"it save. off/frame: visual tokens per frame kept beyond what was asked, red beyond {WITHIN:g}. FLOPs %: of "
+        "all tokens, by the papers' formula, at realised counts."
     )
 
 

@@ -14,10 +14,9 @@ from holitom import paper
 from holitom.claims.judging import judge_value
 from holitom.claims.mmg_vid import NAME, SCORES, Block, blocks, derived_flops, share_of_means
 from holitom.methods.mmg_vid import MMGVid
-from holitom.scores import with_average
 from holitom.tables import TableView, beside
 from holitom.tables.derived import quoted
-from holitom.tables.measured import MODEL_OF, tasks
+from holitom.tables.measured import MODEL_OF
 from holitom.tables.parts import Column, Part, Row, Text, verdict
 
 COLUMNS = (
@@ -66,15 +65,13 @@ def derived_part() -> Part:
 
 def measured_part(scores: pd.DataFrame, tier: str) -> Part:
     """The reconstruction with either sign of its gain, beside the other methods."""
-    found = with_average(scores, tasks(tier).values())
-    made = [row for model in found["model"].unique() for row in beside.rows(found, model, tier, printed_shares(tier))]
-    caption = beside.caption(tier, found) + (
+    remark = (
         "MMG-Vid is a reconstruction, never a reproduction; opposite gain: the contrary reading of its equation 6. It "
         "keeps exactly round(share x tokens); HoliTom rounds up in every frame, and ends below the share where merging "
         "over time alone goes further."
     )
     title = f"MMG-Vid (reconstruction) at the {tier} tier, beside other methods at the same budgets"
-    return Part(f"{NAME}_measured", title, caption, beside.columns(tier), tuple(made), found)
+    return beside.measured_part(NAME, title, scores, tier, printed_shares, own="MMG-Vid", remark=remark)
 
 
 def printed_shares(tier: str) -> beside.Shares:
