@@ -49,7 +49,9 @@ def reduce_tokens(
     when the block ends, also after an exception. A cache filled inside the block can only be continued inside such a
     block. Raises UnsupportedModel (unknown family, training mode, compiled model, static or offloaded cache, chunked
     prefill, assisted decoding, sliding-window layers for stages inside the decoder) and BadUsage (budget, layers,
-    labels, inputs).
+    labels, inputs). On a GPU, what a stage inside the decoder refuses (values that are not finite, ids that it must not
+    drop) is raised at the next call, when ``run.stats`` is read, or at the end of the block: looking earlier would make
+    the host wait for the device. On a CPU it is raised at once.
     """
     chosen = reduction or Reduction("custom", outer, budget, tuple(_as_sequence(inner)), decode)
     if reduction is not None and (outer is not None or budget != 1.0 or inner or decode is not None):
@@ -62,6 +64,7 @@ def reduce_tokens(
     try:
         run.install()
         yield run
+        run.settle()
     finally:
         run.remove()
 

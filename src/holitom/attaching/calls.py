@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from holitom.attaching.groups import Groups
+from holitom.attaching.kinds import Kinds
 from holitom.attaching.views import PromptState
 
 
@@ -16,7 +17,7 @@ from holitom.attaching.views import PromptState
 class Call:
     """Prefill of a reduced prompt, or a later call on the cache that holds it.
 
-    kinds: in prefill, what every token that is still there is, per sample without padding (CPU); initial: the same
+    kinds: in prefill, what every token that is still there is, per sample without padding; initial: the same
     before the first layer; kinds_per_layer: the same as it entered every layer so far; groups: the outer stage's, for
     the tokens of kinds. Later calls: positions [B, q] of this call's tokens in the language model's numbering, ``new``
     columns behind the prompt (this call's included), new_mask [B, new] where some of them are padding, unread: per
@@ -25,9 +26,9 @@ class Call:
 
     state: PromptState
     prefill: bool
-    kinds: list[Tensor] = field(default_factory=list)
-    initial: list[Tensor] = field(default_factory=list)
-    kinds_per_layer: list[list[Tensor]] = field(default_factory=list)
+    kinds: list[Kinds] = field(default_factory=list)
+    initial: list[Kinds] = field(default_factory=list)
+    kinds_per_layer: list[list[Kinds]] = field(default_factory=list)
     groups: list[Groups | None] = field(default_factory=list)
     scores: dict[int, list[Tensor | None]] = field(default_factory=dict)
     positions: Tensor | None = None

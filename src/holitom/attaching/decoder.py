@@ -21,6 +21,7 @@ from holitom.attaching.stages import prune_past, reduce_samples, score_samples
 from holitom.attaching.stats import RunStats
 from holitom.attaching.views import View, pad_left, remember, select_slots
 from holitom.models import Adapter
+from holitom.ops.transfer import postponing
 from holitom.types import Decode, Inner
 
 Embeddings = tuple[Tensor, Tensor]
@@ -96,7 +97,8 @@ class DecoderHooks:
             normed = layer.input_layernorm(hidden.to(layer.input_layernorm.weight.device))
             call.scores[index] = score_samples(call, stage, before, layer.self_attn, normed, rotary)
         entering = sum(map(len, call.kinds))
-        hidden, view = reduce_samples(call, stage, before, hidden, call.scores.pop(index))
+        with postponing(self.stats.later):
+            hidden, view = reduce_samples(call, stage, before, hidden, call.scores.pop(index))
         self.stats.removed[f"inner@{index}"] += entering - sum(map(len, call.kinds))
         state.views[index:] = [view] * (len(state.views) - index)
         if stage.prune_past and cache is not None:
@@ -131,7 +133,7 @@ class DecoderHooks:
         if hidden.shape[1] > 1:
             return
         unread, kept_rows = [], []
-        newest = torch.zeros(1, dtype=torch.long)
+        newest = torch.zeros(1, dtype=torch.long, device=hidden.device)
         for b, visual in enumerate(call.state.visual):
             mine, pad = view.real(view.ids, b), view.pads[b]
             slots = torch.isin(mine, visual.to(mine.device)).nonzero().flatten()

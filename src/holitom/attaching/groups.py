@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Groups:
-    """Group and gain of tokens in a row (CPU): group [n], -1 where a token belongs to none; gain [n] what its group is
+    """Group and gain of tokens in a row: group [n], -1 where a token belongs to none; gain [n] what its group is
     worth (None: no gains)."""
 
     group: Tensor
@@ -32,8 +32,10 @@ class Groups:
 NO_GROUPS: dict[str, Tensor | None] = {"group": None, "gain": None}
 
 
-def groups_of(length: int, placed: Sequence[tuple[int, Groups | None, int]]) -> Groups | None:
-    """Groups of a prompt of ``length`` tokens, without padding; None if none of its videos has any.
+def groups_of(
+    length: int, placed: Sequence[tuple[int, Groups | None, int]], device: torch.device | str = "cpu"
+) -> Groups | None:
+    """Groups of a prompt of ``length`` tokens, without padding, on ``device``; None if none of its videos has any.
 
     placed: per video, where it begins in the prompt, its groups, and how many rows it has. Videos do not share groups:
     numbers are moved up behind those of the video before, and the first video keeps its own. A video without groups,
@@ -41,14 +43,16 @@ def groups_of(length: int, placed: Sequence[tuple[int, Groups | None, int]]) -> 
     """
     if all(groups is None for _, groups, _ in placed):
         return None
-    group = torch.full((length,), -1)
-    gain = torch.zeros(length) if any(g is not None and g.gain is not None for _, g, _ in placed) else None
-    following = 0
+    group = torch.full((length,), -1, device=device)
+    gain = (
+        torch.zeros(length, device=device) if any(g is not None and g.gain is not None for _, g, _ in placed) else None
+    )
+    following = torch.zeros((), dtype=torch.long, device=device)
     for start, groups, rows in placed:
-        own = torch.zeros(rows, dtype=torch.long) if groups is None else groups.group
-        own = own + max(0, following - int(own.min()))
+        own = torch.zeros(rows, dtype=torch.long, device=device) if groups is None else groups.group.to(device)
+        own = own + (following - own.min()).clamp_min(0)
         group[start : start + rows] = own
-        following = int(own.max()) + 1
+        following = own.max() + 1
         if gain is not None and groups is not None and groups.gain is not None:
-            gain[start : start + rows] = groups.gain.float()
+            gain[start : start + rows] = groups.gain.to(device).float()
     return Groups(group, gain)

@@ -86,12 +86,12 @@ class LlavaRun(Run):
                     fix="give videos alone, and modalities=['video'] * number of videos",
                 )
             encoded = self._adapter.encode(images, self._requires)
-        if not (ids == self._adapter.video_token_id).any():
+        rewritten = {"input_ids": ids, "attention_mask": given.get("attention_mask")}
+        prefill = begin_prefill(rewritten, encoded, self._adapter, self.reduction, self.stats)
+        if prefill is None:
             raise BadUsage(
                 "a video is given, and no prompt has a place for it", fix="put the image token in the prompt"
             )
-        rewritten = {"input_ids": ids, "attention_mask": given.get("attention_mask")}
-        prefill = begin_prefill(rewritten, encoded, self._adapter, self.reduction, self.stats)
         embeds = self._embedded(rewritten["input_ids"], rewritten["mm_encoder_outputs"]["video"].pooler_output[0])
         limit = getattr(self._adapter.config, "tokenizer_model_max_length", None)
         if limit is not None and embeds.shape[1] > limit:
@@ -114,6 +114,7 @@ class LlavaRun(Run):
         check_not_training(core)
         kwargs = named(core.forward, args) | kwargs
         self._decoder.call = self._prefill = None
+        self.settle()
         cache, embeds = kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
         if cache is not None and cache.get_seq_length() > 0:
             state = recall(cache)
@@ -158,7 +159,7 @@ def _repeated(prefill: Prefill, times: int) -> Prefill:
         caller_shift=rows(old.caller_shift),
         next_position=rows(old.next_position),
         base=base,
-        visual=each(old.visual),
+        kinds=each(old.kinds),
         views=[base] * len(old.views),
     )
     again = Call(state, prefill=True, kinds=each(call.kinds), initial=each(call.initial), groups=each(call.groups))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from holitom.attaching.calls import Call
-from holitom.attaching.prompt import NEWLINE, VISUAL, Insert, SplicedPrompt, insert_of, splice, video_runs
+from holitom.attaching.kinds import Kinds, video_runs
+from holitom.attaching.prompt import GivenPrompt, Insert, SplicedPrompt, insert_of, splice
 from holitom.attaching.stats import RunStats, SampleStats
 from holitom.errors import BadUsage
 from holitom.flops import LLMShape
 from holitom.layout import arrange
 from holitom.models import Adapter
 from holitom.models.encoding import EncodedVideos, clock
+from holitom.ops.transfer import riding, to_device
 from holitom.types import Reduction, TokenSet, VideoFeatures
 
 
@@ -36,35 +38,45 @@ class Prefill:
         for i, sample in enumerate(self.samples):
             b = i * self.beams
             layers = [kinds[b] for kinds in self.call.kinds_per_layer]
-            sample.per_layer = tuple(_count(kind, VISUAL) for kind in layers)
-            sample.newlines_per_layer = tuple(_count(kind, NEWLINE) for kind in layers)
-            sample.prompt_per_layer = tuple(len(kind) for kind in layers)
+            stats.later.add(*_counted(sample, layers))
+            sample.prompt_per_layer = tuple(map(len, layers))
             sample.cached_per_layer = tuple(view.length - view.pads[b] for view in views)
             sample.seconds["prefill"] = seconds
-        stats.samples += [sample for sample in self.samples if sample.videos]
+        stats.add(sample for sample in self.samples if sample.videos)
 
 
 def begin_prefill(
     kwargs: dict[str, Any], encoded: EncodedVideos, adapter: Adapter, reduction: Reduction, stats: RunStats
-) -> Prefill:
-    """Reduce the videos of a batch and rewrite the core's arguments in ``kwargs`` for the shorter prompts.
+) -> Prefill | None:
+    """Reduce the videos of a batch and rewrite the core's arguments in ``kwargs`` for the shorter prompts; None, and
+    nothing is rewritten, if no prompt has a place for a video.
 
-    With beams or several returned sequences, rows are already repeated; every video is reduced once all the same.
+    With beams or several returned sequences, rows are already repeated; every video is reduced once all the same. The
+    prompts reach the host in the copy that the outer stage makes.
     """
-    ids, videos = kwargs["input_ids"], encoded.videos
-    runs = [video_runs(row, adapter.video_token_id) for row in ids.cpu()]
+    videos, device = encoded.videos, kwargs["input_ids"].device
+    on_grid = adapter.grid_positions(kwargs)
+    names = ("input_ids", "attention_mask", *(("position_ids",) if on_grid is None else ()))
+    present = [name for name in names if kwargs.get(name) is not None]
+    started = clock(device)
+    with riding(*(kwargs[name] for name in present)) as ride:
+        inserts = [_reduced(video, adapter, reduction) for video in videos]
+        arrived = dict(zip(present, ride.arrived(), strict=True))
+    given = GivenPrompt(*(arrived.get(name) for name in ("input_ids", "attention_mask", "position_ids")))
+    ids = given.ids
+    runs = [video_runs(row, adapter.video_token_id) for row in ids]
     total = sum(map(len, runs))
+    if not total:
+        return None
     beams = total // len(videos)
     if total != beams * len(videos) or len(ids) % beams or not _repeated(ids, beams):
         raise BadUsage(
             f"{len(videos)} videos, but {total} runs of video placeholders in {len(ids)} prompts",
             fix="give one unbroken run of placeholders per video, with text between two videos",
         )
-    started = clock(ids.device)
-    inserts = [_reduced(video, adapter, reduction) for video in videos]
     if reduction.outer is not None:
         stats.calls["outer"] += 1
-        entering = sum(_count(insert.kind, VISUAL) for insert in inserts)
+        entering = sum(insert.tokens for insert in inserts)
         stats.removed["outer"] += sum(video.frames * video.cells for video in videos) - entering
     per_row: list[list[Insert]] = []
     per_prompt: list[list[VideoFeatures]] = []
@@ -78,15 +90,13 @@ def begin_prefill(
         raise BadUsage(
             "the videos do not match the prompts' placeholders", fix="give the videos in the order of the prompts"
         )
-    on_grid = adapter.grid_positions(kwargs)
     if on_grid is not None:
         _check_placeholders(runs, per_row)
     positions = reduction.outer.positions if reduction.outer is not None else "contiguous"
     prompt = splice(
-        ids,
-        kwargs.get("attention_mask"),
-        kwargs.get("position_ids") if on_grid is None else None,
+        given,
         per_row,
+        device=device,
         video_token_id=adapter.video_token_id,
         pad_id=adapter.text.config.pad_token_id or 0,
         positions=positions if on_grid is None else "original",
@@ -102,21 +112,21 @@ def begin_prefill(
             "video": EncodedVideos(pooler_output=adapter.packed(prompt.features[0])),
         },
     }
-    now = clock(ids.device)
+    now = clock(device)
     seconds = {**(encoded.seconds or {}), "outer": now - started}
     samples = [
         _describe(per_prompt[i], per_row[i * beams], prompt, i * beams, reduction.budget, adapter, dict(seconds))
         for i in range(len(per_prompt))
     ]
     call = Call(prompt.state, prefill=True, kinds=prompt.kinds, initial=prompt.kinds, groups=prompt.groups)
-    return Prefill(call, samples, beams, now, ids.device)
+    return Prefill(call, samples, beams, now, device)
 
 
 def keep_on_grid(prompt: SplicedPrompt, positions: Tensor) -> Tensor:
     """Positions [1 + axes, B, S'] of a reduced prompt whose tokens keep their places in time, rows and columns:
     columns of ``positions`` [axes, B, S], behind a row that counts the tokens. Tells the prompt's state."""
     base, state = prompt.state.base, prompt.state
-    pads = torch.tensor([state.given - before for before in prompt.before], device=positions.device)
+    pads = to_device(torch.tensor([state.given - before for before in prompt.before]), like=positions)[0]
     columns = (base.positions.to(positions.device) + pads[:, None]).expand(len(positions), -1, -1)
     kept = positions.gather(2, columns)
     state.on_grid = True
@@ -156,7 +166,7 @@ def _reduced(video: VideoFeatures, adapter: Adapter, reduction: Reduction) -> In
     if not len(kept):
         raise BadUsage(f"budget {reduction.budget} leaves no token of {video.frames} frames", fix="raise the budget")
     placed = arrange(kept, video.grid, adapter.newline, adapter.newline_order)
-    return insert_of(placed, frames=video.frames, grid=video.grid, order=adapter.newline_order)
+    return insert_of(placed, len(kept), frames=video.frames, grid=video.grid, order=adapter.newline_order)
 
 
 def whole(video: VideoFeatures) -> TokenSet:
@@ -174,23 +184,32 @@ def _describe(
     adapter: Adapter,
     seconds: dict[str, float],
 ) -> SampleStats:
-    kind = prompt.kinds[row]
+    kinds, frames = prompt.kinds[row], sum(video.frames for video in videos)
     full = sum(video.frames * video.cells for video in videos)
     return SampleStats(
         videos=len(videos),
-        frames=sum(video.frames for video in videos),
-        cells=videos[0].cells if videos else 0,
+        frames=frames,
+        cells=full / frames if len({video.cells for video in videos}) > 1 else videos[0].cells if videos else 0,
         budget=budget,
         requested=sum(round(budget * (video.frames * video.cells)) for video in videos),
-        kept=_count(kind, VISUAL),
-        newlines=_count(kind, NEWLINE),
+        kept=int(kinds.visual),
+        newlines=int(kinds.newlines),
         full_newlines=sum(insert.full_length for insert in inserts) - full,
         prompt_before=prompt.before[row],
-        prompt_after=len(kind),
+        prompt_after=len(kinds),
         shape=LLMShape.from_config(adapter.text.config),
         seconds=seconds,
     )
 
 
-def _count(kind: Tensor, which: int) -> int:
-    return int((kind == which).sum())
+def _counted(sample: SampleStats, layers: Sequence[Kinds]) -> tuple[list[Tensor], Callable[..., None]]:
+    """Fills in the visual tokens and newlines that entered each layer: the counts that only the device knows, and what
+    is to be done when they are read."""
+    counts = [count for kinds in layers for count in (kinds.visual, kinds.newlines)]
+
+    def fill(*found: Tensor) -> None:
+        read = iter(found)
+        known = [int(next(read)) if isinstance(count, Tensor) else count for count in counts]
+        sample.per_layer, sample.newlines_per_layer = tuple(known[::2]), tuple(known[1::2])
+
+    return [count for count in counts if isinstance(count, Tensor)], fill

@@ -72,6 +72,12 @@ class Run:
             self._undo.append(model.register_forward_pre_hook(refuse_labels, with_kwargs=True).remove)
             self._override(model, "generate", self._generate)
 
+    def settle(self) -> None:
+        """Read what the stages' checks have found on the device since the last time; BadUsage where it must not be.
+
+        Called before every forward and at the end of the block: then the tokens have reached the host anyway."""
+        self.stats.later.settle()
+
     def remove(self) -> None:
         while self._undo:
             self._undo.pop()()
@@ -112,23 +118,33 @@ class Run:
         check_not_training(core)
         kwargs = named(core.forward, args) | kwargs
         self._decoder.call = self._prefill = None
+        self.settle()
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
             self._continue(kwargs)
             return (), kwargs
         forget(cache)
-        if self._has_video(kwargs.get("input_ids")):
+        if self._brings_video(kwargs):
             inside = bool(self._decoder.stages) or self._decoder.decode is not None
             check_cache(cache, needs_plain_layers=inside)
-            encoded = self._encoded(core, kwargs)
+            provided, encoded = self._provided, self._encoded(core, kwargs)
             self._prefill = begin_prefill(kwargs, encoded, self._adapter, self.reduction, self.stats)
+            if self._prefill is None:
+                if encoded is not provided:
+                    raise BadUsage(
+                        "a video is given, and no prompt has a place for it", fix="put video placeholders in the prompt"
+                    )
+                self._provided = provided  # for the next prompt
+                return (), kwargs
             self._decoder.call = self._prefill.call
-            if not takes_encoded_videos(core):
+            if self._embeds_itself(core, kwargs):
                 as_embeddings(core, kwargs, self._adapter.video_token_id)
         return (), kwargs
 
     def _after_core(self, core: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        if self._prefill is not None and output is not None:
+        if output is None:  # the call has failed
+            self.stats.later.drop()
+        elif self._prefill is not None:
             self._prefill.finish(self.stats)
         self._decoder.call = self._prefill = None
 
@@ -148,6 +164,23 @@ class Run:
                 "a video is given on top of a cache that already holds a conversation",
                 fix="leave pixels and placeholders out of a further turn; for a new video prefill everything again",
             )
+
+    def _brings_video(self, kwargs: dict[str, Any]) -> bool:
+        """Whether this prefill has a video: one came with it, or there is a place for one. Looks at the ids only in the
+        second case, because they may be on a device."""
+        ids = kwargs.get("input_ids")
+        if ids is None or ids.shape[1] <= 1:
+            return False
+        given = (kwargs.get("mm_encoder_outputs") or {}).get("video"), kwargs.get("pixel_values_videos")
+        return any(value is not None for value in (*given, self._provided)) or self._has_video(ids)
+
+    def _embeds_itself(self, core: nn.Module, kwargs: dict[str, Any]) -> bool:
+        """Whether the prompt goes to the core as embeddings: where the core takes no encoded videos, and where it would
+        make the same of them but count placeholders on the host first."""
+        if not takes_encoded_videos(core):
+            return True
+        image = kwargs["mm_encoder_outputs"].get("image"), kwargs.get("pixel_values")
+        return getattr(self._adapter, "embeds_videos", False) and all(value is None for value in image)
 
     def _has_video(self, ids: Tensor | None) -> bool:
         return ids is not None and ids.shape[1] > 1 and bool((ids == self._adapter.video_token_id).any())

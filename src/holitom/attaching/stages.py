@@ -9,18 +9,13 @@ from torch import Tensor, nn
 
 from holitom.attaching.calls import Call
 from holitom.attaching.groups import NO_GROUPS
+from holitom.attaching.kinds import Kinds
 from holitom.attaching.library import held, set_held
-from holitom.attaching.prompt import TEXT, VISUAL
 from holitom.attaching.scores import attention_rows
 from holitom.attaching.views import PromptState, View, pad_left, select_slots
 from holitom.errors import BadUsage
+from holitom.ops.transfer import refuse_if
 from holitom.types import Inner
-
-
-def candidates(stage: Inner, kind: Tensor) -> Tensor:
-    """Ids of the tokens that the stage may drop: visual ones, and newlines where it counts them as such."""
-    chosen = kind != TEXT if stage.include_newlines else kind == VISUAL
-    return chosen.nonzero().flatten()
 
 
 def score_samples(
@@ -35,18 +30,18 @@ def score_samples(
     """The stage's score of every sample, without padding: [S] for query "last" (mean over heads), [heads, rows, S] for
     "text"; None where there is no video. hidden [B, S, D]: what enters ``attention``; keys [B, kv, S, width]."""
     scores: list[Tensor | None] = []
-    for b, kind in enumerate(call.kinds):
-        if not len(candidates(stage, kind)):
+    for b, kinds in enumerate(call.kinds):
+        if not kinds.candidates(stage):
             scores.append(None)
             continue
-        first = len(kind) - 1
+        first = len(kinds) - 1
         if stage.query == "text":
-            first = min(first, int((kind != TEXT).nonzero().max()) + 1)
+            first = min(first, kinds.behind_video())
         rows = attention_rows(
             attention,
             view.real(hidden, b),
             *(view.real(part, b) for part in embeddings),
-            torch.arange(first, len(kind)),
+            torch.arange(first, len(kinds), device=hidden.device),
             keys=None if keys is None else keys[b, :, view.pads[b] :],
             causal=stage.causal,
         ).to(hidden.device)
@@ -59,20 +54,20 @@ def reduce_samples(
 ) -> tuple[Tensor, View]:
     """hidden [B, S, D] with the layout ``before`` -> the states that remain [B, S', D] and their layout; updates
     ``call.kinds`` and ``call.groups``."""
-    rows, ids, positions, kinds, groups = [], [], [], [], []
+    rows, ids, positions, left, groups = [], [], [], [], []
     reads_groups = getattr(stage, "reads_groups", False)
     renumbers = stage.positions == "contiguous" and not call.state.on_grid
-    for b, kind in enumerate(call.kinds):
-        states, number, kept = before.real(hidden, b), before.real(before.positions, b), torch.arange(len(kind))
-        visual = candidates(stage, kind)
-        if len(visual):
-            n0 = len(candidates(stage, call.initial[b]))
-            given = {}
+    for b, kinds in enumerate(call.kinds):
+        states, number = before.real(hidden, b), before.real(before.positions, b)
+        kept, after = torch.arange(len(kinds), device=kinds.kind.device), kinds
+        if kinds.candidates(stage):
+            visual, n0, given = kinds.candidate_ids(stage), call.initial[b].candidates(stage), {}
             if reads_groups:
                 mine = call.groups[b]
                 given = NO_GROUPS if mine is None else mine.at(visual).arguments(hidden.device)
             keep, states = stage(states, scores[b], visual.to(hidden.device), n0, **given)
-            kept = _checked(stage, keep, states, kind)
+            kept = _checked(stage, keep, states, kinds)
+            after = kinds.after(stage, kept)
         place = kept.to(number.device)
         number = number[place]
         if renumbers:
@@ -80,12 +75,12 @@ def reduce_samples(
         rows.append(states.to(hidden.dtype))
         ids.append(before.real(before.ids, b)[place])
         positions.append(number)
-        kinds.append(kind[kept])
+        left.append(after)
         groups.append(None if call.groups[b] is None else call.groups[b].at(kept))
     shift = before.shift
     if renumbers:
         shift = call.state.next_position - 1 - torch.stack([p[-1] for p in positions])
-    call.kinds, call.groups = kinds, groups
+    call.kinds, call.groups = left, groups
     return pad_left(rows, 0), View.of(ids, positions, shift)
 
 
@@ -100,17 +95,21 @@ def prune_past(state: PromptState, layer: int, kept: View, cache: Any) -> None:
         set_held(cache, earlier, *(select_slots(t, slots, 2).contiguous() for t in held(cache, earlier)))
 
 
-def _checked(stage: Inner, keep: Tensor, states: Tensor, kind: Tensor) -> Tensor:
-    keep, name = keep.cpu(), type(stage).__name__
-    ascending = len(keep) > 0 and int(keep[0]) >= 0 and bool((keep.diff() > 0).all()) and int(keep[-1]) < len(kind)
-    if not ascending or len(states) != len(keep):
-        raise BadUsage(
-            f"{name} returned {len(keep)} ids and {len(states)} states for {len(kind)} tokens",
-            fix="return strictly ascending ids into the sequence, and one state for each",
-        )
-    lost = torch.ones(len(kind), dtype=torch.bool)
-    lost[candidates(stage, kind)] = False
-    lost[keep] = False
-    if lost.any():
-        raise BadUsage(f"{name} dropped {int(lost.sum())} tokens that are not visual", fix="keep every other token")
-    return keep
+def _checked(stage: Inner, keep: Tensor, states: Tensor, kinds: Kinds) -> Tensor:
+    """The ids that a stage has kept, on the prompt's device. BadUsage for ids that are not ascending, are out of range
+    or lack a token that is not visual: at once on a CPU, elsewhere when the run's flags are read."""
+    keep, total, name = keep.to(kinds.kind.device), len(kinds), type(stage).__name__
+    unlike = BadUsage(
+        f"{name} returned {len(keep)} ids and {len(states)} states for {total} tokens",
+        fix="return strictly ascending ids into the sequence, and one state for each",
+    )
+    if not len(keep) or len(states) != len(keep):
+        raise unlike
+    inside = keep.clamp(0, total - 1)  # what is refused later must not fail as an index first
+    refuse_if((inside != keep).any() | (keep.diff() <= 0).any(), lambda: unlike)
+    lost = kinds.lost(stage, inside)
+    refuse_if(
+        lost > 0,
+        lambda: BadUsage(f"{name} dropped {int(lost)} tokens that are not visual", fix="keep every other token"),
+    )
+    return inside

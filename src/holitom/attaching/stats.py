@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -12,6 +12,7 @@ from holitom.budgets import TokenBudget
 from holitom.errors import CannotRun
 from holitom.flops import LLMShape
 from holitom.moments import Seconds
+from holitom.ops.transfer import Later
 from holitom.types import Reduction
 
 
@@ -19,8 +20,9 @@ from holitom.types import Reduction
 class SampleStats:
     """One prompt of one prefill (beams of a prompt count once).
 
-    frames, cells: of its videos (frames summed); budget: the share that was asked for; requested: round(budget * frames
-    * cells) visual tokens; kept: visual tokens that entered the language model; newlines: newline tokens beside them;
+    frames, cells: of its videos (frames summed; cells of a frame, in the mean over the frames where the videos' grids
+    differ); budget: the share that was asked for; requested: round(budget * frames * cells) visual tokens, rounded for
+    each video; kept: visual tokens that entered the language model; newlines: newline tokens beside them;
     full_newlines: those of the unreduced videos; prompt_before, prompt_after: prompt tokens without padding, as the
     caller gave them and after the outer stage; per_layer, newlines_per_layer: visual and newline tokens entering each
     layer; prompt_per_layer: all prompt tokens entering each layer; cached_per_layer: prompt tokens in each layer's
@@ -29,7 +31,7 @@ class SampleStats:
 
     videos: int
     frames: int
-    cells: int
+    cells: int | float
     budget: float | int
     requested: int
     kept: int
@@ -48,9 +50,14 @@ class SampleStats:
         self.seconds = Seconds(self.seconds)
 
     @property
+    def full(self) -> int:
+        """Visual tokens of the unreduced videos."""
+        return round(self.frames * self.cells)
+
+    @property
     def realised(self) -> float:
-        """Share of the video's tokens that entered the language model, newlines left out."""
-        return self.kept / (self.frames * self.cells)
+        """Share of all videos' tokens that entered the language model, newlines left out."""
+        return self.kept / self.full
 
     @property
     def off_per_frame(self) -> float:
@@ -87,7 +94,7 @@ def token_budget(samples: Sequence[SampleStats]) -> TokenBudget:
     return TokenBudget(
         asked_share=fmean(s.budget for s in samples),
         asked_tokens=fmean(s.requested for s in samples),
-        full_tokens=fmean(s.frames * s.cells for s in samples),
+        full_tokens=fmean(s.full for s in samples),
         full_newlines=fmean(s.full_newlines for s in samples),
         kept_tokens=fmean(s.kept for s in samples),
         kept_newlines=fmean(s.newlines for s in samples),
@@ -103,13 +110,15 @@ def token_budget(samples: Sequence[SampleStats]) -> TokenBudget:
 class RunStats:
     """Everything since the ``with`` block began. ``stages``: the stages that were asked for; ``identities``: those of
     them whose parameters ask for nothing; ``calls``: how often each ran; ``removed``: how many tokens each took away
-    (for a decode stage: left unread), summed over everything."""
+    (for a decode stage: left unread), summed over everything; ``samples``: one per prompt; ``later``: counts and checks
+    that the device knows and nobody has read yet."""
 
     stages: tuple[str, ...] = ()
     identities: frozenset[str] = frozenset()
-    samples: list[SampleStats] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
     removed: Counter[str] = field(default_factory=Counter)
+    later: Later = field(default_factory=Later, repr=False, compare=False)
+    _samples: list[SampleStats] = field(default_factory=list)
 
     @classmethod
     def of(cls, reduction: Reduction) -> RunStats:
@@ -121,6 +130,20 @@ class RunStats:
         if reduction.outer is None:
             return cls(tuple(named), frozenset(nothing))
         return cls(("outer", *named), frozenset(nothing | ({"outer"} if reduction.budget == 1 else set())))
+
+    @property
+    def samples(self) -> list[SampleStats]:
+        """One per prompt of every prefill so far. BadUsage if a stage met values or gave ids that it must not."""
+        self.later.settle()
+        return self._samples
+
+    @samples.setter
+    def samples(self, samples: list[SampleStats]) -> None:
+        self._samples = samples
+
+    def add(self, samples: Iterable[SampleStats]) -> None:
+        """Note further samples, of which counts may still be on the device."""
+        self._samples += samples
 
     @property
     def last(self) -> SampleStats:

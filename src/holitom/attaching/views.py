@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+from holitom.attaching.kinds import Kinds
+from holitom.ops.selection import mask_ids
 
 _ON_CACHE = "_holitom_prompt"
 
@@ -73,7 +77,7 @@ class View:
         rows, positions = [], []
         for b in range(len(self.pads)):
             mine, theirs = self.real(self.ids, b), kept.real(kept.ids, b)
-            stay = torch.isin(mine, theirs.to(mine.device))
+            stay = mask_ids(torch.isin(mine, theirs.to(mine.device)), len(theirs))
             rows.append(mine[stay])
             positions.append(self.real(self.positions, b)[stay])
         return View.of(rows, positions, self.shift)
@@ -93,17 +97,22 @@ class PromptState:
 
     given: columns of the prompt as the caller gave it; caller_shift [B]: the caller's position numbers minus the
     language model's at the end of the prompt; next_position [B]: the language model's position of the first token after
-    the prompt; visual: per sample, the ids of visual tokens; views: one per decoder layer; on_grid: positions are
-    places in time, rows and columns, which no stage renumbers.
+    the prompt; kinds: what its tokens are, per sample; views: one per decoder layer; on_grid: positions are places in
+    time, rows and columns, which no stage renumbers.
     """
 
     given: int
     caller_shift: Tensor
     next_position: Tensor
     base: View
-    visual: list[Tensor]
+    kinds: list[Kinds]
     views: list[View] = field(default_factory=list)
     on_grid: bool = False
+
+    @cached_property
+    def visual(self) -> list[Tensor]:
+        """Per sample, the ids of visual tokens."""
+        return [kinds.visual_ids for kinds in self.kinds]
 
     @property
     def samples(self) -> int:

@@ -29,6 +29,7 @@ HOW_PRETEND = "CPU stand-in: crossings between a pretended device and the host"
 HOW_CUDA = "torch.cuda.set_sync_debug_mode: calls that made the host wait"
 _SIZED = {"aten::nonzero", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive", "aten::masked_select"}
 _PACKAGE, _HERE = str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)
+_CARRIERS = (_HERE, str(Path(_PACKAGE, "ops", "transfer.py")))  # they carry out what others ask for
 
 
 class Crossings:
@@ -213,7 +214,7 @@ def _caller() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         path = frame.f_code.co_filename
-        if path.startswith(_PACKAGE) and not path.startswith(_HERE):
+        if path.startswith(_PACKAGE) and not path.startswith(_CARRIERS):
             return f"{Path(path).relative_to(_PACKAGE).as_posix()}, {frame.f_code.co_name}"
         frame = frame.f_back
     return "the model's own code"

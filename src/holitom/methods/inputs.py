@@ -35,7 +35,8 @@ def refuse_non_finite(fields: Mapping[str, Tensor], rider: Tensor | None = None)
     """Raise BadUsage naming the first field [T, ...] with a NaN or an infinity, and the first frame where.
 
     One copy to the host; ``rider``, wanted there anyway, travels in the same copy and is returned in its own shape and
-    type (on a CPU it is not copied, so leave it as it is). For the tokens give their norms: those are small, and non-finite where a token is.
+    type (on a CPU it is not copied, so leave it as it is). For the tokens give their norms: those are small, and
+    non-finite where a token is.
     """
     flags = torch.stack([value.isfinite().all() for value in fields.values()])
     finite, found = to_host(flags, flags[:0] if rider is None else rider)

@@ -18,7 +18,7 @@ class Adapter(Protocol):
     language model with its ``config``; layers: its decoder layers; rotary: its rotary embedding, called as
     ``rotary(hidden, position_ids)``; newline: the newline embedding [D], None in families without one; newline_order:
     where newlines go ("end": one after the video, "row": one after every non-empty row, "none"); video_inputs: the
-    arguments of a call that ``encode`` wants beside the pixels, by name.
+    arguments of a call that ``encode`` wants beside the pixels, by name; embeds_videos (optional, see AdapterBase).
     """
 
     core: nn.Module
@@ -50,6 +50,9 @@ class AdapterBase:
     newline: Tensor | None = None
     newline_order: Literal["end", "row", "none"] = "none"
     video_inputs: tuple[str, ...] = ()
+    embeds_videos: bool = False
+    """Whether the core makes nothing but embeddings of ids and encoded videos: then it is given those, and does not
+    count placeholders on the host first."""
 
     def grid_positions(self, kwargs: Mapping[str, Any]) -> Tensor | None:
         return None

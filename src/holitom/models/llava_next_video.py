@@ -22,6 +22,8 @@ from holitom.versions import require_transformers
 class LlavaNextVideo(AdapterBase):
     """Adapter of ``LlavaNextVideoForConditionalGeneration`` (or of its inner ``LlavaNextVideoModel``)."""
 
+    embeds_videos = True
+
     def __init__(self, model: nn.Module) -> None:
         require_transformers()
         self.core = core_of(model)

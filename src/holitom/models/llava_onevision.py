@@ -83,6 +83,8 @@ def frames_of(pixels: Tensor | Sequence[Tensor]) -> tuple[Tensor, list[int]]:
 class LlavaOnevision(AdapterBase):
     """Adapter of ``LlavaOnevisionForConditionalGeneration`` (or of its inner ``LlavaOnevisionModel``)."""
 
+    embeds_videos = True
+
     def __init__(self, model: nn.Module) -> None:
         require_transformers(minimum=FORWARD_ONLY)  # generate() is checked where it is called
         self.core = core_of(model)

@@ -80,8 +80,15 @@ class Later:
         self._waiting: list[tuple[tuple[Tensor, ...], Callable[..., None]]] = []
 
     def add(self, tensors: Sequence[Tensor], use: Callable[..., None]) -> None:
-        """``use`` is called with the tensors on the CPU when somebody settles."""
+        """``use`` is called with the tensors on the CPU when somebody settles; at once where there are none."""
+        if not tensors:
+            use()
+            return
         self._waiting.append((tuple(tensors), use))
+
+    def drop(self) -> None:
+        """Forget what waits, for instance of a call that has failed."""
+        self._waiting = []
 
     def settle(self) -> None:
         """Read all that waits in one copy, and use it. Everything is used, then the first error is raised."""
