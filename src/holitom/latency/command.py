@@ -11,6 +11,7 @@ from typing import Any
 
 from holitom.errors import BadUsage
 from holitom.latency.content import similarity_of
+from holitom.latency.decoding import check_ways
 from holitom.latency.measuring import Protocol, Record, measure
 from holitom.latency.records import write
 from holitom.latency.settings import FULL, NAMES, PRINTED, printed_setting, row_of, setting
@@ -48,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add("--warmup", type=int, default=5, help="passes before timing (5)")
     add("--new-tokens", type=int, default=100, help="tokens behind the decode rate; 0: no decoding (100)")
     add("--decode-repeats", type=int, default=5, help="in how many repeats they are generated (5)")
+    add("--decode", nargs="+", default=["eager"], help="ways of generating: eager, static, graph (eager)")
     add("--device", help="cuda or cpu (cuda where there is one)")
     add("--dtype", choices=list(DTYPES), default="bfloat16", help="(bfloat16)")
     add("--layers", type=int, help="cut the decoder to so many layers; the total is extrapolated and says so")
@@ -80,6 +82,7 @@ def run(argv: Sequence[str] = ()) -> int:
         warmup=args.warmup,
         new_tokens=args.new_tokens,
         decode_repeats=args.decode_repeats,
+        ways=check_ways(args.decode),
         video=args.video,
         seed=args.seed,
     )
@@ -107,7 +110,7 @@ def run(argv: Sequence[str] = ()) -> int:
 
 def _plan(args: argparse.Namespace, device: str) -> int:
     """The figure's whole grid; what the file holds already is not measured again."""
-    from holitom.experiments.inference import record_parts
+    from holitom.experiments.timed_parts import record_parts
 
     if args.out is None:
         raise BadUsage("--plan without --out", fix="name the file to record in, e.g. --out data/measured/h200.jsonl")

@@ -17,15 +17,17 @@ from typing import Any
 
 import torch
 
-from holitom.latency.backends import choose_backend, release
+from holitom.errors import BadUsage, KitError
+from holitom.latency.backends import choose_backend, full_setting, release
 from holitom.latency.content import Similarity
+from holitom.latency.decoding import check_ways, fastest_attention
 from holitom.latency.inputs import TEXT_AFTER, TEXT_BEFORE, host_stages, make_inputs
 from holitom.latency.machine_state import gpu_state, machine_state
-from holitom.latency.passes import Inputs, run_pass
+from holitom.latency.passes import Inputs, prefilled, run_pass
 from holitom.latency.recording import record_of
 from holitom.latency.records import VERSION
 from holitom.latency.shapes import Loaded
-from holitom.latency.subjects import Subject, examine, guarded
+from holitom.latency.subjects import Subject, check_acted, examine, guarded
 from holitom.latency.timeline import Clock, clock_for
 from holitom.models.llava_onevision import pooled_grid
 from holitom.provenance import code_fingerprint, provenance
@@ -37,13 +39,14 @@ Record = dict[str, Any]
 @dataclass(frozen=True)
 class Protocol:
     """repeats of every setting after ``warmup`` passes; in the first ``staged_repeats`` of them (None: in all) a second
-    pass marks the stages; new_tokens are generated in the first ``decode_repeats`` (0: none). video: a file whose
-    decoding is timed too, and whose pixels are shown."""
+    pass marks the stages; new_tokens are generated in the first ``decode_repeats`` (0: none), in all of ``ways``.
+    video: a file whose decoding is timed too, and whose pixels are shown."""
 
     repeats: int = 20
     warmup: int = 5
     new_tokens: int = 100
     decode_repeats: int = 5
+    ways: tuple[str, ...] = ("eager",)
     staged_repeats: int | None = None
     video: Path | None = None
     seed: int = 0
@@ -74,23 +77,26 @@ def measure(
     figure's part they belong to, for those who read the records.
 
     advance: called with the number of passes that were done, for a progress bar; ``protocol.passes`` per setting in
-    all. Leaves the model with the backend that was fastest.
+    all. Leaves the model with the backend that was fastest. Raises DidNotAct when a method leaves its video as it was,
+    and BadUsage for a decode stage without tokens to generate.
     """
     clock = clock or clock_for(loaded.device)
+    _check_decode_stages(settings, protocol)
     state = machine_state(loaded.device.type)
     side = loaded.config.vision_config.image_size
     host, host_note, pixels = host_stages(protocol.video, frames, side, min(5, protocol.repeats))
     subjects = [Subject.of(at, made, loaded) for at, made in settings]
-    inputs, backend, tried = None, "", {}
+    inputs, backend, tried, attending = None, "", {}, {}
     try:
         inputs = make_inputs(loaded, frames, batch, similarity, seed=protocol.seed, pixels=pixels)
         backend, tried = choose_backend(loaded, inputs, clock)
+        attending = _decode_attention(loaded, inputs, clock, protocol)
     except torch.OutOfMemoryError as error:
         for subject in subjects:
             subject.stop("out of memory", error)
         release(loaded)
     if inputs is not None:
-        _repeat(loaded, subjects, inputs, clock, protocol, advance)
+        _repeat(loaded, subjects, inputs, clock, protocol, attending, advance)
         for subject in subjects:
             examine(loaded, subject, inputs, clock)
     common = {
@@ -107,6 +113,7 @@ def measure(
         "dtype": str(next(loaded.model.parameters()).dtype).removeprefix("torch."),
         "attention": backend,
         "attention_tried": tried,
+        "decode_attention_tried": attending,
         "clock": getattr(clock, "name", type(clock).__name__),
         "frames": frames,
         "cells_per_frame": math.prod(pooled_grid(loaded.config)),
@@ -132,8 +139,10 @@ def _repeat(
     inputs: Inputs,
     clock: Clock,
     protocol: Protocol,
+    attending: dict[str, Any],
     advance: Callable[[int], None],
 ) -> None:
+    again = (check_ways(protocol.ways), attending.get("best", "sdpa"))
     for subject in subjects:
         for _ in range(protocol.warmup):
             guarded(loaded, subject, partial(run_pass, loaded, subject.run, inputs, clock))
@@ -143,16 +152,50 @@ def _repeat(
         staged = repeat < protocol.staged
         turn = repeat % len(subjects)  # nobody is always first
         for subject in [*subjects[turn:], *subjects[:turn]]:
-            guarded(loaded, subject, partial(_once, loaded, subject, inputs, clock, new, staged))
+            guarded(loaded, subject, partial(_once, loaded, subject, inputs, clock, new, staged, *again))
             advance(1 + staged)
 
 
-def _once(loaded: Loaded, subject: Subject, inputs: Inputs, clock: Clock, new: int, staged: bool) -> None:
-    bare = run_pass(loaded, subject.run, inputs, clock, new_tokens=new)
-    if subject.reduces and (new or subject.run.decode is None):
-        bare.stats.check_acted()
+def _once(
+    loaded: Loaded,
+    subject: Subject,
+    inputs: Inputs,
+    clock: Clock,
+    new: int,
+    staged: bool,
+    ways: tuple[str, ...],
+    attention: str,
+) -> None:
+    bare = run_pass(loaded, subject.run, inputs, clock, new_tokens=new, ways=ways, attention=attention)
+    check_acted(subject, bare)
     subject.bare.append(bare)
     if new:
         subject.decode.append(bare.decode)
+        for run in bare.decoded:
+            subject.decoded.setdefault(run.way, []).append(run)
     if staged:
         subject.staged.append(run_pass(loaded, subject.run, inputs, clock, staged=True))
+        check_acted(subject, subject.staged[-1])
+
+
+def _decode_attention(loaded: Loaded, inputs: Inputs, clock: Clock, protocol: Protocol) -> dict[str, Any]:
+    """Which attention static decoding is fastest with, on the full prompt; empty where nothing is decoded so."""
+    if not protocol.new_tokens or not protocol.decode_repeats or len(check_ways(protocol.ways)) == 1:
+        return {}
+    try:
+        prompt, first = prefilled(loaded, full_setting(loaded), inputs, clock)
+        return fastest_attention(loaded, prompt, first, clock)
+    except torch.OutOfMemoryError:
+        release(loaded)
+        return {"best": "sdpa", "sdpa": "out of memory before it was tried"}
+    except KitError as error:
+        return {"best": "sdpa", "sdpa": str(error)}
+
+
+def _check_decode_stages(settings: Sequence[tuple[str, Reduction]], protocol: Protocol) -> None:
+    for _, reduction in settings:
+        if reduction.decode is not None and not (protocol.new_tokens and protocol.decode_repeats):
+            raise BadUsage(
+                f"{reduction.name} has a stage that acts while generating, and no token is to be generated",
+                fix="give --new-tokens 2 and --decode-repeats 1, or more",
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from holitom.latency.decoding import describe
 from holitom.latency.passes import STAGES
 from holitom.latency.records import extrapolated, summarise
 from holitom.latency.shapes import Loaded
@@ -35,6 +36,7 @@ def record_of(loaded: Loaded, subject: Subject, protocol: Any, batch: int, frame
         "outcome": subject.outcome,
         "reason": subject.reason,
         **_tokens(loaded, stats, subject, frames),
+        "decoding": _decoding(subject, batch, protocol.new_tokens),
         "calls": dict(stats.calls) if stats is not None else {},
         "samples": samples,
         "summary": summary,
@@ -45,6 +47,14 @@ def record_of(loaded: Loaded, subject: Subject, protocol: Any, batch: int, frame
         },
         "host_syncs": subject.syncs,
     }
+
+
+def _decoding(subject: Subject, batch: int, number: int) -> dict[str, Any]:
+    """Every way of generating that was run; nothing of a setting that failed."""
+    if subject.outcome != "measured":
+        return {}
+    eager = subject.decoded.get("eager", [])
+    return {way: describe(runs, eager, batch, number) for way, runs in subject.decoded.items()}
 
 
 def _tokens(loaded: Loaded, stats: Any, subject: Subject, frames: int) -> dict[str, Any]:

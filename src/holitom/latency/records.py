@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from holitom.errors import BadUsage, CannotRun
+from holitom.latency.decoding import WAYS
 from holitom.latency.passes import ADDED, STAGES
 
 VERSION = 1
@@ -141,8 +142,24 @@ def _check_measured(record: Mapping[str, Any]) -> None:
         raise BadUsage("the summary does not follow from the samples", fix="record it again")
     if abs(summary["stages_over_total"]["median"] - 1) > 0.01:
         raise BadUsage("the stages do not add up to the total", fix="a boundary is missing in holitom.latency.passes")
+    for way, run in record.get("decoding", {}).items():
+        _check_decoding(way, run, record)
     if not record["memory"].get("kv_bytes_per_layer"):
         raise BadUsage("no size of the cache per layer", fix="record it again")
+
+
+def _check_decoding(way: str, run: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    if way not in WAYS or run.get("outcome") not in OUTCOMES:
+        raise BadUsage(f"decoding {way!r}: {run.get('outcome')!r}", fix=f"ways are {', '.join(WAYS)}; record it again")
+    if run["outcome"] != "measured":
+        if not run.get("reason"):
+            raise BadUsage(f"decoding {way!r} failed without a reason", fix="record it again")
+        return
+    again = spread([record["batch"] * record["new_tokens"] / taken for taken in run["seconds"]])
+    if abs(again["median"] - run["tok_s"]["median"]) > 1e-6 * again["median"]:
+        raise BadUsage(f"the rate of decoding {way!r} does not follow from its samples", fix="record it again")
+    if not 0 <= run["same_tokens"] <= 1:
+        raise BadUsage(f"{run['same_tokens']} of the tokens of {way!r} agree", fix="record it again")
 
 
 def write(path: Path, records: Iterable[Mapping[str, Any]], *, append: bool = False) -> Path:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from holitom.attach import reduce_tokens
-from holitom.errors import KitError
+from holitom.errors import CannotRun, KitError
 from holitom.latency.backends import full_setting, release
+from holitom.latency.decoding import Decoded
 from holitom.latency.passes import Inputs, Pass, run_pass
 from holitom.latency.shapes import Loaded
 from holitom.latency.syncs import HOW_CUDA, HOW_PRETEND, Crossings, cuda_waits, pretended_device, put
@@ -20,10 +21,15 @@ from holitom.types import Reduction, VideoFeatures
 SMALL = 256 * 2**20  # bytes of weights up to which peaks on a CPU and the stand-in for crossings are affordable
 
 
+class DidNotAct(CannotRun):
+    """A method left the video as it was: its times are those of something else, so there is nothing to record."""
+
+
 @dataclass
 class Subject:
     """reduction: as asked; run: as it is run (None: the stock model); at: which budgets these are, in words; bare and
-    staged: passes without and with marks inside; outcome: "measured", or what stopped it, with the reason."""
+    staged: passes without and with marks inside; decoded: the runs of every way of generating; outcome: "measured", or
+    what stopped it, with the reason."""
 
     at: str
     reduction: Reduction
@@ -31,6 +37,7 @@ class Subject:
     bare: list[Pass] = field(default_factory=list)
     staged: list[Pass] = field(default_factory=list)
     decode: list[float] = field(default_factory=list)
+    decoded: dict[str, list[Decoded]] = field(default_factory=dict)
     outcome: str = "measured"
     reason: str = ""
     memory: dict[str, Any] = field(default_factory=dict)
@@ -51,16 +58,31 @@ class Subject:
 
 
 def guarded(loaded: Loaded, subject: Subject, call: Callable[[], object]) -> None:
-    """Run ``call`` unless this setting has failed before; running out of memory, or being refused, is its outcome."""
+    """Run ``call`` unless this setting has failed before; running out of memory, or being refused, is its outcome. That
+    a method did not act is none: DidNotAct ends the measurement."""
     if subject.outcome != "measured":
         return
     try:
         call()
+    except DidNotAct:
+        raise
     except torch.OutOfMemoryError as error:
         subject.stop("out of memory", error)
         release(loaded)
     except KitError as error:
         subject.stop("unsupported", error)
+
+
+def check_acted(subject: Subject, done: Pass) -> None:
+    """DidNotAct, with the setting's name, unless every stage of the pass ran and took tokens away; a decode stage needs
+    a pass that generates."""
+    if not subject.reduces or (subject.run.decode is not None and not done.new_tokens):
+        return
+    try:
+        done.stats.check_acted()
+    except CannotRun as error:
+        fix = "measure a budget below the whole video, and longer videos; a decode stage needs --new-tokens 2 or more"
+        raise DidNotAct(f"{subject.reduction.name} at {subject.at}: {error.what}", fix=fix) from error
 
 
 def examine(loaded: Loaded, subject: Subject, inputs: Inputs, clock: Clock) -> None:
