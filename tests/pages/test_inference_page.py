@@ -7,7 +7,7 @@ import pytest
 
 from holitom import machine, paper, paths
 from holitom.errors import BadUsage, CannotRun
-from holitom.experiments import find, inference
+from holitom.experiments import find, inference, timed_parts
 from holitom.figures.inference import (
     GROUPS,
     ORDER,
@@ -15,11 +15,9 @@ from holitom.figures.inference import (
     kept_share,
     measured_bars,
     quoted_bars,
-    stage_frame,
-    stages_figure,
-    sweep_figure,
-    sweep_frame,
 )
+from holitom.figures.stages import stage_frame, stages_figure
+from holitom.figures.sweeps import sweep_figure, sweep_frame
 from holitom.figures.timing import cost_table, timing_stamp
 from holitom.latency.passes import STAGES
 from holitom.latency.records import spread
@@ -148,4 +146,4 @@ def test_the_target_and_its_parts():
     experiment = find("fig-inference")
     assert experiment.times and set(experiment.costs) == {"tiny", "speed"} and not experiment.measures
     with pytest.raises(BadUsage, match="no part row"):
-        inference.record_parts("tiny", None, device="cpu", parts=["row"])
+        timed_parts.record_parts("tiny", None, device="cpu", parts=["row"])

@@ -15,6 +15,7 @@ from holitom.figures.style import DOUBLE, INK, MUTED, require_sources, styled
 
 LOOKS = {-1: ("#B3261E", "v", "below the default"), 0: (MUTED, "o", "not told apart"), 1: ("#1B7F4B", "^", "above")}
 LINE, TOP, BOTTOM = 0.155, 0.45, 0.75  # inches
+ABOVE, BELOW = 0.5, 1.25  # a heading's distance from the line before it and the one after, in lines
 ROOM = 1.3  # the widest difference is this far from the edge
 
 
@@ -25,15 +26,16 @@ def ablation_figure(table: pd.DataFrame, findings: Sequence[Finding], *, model: 
     drawn = table[table["factor"] != ""].reset_index(drop=True)
     if drawn.empty:
         raise BadUsage("there is no variant to draw", fix="give the result of ablations.against_default")
-    lines = len(drawn) + 1.4 * len(findings)
+    lines = len(drawn) + (ABOVE + BELOW) * len(findings)
     with styled():
         fig = Figure(figsize=(DOUBLE, TOP + BOTTOM + LINE * lines), layout="constrained")
         ax = fig.subplots()
         y, places, labels = 0.0, [], []
         widest = max(abs(drawn["diff_low"].min()), abs(drawn["diff_high"].max()), 2 * MARGIN)
         for finding in findings:
+            y += ABOVE
             _heading(ax, finding, y)
-            y += 1.4
+            y += BELOW
             for _, row in drawn[drawn["factor"] == finding.factor.name].iterrows():
                 _point(ax, row, y)
                 places.append(y)
@@ -42,7 +44,7 @@ def ablation_figure(table: pd.DataFrame, findings: Sequence[Finding], *, model: 
         ax.axvline(0, color=INK, lw=0.9, zorder=1)
         ax.axvspan(-MARGIN, MARGIN, color="#0173B2", alpha=0.08, lw=0, zorder=0)
         ax.set_yticks(places, labels)
-        ax.set(ylim=(y, -1.0), xlim=(-widest * ROOM, widest * ROOM))
+        ax.set(ylim=(y, ABOVE - 1.0), xlim=(-widest * ROOM, widest * ROOM))
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="y", visible=False)
         ax.set_xlabel("score minus the default's, average of the benchmarks (points)")
@@ -59,7 +61,7 @@ def _point(ax: Axes, row: pd.Series, y: float) -> None:
 
 def _heading(ax: Axes, finding: Finding, y: float) -> None:
     across = ax.get_yaxis_transform()
-    ax.axhline(y - 0.75, color="#DDDDDD", lw=0.6, zorder=0)
+    ax.axhline(y - 0.8, color="#DDDDDD", lw=0.6, zorder=0)
     ax.text(-0.01, y, finding.factor.name, transform=across, ha="right", va="center", fontweight="bold", color=INK)
     text = f"{finding.factor.expected} {finding.verdict.upper()}"
     look = {"fontsize": 6.3, "color": INK, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.6}}

@@ -34,7 +34,8 @@ def findings_figure(printed: pd.DataFrame, mask: pd.DataFrame) -> tuple[Figure, 
         _mask_panel(right, mask)
         methods = [name for name in LOOKS if name in set(printed["rival"])]
         handles = [
-            left.plot([], [], ls="none", ms=4.5, marker=look(n).marker, color=look(n).colour)[0] for n in methods
+            left.plot([], [], ls="none", ms=4.5, mfc="white", marker=look(n).marker, color=look(n).colour)[0]
+            for n in methods
         ]
         names = ["all tokens" if name == "Vanilla" else name for name in methods]
         place = {"loc": "outside lower center", "borderaxespad": 2.2, "handletextpad": 0.3}
@@ -61,7 +62,9 @@ def _printed_panel(ax: Axes, printed: pd.DataFrame) -> None:
     ax.axhline(0, color=MUTED, lw=0.8, zorder=2)
     low, high = printed["difference"].min(), printed["difference"].max()
     ax.set_ylim(low - 0.6, high + 0.22 * (high - low))
-    ax.set_xticks(range(len(names)), [paper.BENCHMARKS[name].replace("LongVideo", "LongVideo-\n") for name in names])
+    ax.set_xticks(
+        range(len(names)), [paper.BENCHMARKS[name].replace("LongVideo", "LongVideo-\n") for name in names], fontsize=7
+    )
     ax.grid(axis="x", visible=False)
     ax.set(ylabel="printed difference (points)", title="Printed: mostly inside one run's noise")
     ax.annotate("band: 1.96 standard errors of\nan unpaired difference", (0.01, 0.015), xycoords="axes fraction",

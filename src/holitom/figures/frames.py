@@ -10,20 +10,26 @@ from holitom.figures.style import DOUBLE, styled
 
 
 def frames_figure(
-    quoted: pd.DataFrame, measured: pd.DataFrame, long: pd.DataFrame, *, model: str, benchmark: str
+    quoted: pd.DataFrame,
+    measured: pd.DataFrame,
+    long: pd.DataFrame,
+    *,
+    model: str,
+    benchmark: str,
+    share: float | None = None,
 ) -> tuple[Figure, pd.DataFrame]:
     """Printed averages, measured averages, and the measured benchmark with the longest videos; x = frames, log scale.
 
     Values that were read off the paper's axis carry the reading error as their interval. A common legend names the
-    lines.
+    lines, and the share of visual tokens that the reduced ones were asked for.
     """
     panels = (
         ("printed", quoted, "Printed: OneVision-7B"),
         ("measured", measured, f"Measured: {model}"),
-        ("long", long, f"{benchmark} alone"),
+        ("long", long, f"Measured: {benchmark}"),
     )
     with styled():
-        fig = Figure(figsize=(DOUBLE, 3.2), layout="constrained")
+        fig = Figure(figsize=(DOUBLE, 3.4), layout="constrained")
         for ax, (panel, points, title) in zip(fig.subplots(1, 3), panels, strict=True):
             ticks = sorted(check_points(points)["x"].dropna().unique())
             axis = {"xlabel": "frames (log scale)", "log": True, "ticks": ticks, "labels": False}
@@ -32,6 +38,8 @@ def frames_figure(
         fig.axes[0].set_ylabel("average score (%)")
         fig.axes[2].set_ylabel("score (%)")
         note(fig.axes[0], "bars: reading error ±0.1")
-        note(fig.axes[1], "bars: 95 % intervals")
-        shared_legend(fig, [points for _, points, _ in panels])
+        for ax, what in zip(fig.axes[1:], ("average", "one benchmark"), strict=True):
+            note(ax, f"{what}; bars: 95 % intervals")
+        asked = "" if share is None else f"reduced rows: asked for {100 * share:g} % of the visual tokens"
+        shared_legend(fig, [points for _, points, _ in panels], title=asked)
     return fig, pd.concat([points.assign(panel=panel) for panel, points, _ in panels], ignore_index=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from holitom.figures.series import check_points, draw_panel, limits
+from holitom.figures.series import check_points, draw_panel, limits, note
 from holitom.figures.style import DOUBLE, styled
 
+AFTER = "HoliTom merges, FastV drops,\nboth behind the same outer stage"
 SWEEPS = {"K": "layer K where tokens leave (r = 50 %)", "R": "share r of visual tokens that leaves"}
 
 
@@ -37,7 +38,9 @@ def inner_figure(
                     ticks=ticks,
                     ylim=limits(both),
                     dodge=0.012 * (ticks[-1] - ticks[0]),
+                    flat="beside" if sweep == "K" else "unnamed",  # one scale: the left panel names them
                 )
+            note(line[1], AFTER)
             line[0].set_ylabel("average score (%)")
     parts = [part.assign(panel=panel) for part, panel in ((quoted, "printed"), (measured, "measured"))]
     return fig, pd.concat(parts, ignore_index=True)

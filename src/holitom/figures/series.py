@@ -51,15 +51,17 @@ def draw_panel(
     side: Literal["left", "right"] = "right",
     ylim: tuple[float | int, float | int] | None = None,
     dodge: float | int = 0.0,
+    flat: Literal["inside", "beside", "unnamed"] = "inside",
 ) -> None:
     """Draw ``check_points`` data. The rows of ``baseline`` that have no x become a dashed line across the panel with
     its interval as a band; all other methods become lines (or single points) through their rows in the order of x.
     labels: name the lines at their ends, on ``side``, while there are few of them. dodge: moves methods apart along x,
-    so that their intervals can be told apart, as a share of x on a logarithmic axis."""
+    so that their intervals can be told apart, as a share of x on a logarithmic axis. flat: where the dashed lines have
+    their names; "beside" the panel where points would lie under them, "unnamed" where a neighbour names them."""
     points = check_points(points)
-    flat = points[points["x"].isna()]
+    across = points[points["x"].isna()]
     lines = points[points["x"].notna()]
-    for row in flat.itertuples():
+    for row in across.itertuples():
         if pd.notna(row.low):
             ax.axhspan(row.low, row.high, color=look(row.method).colour, alpha=0.07, lw=0)
         ax.axhline(row.y, color=look(row.method).colour, lw=1.1, ls="--", zorder=1.5)
@@ -89,7 +91,8 @@ def draw_panel(
             )
         where = side if len(mine) > 1 else "right"  # a single point is named where lines end, not where they begin
         end = mine.iloc[-1 if where == "right" else 0]
-        ends[where].append((float(end["x"]), float(end["y"]), baseline_name(method), look(method).colour))
+        x = float(end["x"]) - (0.0 if log else aside)  # names stand in line whatever the points' own places are
+        ends[where].append((x, float(end["y"]), baseline_name(method), look(method).colour))
     if log:
         ax.set_xscale("log")
     if ticks:
@@ -100,9 +103,15 @@ def draw_panel(
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if title:
         ax.set_title(title)
-    for row in flat.itertuples():
+    for row in across.itertuples():
+        name = f"{baseline_name(row.method)} {row.y:.1f}"
+        if flat == "beside":
+            last = max((x for x, *_ in ends["right"]), default=float(ax.get_xlim()[1]))
+            ends["right"].append((last, float(row.y), name, look(row.method).colour))
+        if flat != "inside":
+            continue
         ax.annotate(
-            f"{baseline_name(row.method)} {row.y:.1f}",
+            name,
             (0.01, row.y),
             xycoords=("axes fraction", "data"),
             xytext=(0, 2),
@@ -119,7 +128,7 @@ def draw_panel(
         ax.legend(ncols=2, loc="lower right")
 
 
-def shared_legend(fig: Figure, panels: Sequence[pd.DataFrame], columns: int = 5) -> None:
+def shared_legend(fig: Figure, panels: Sequence[pd.DataFrame], columns: int = 5, title: str = "") -> None:
     """One legend below all panels, in the fixed order of the methods; it names every method drawn as points."""
     drawn = {method for points in panels for method in points.loc[points["x"].notna(), "method"]}
     names = [name for name in LOOKS if name in drawn]
@@ -129,7 +138,7 @@ def shared_legend(fig: Figure, panels: Sequence[pd.DataFrame], columns: int = 5)
     ]
     labels = [baseline_name(name) for name in names]
     place = {"loc": "outside lower center", "borderaxespad": 2.4}  # room for the footer below
-    fig.legend(handles, labels, ncols=min(columns, len(names)), handlelength=2.6, **place)
+    fig.legend(handles, labels, ncols=min(columns, len(names)), handlelength=2.6, title=title or None, **place)
 
 
 def baseline_name(method: str) -> str:

@@ -32,7 +32,7 @@ def timing_stamp(records: Sequence[Mapping[str, Any]], tier: str) -> Stamp:
     when = max(record["created"] for record in measured)[:10]
     return Stamp(
         tier,
-        f"medians of {n} passes, whiskers: quartiles",
+        f"medians of {n} passes",
         f"{hardware}, {first['dtype']}{cpu_seconds}, {when}{'' if calm else ', MACHINE NOT IDLE'}",
         git.get("commit", "")[:9] + ("+" if git.get("dirty") else ""),
         NOTES[tier],
