@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from holitom import paths
+from holitom import paper, paths
 from holitom.budgets import TokenBudget
 from holitom.flops import LLMShape, outer_tokens
 from holitom.methods import (
@@ -48,13 +48,15 @@ FRAMES, CELLS, LAYERS = 32, 196, 28
 class Entry:
     """One method: its row in the tables, its paper, and all of its stages at the budget its cost is stated for.
 
-    mean: the share of tokens by which its paper names the setting, when that is a mean over the layers.
+    mean: the share of tokens by which its paper names the setting, when that is a mean over the layers. theirs: table,
+    model and share of the paper's own FLOPs where they are those of another model.
     """
 
     row: str
     arxiv: str
     setting: Reduction
     mean: str = ""
+    theirs: tuple[str, str, int] | None = None
 
     @property
     def acts(self) -> str:
@@ -86,9 +88,17 @@ class Entry:
 
     @property
     def cost(self) -> str:
-        """``8.3 % at 10 %``; a method without a budget before the model has no second number."""
+        """``8.3 % at 10 %``; a method without a budget before the model has no second number. Where its paper counts
+        for another model, that count follows, named."""
         at = f" at {100 * self.setting.budget:g} %" if self.setting.outer is not None else ""
-        return f"{self.flops_pct:.1f} %{f' at {self.mean} on average' if self.mean else at}"
+        here = f"{self.flops_pct:.1f} %{f' at {self.mean} on average' if self.mean else at}"
+        if self.theirs is None:
+            return here
+        table, model, share = self.theirs
+        counts, full = (paper.layer_tokens(table, model, *row) for row in ((self.row, share), ("Vanilla", 100)))
+        shape = LLMShape.named(model)
+        there = 100 * shape.paper(counts) / shape.paper(full)
+        return f"{here}; {there:.1f} % on {paper.MODELS[model]}, its paper's model"
 
     def _stages(self) -> list[Any]:
         return [s for s in (self.setting.outer, *self.setting.inner, self.setting.decode) if s is not None]
@@ -120,7 +130,7 @@ METHODS = (
     Entry("PruneVid", "2412.16117", Reduction("", PruneVid(), 0.10, (PruneVidSelect(),))),
     Entry("FastVID", "2503.11187", Reduction("", FastVID(), 0.10)),
     Entry("MMG-Vid", "2508.21044", Reduction("", MMGVid(), 0.10)),
-    Entry("HieraVid", "2604.01881", hieravid("30%"), mean="30 %"),
+    Entry("HieraVid", "2604.01881", hieravid("30%"), mean="30 %", theirs=("hieravid", "video-7b", 30)),
     Entry("ToMe", "2210.09461", Reduction("", ToMe(), 0.10)),
 )
 CONTROLS = (
