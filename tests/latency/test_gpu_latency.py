@@ -42,6 +42,15 @@ def test_the_full_model_through_the_kit_waits_for_no_statistics(half):
     assert not [place for place in seen.places if place.startswith("moments.py")]
 
 
+@pytest.mark.parametrize(("row", "most"), [("HoliTom", 2), ("HoliTom (w/o M)", 1)])
+def test_a_video_makes_the_host_wait_as_often_as_the_stand_in_says(half, row, most):
+    inputs = make_inputs(half, 8, 1, forced(0.5))
+    run_pass(half, setting(row, 0.1, "ov-7b", 4), inputs, EventClock())
+    with cuda_waits() as seen:
+        run_pass(half, setting(row, 0.1, "ov-7b", 4), inputs, EventClock())
+    assert seen.total <= most, dict(seen.places)
+
+
 def test_a_record_of_a_gpu_is_whole(half):
     made = measure(
         half,

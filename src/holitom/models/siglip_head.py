@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-import httpx
 import torch
 from huggingface_hub import HfFileSystem, hf_hub_download, try_to_load_from_cache
 from jaxtyping import Float
@@ -23,11 +22,16 @@ from transformers.activations import ACT2FN
 
 from holitom.errors import CannotRun, KitError, UnsupportedModel
 
+try:
+    from httpx import HTTPError
+except ImportError:  # huggingface_hub before 1.0 asks with requests, whose errors are OSErrors
+    HTTPError = OSError
+
 HUB = "google/siglip-so400m-patch14-384"
 HUB_WIDTH = 1152
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _HEADER = 100_000_000  # bytes; the format allows no longer header
-_UNREACHABLE = (OSError, ValueError, httpx.HTTPError)  # no network, no such file, offline mode, not safetensors
+_UNREACHABLE = (OSError, ValueError, HTTPError)  # no network, no such file, offline mode, not safetensors
 
 
 @dataclass(frozen=True)
