@@ -6,7 +6,7 @@ import torch
 from golden.loader import HERE, Golden, cases
 from holitom.errors import BadUsage
 from holitom.methods.inputs import budget_tokens
-from holitom.methods.prunevid import PruneVid, refine_runs
+from holitom.methods.prunevid import PruneVid, _pair_cosine, _sum_squares_together, refine_runs
 from holitom.types import Outer, VideoFeatures
 
 torch.set_num_threads(1)
@@ -35,6 +35,26 @@ def test_released_mode_equals_the_release(name, run):
     torch.testing.assert_close(kept.tokens, golden[run, "tokens"], atol=1e-5, rtol=0)
     assert len(kept.group) == len(kept)
     assert kept.size.sum() == video.frames * video.cells  # every source token is in exactly one cluster
+
+
+def test_mean_cosine_of_pairs_equals_every_pair_either_way():
+    tokens = torch.randn(9, 6, 5, generator=torch.Generator().manual_seed(3))
+    tokens[4, 2] = 0
+    first, length = np.array([0, 1, 5]), np.array([1, 4, 4])
+    unit = torch.nn.functional.normalize(tokens, dim=-1)
+    expected = torch.zeros(3, 6)
+    for w, (begin, n) in enumerate(zip(first, length, strict=True)):
+        pairs = [
+            (unit[i] * unit[j]).sum(-1) for i in range(begin, begin + n) for j in range(begin, begin + n) if i != j
+        ]
+        expected[w] = sum(pairs) / max(1, len(pairs))
+    norms = tokens.norm(dim=-1)
+    torch.testing.assert_close(_pair_cosine(tokens, norms, first, length), expected, atol=1e-6, rtol=0)
+    weight, sums = 1 / norms.clamp_min(1e-12), torch.zeros(3, 6)
+    for w, (begin, n) in enumerate(zip(first, length, strict=True)):
+        sums[w] = unit[begin : begin + n].sum(0).square().sum(-1)
+    together = _sum_squares_together(tokens, weight, torch.from_numpy(first))
+    torch.testing.assert_close(together, sums, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("shape", shapes.SHAPES, ids=str)

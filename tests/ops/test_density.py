@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from holitom.ops.density import group_scores, peak_scores, ranked_clusters, squared_distances, uniform_noise
+from holitom.ops.density import (
+    frame_scores,
+    group_scores,
+    peak_scores,
+    ranked_clusters,
+    squared_distances,
+    uniform_noise,
+)
 
 torch.set_num_threads(1)
 
@@ -85,3 +92,7 @@ def test_scores_of_rows_in_place_equal_plain_loops(room):
     noise = uniform_noise(0.1, 2, 12)
     noisy = group_scores(rows, ids, None, 4, room, noise)
     assert torch.equal(noisy, group_scores(rows, ids, None, 4, 1 << 12, noise))
+    assert torch.equal(whole, frame_scores(rows.view(2, 12, 5), 4, room))
+    assert torch.equal(noisy, frame_scores(rows.view(2, 12, 5), 4, room, noise))
+    half = rows.bfloat16()
+    assert torch.equal(group_scores(half, ids, None, 4, room), frame_scores(half.view(2, 12, 5), 4, room))

@@ -17,7 +17,7 @@ from holitom.ops.density import CACHE, group_scores
 from holitom.ops.merging import bag_means
 from holitom.ops.segment_budgets import frame_means
 from holitom.ops.selection import apportion, keep_count, mask_ids, top_per_row
-from holitom.ops.similarity import neighbour_cosine, row_norms
+from holitom.ops.similarity import neighbour_cosine
 from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures, check_budget
 
 _TINY = 1e-12
@@ -92,7 +92,7 @@ class FastVID:
         anchors = self._anchors(video.tokens, salient, plan)
         merged, size = self._merge(video.tokens, salient, anchors, plan)
         ids = mask_ids((salient | anchors).flatten(), int(plan.salient.sum() + plan.anchors.sum()))
-        tokens = video.tokens.reshape(-1, video.tokens.shape[-1])[ids]
+        tokens = video.tokens.reshape(-1, video.tokens.shape[-1]).index_select(0, ids)
         place = torch.searchsorted(ids, mask_ids(anchors.flatten(), len(merged)))
         tokens[place] = merged.to(tokens.dtype)
         sizes = torch.ones(len(ids), device=ids.device).index_copy_(0, place, size)
@@ -102,7 +102,8 @@ class FastVID:
         """First and last frame of the segment of every frame."""
         means = frame_means(video.tokens)
         embed = need_field(self, video, "frame_embed") if self.head == "siglip" else means
-        fields = {"tokens": row_norms(video.tokens), "saliency": saliency, "frame_embed": embed}
+        # A frame's mean is non-finite where one of its tokens is: no other reading of the tokens is needed.
+        fields = {"tokens": means, "saliency": saliency, "frame_embed": embed}
         rider = neighbour_cosine(embed[:, None])[:, 0]
         alike = self.head == "siglip" and embed.shape == means.shape
         same = ((embed - means).abs().amax() <= 1e-2 * means.abs().amax())[None] if alike else rider.new_zeros(1)
@@ -184,7 +185,7 @@ class FastVID:
         count = edges.diff()
         mean = bag_means(rows, ids.flatten()[order[:members]], count)
         own = (1 / (count + 1)).clamp_min(self.beta).masked_fill(count == 0, 1)[:, None]
-        merged = own * rows[anchor_ids].float() + (1 - own) * mean
+        merged = mean.mul_(1 - own).add_(rows.index_select(0, anchor_ids).float().mul_(own))
         return merged, (count if self.released else count + 1).clamp_min(1).float()
 
 
@@ -221,7 +222,8 @@ def _nearest_anchor(tokens: Tensor, anchors: Tensor, plan: _Plan, frame: np.ndar
     joined = torch.empty(len(frame), cells, dtype=torch.long, device=slots.device)
     for chunk in _chunks(np.arange(len(frame)), (cells + width) * dim + cells * width, tokens):
         there = on(carrier[chunk], slots)
-        anchor = tokens[there[:, None], slots[there]].float()
+        ids = (there[:, None] * cells + slots[there]).flatten()
+        anchor = tokens.flatten(0, 1).index_select(0, ids).unflatten(0, (-1, width)).float()
         anchor /= torch.linalg.vector_norm(anchor, dim=-1, keepdim=True).clamp_min(_TINY)
         # A token's own norm cannot change its nearest anchor. The few anchors on the left: the faster way round.
         similar = anchor @ _frames(tokens, frame[chunk]).float().transpose(1, 2)

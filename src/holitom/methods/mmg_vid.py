@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from holitom.errors import BadUsage
 from holitom.methods.inputs import budget_tokens, every_token, need_field, on, refuse_non_finite
-from holitom.ops.density import CACHE, group_scores, uniform_noise
+from holitom.ops.density import CACHE, frame_scores, uniform_noise
 from holitom.ops.merging import bag_means
 from holitom.ops.segment_budgets import Gain, frame_means, keep_ratios, marginal_gains, weighted_shares
 from holitom.ops.selection import mask_ids, spread
@@ -102,7 +102,7 @@ class MMGVid:
         else:
             counts = self._counts(lengths, gains.cpu().numpy(), similar, budget, video)
             ids = mask_ids(self._select(video, norms, lengths, counts).flatten(), int(counts.sum()))
-            tokens = video.tokens.reshape(-1, video.tokens.shape[-1])[ids]
+            tokens = video.tokens.reshape(-1, video.tokens.shape[-1]).index_select(0, ids)
             kept = TokenSet(tokens, ids // video.cells, ids % video.cells, torch.ones(len(ids), device=ids.device))
         group = on(np.repeat(np.arange(len(lengths)), lengths), norms)[kept.frame]
         return TokenSet(kept.tokens, kept.frame, kept.cell, kept.size, group, gains[group])
@@ -157,9 +157,8 @@ class MMGVid:
     def _select(self, video: VideoFeatures, norms: Tensor, lengths: np.ndarray, counts: np.ndarray) -> Tensor:
         """[T, N] mask. The j-th frames of all segments together, because each depends on its predecessor's choice."""
         tokens = video.tokens
-        every = torch.arange(norms.numel(), device=norms.device).view(norms.shape)
         noise = uniform_noise(self.noise, *norms.shape, norms.device) if self.noise else None
-        score = group_scores(tokens.flatten(0, 1), every, None, self.neighbours, tokens.numel() // 4, noise)
+        score = frame_scores(tokens, self.neighbours, tokens.numel() // 4, noise)
         if self.saliency:
             score = score * video.saliency.float()
         first = np.cumsum(lengths) - lengths
@@ -187,10 +186,15 @@ class MMGVid:
             here, before = on(some, norms), on(some - 1, norms)
             mask = chosen[before] if self.uniqueness == "kept" else torch.ones_like(chosen[before])
             slots = mask.byte().sort(dim=-1, descending=True, stable=True).indices[:, :width]
-            kept = tokens[before[:, None], slots].float()
-            # The few on the left: the faster way round. Frame by frame where that spares a copy of the frames.
+            ids = (before[:, None] * tokens.shape[1] + slots).flatten()
+            kept = tokens.flatten(0, 1).index_select(0, ids).unflatten(0, slots.shape).float()
+            # The few on the left: the faster way round. Frame by frame where that spares a copy of the frames, and the
+            # padding of those that kept fewer.
             if tokens.dtype == torch.float32 and not tokens.is_cuda:
-                cosine = torch.stack([few @ tokens[t].T for few, t in zip(kept, some.tolist(), strict=True)])
+                cosine = kept.new_empty(len(some), width, tokens.shape[1])
+                for into, few, t in zip(cosine, kept, some.tolist(), strict=True):
+                    n = int(counts[t - 1]) if self.uniqueness == "kept" else width
+                    torch.mm(few[:n], tokens[t].T, out=into[:n])
             else:
                 cosine = kept @ tokens[here].float().transpose(1, 2)
             cosine /= norms[before].clamp_min(1e-12).gather(1, slots)[..., None]

@@ -227,11 +227,28 @@ def refine_runs(labels: np.ndarray) -> np.ndarray:
 
 def _pair_cosine(tokens: Tensor, norms: Tensor, first: np.ndarray, length: np.ndarray) -> Tensor:
     """[W, N] mean cosine of a cell over all pairs of different frames of each window, 0 for one frame. With unit
-    vectors u: (|sum u|^2 - sum |u|^2) / (W * (W - 1)), so no pair is ever formed; the sums read float32 tokens in
-    place. Some cells at a time."""
-    frames, cells, dim = tokens.shape
+    vectors u: (|sum u|^2 - sum |u|^2) / (W * (W - 1)), so no pair is ever formed."""
     weight = 1 / norms.clamp_min(1e-12)
     offsets, count = on(first, tokens), on(length, tokens).float()[:, None]
+    every = torch.arange(tokens.shape[0], device=tokens.device)
+    if tokens.dtype == torch.float32 and not tokens.is_cuda:
+        windows = [slice(i, i + n) for i, n in zip(first.tolist(), length.tolist(), strict=True)]
+        total = torch.stack([_sum_square(tokens[some], weight[some]) for some in windows])
+    else:
+        total = _sum_squares_together(tokens, weight, offsets)
+    own = embedding_bag(every, (norms > 0).float(), offsets, mode="sum")
+    return (total - own) / (count * (count - 1)).clamp_min(1)
+
+
+def _sum_square(tokens: Tensor, weight: Tensor) -> Tensor:
+    """[N] squared length of every cell's weighted sum over one window: a product of a row with a matrix per cell."""
+    total = weight.T[:, None] @ tokens.transpose(0, 1)
+    return torch.linalg.vector_norm(total[:, 0], dim=-1).square_()
+
+
+def _sum_squares_together(tokens: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """[W, N] the same for all windows in few kernels, some cells at a time, so that only they are held in float32."""
+    frames, cells, dim = tokens.shape
     every = torch.arange(frames, device=tokens.device)
     step = -(-cells // 8)
     sums = []
@@ -245,5 +262,4 @@ def _pair_cosine(tokens: Tensor, norms: Tensor, first: np.ndarray, length: np.nd
         scale = weight[:, begin : begin + step].T.flatten()
         total = embedding_bag(ids.flatten(), rows, starts.flatten(), mode="sum", per_sample_weights=scale)
         sums.append(total.square().sum(-1).view(len(cell), -1))
-    own = embedding_bag(every, (norms > 0).float(), offsets, mode="sum")
-    return (torch.cat(sums).T - own) / (count * (count - 1)).clamp_min(1)
+    return torch.cat(sums).T

@@ -110,6 +110,21 @@ def group_scores(
 
 
 @torch.no_grad()
+def frame_scores(
+    tokens: Float[Tensor, "frames n dim"], k: int, room: int, noise: Float[Tensor, "frames n"] | None = None
+) -> Float[Tensor, "frames n"]:
+    """:func:`group_scores` with the tokens of every frame as a group: no row is gathered."""
+    score = torch.empty(tokens.shape[:2], device=tokens.device)
+    step = _step(tokens.shape[1], tokens.shape[2], room, tokens.device)
+    held = tokens.new_empty(min(step, len(tokens)), *tokens.shape[1:], dtype=torch.float32)  # one for all chunks
+    for i in range(0, len(tokens), step):
+        part = tokens[i : i + step]
+        x = torch.sub(part.float(), part[:, :1].float(), out=held[: len(part)])
+        score[i : i + step] = peak_scores(_from_origin(x), None, k, _part(noise, slice(i, i + step)))
+    return score
+
+
+@torch.no_grad()
 def ranked_clusters(
     rows: Float[Tensor, "rows dim"],
     ids: Int[Tensor, "groups n"],
@@ -138,12 +153,15 @@ def _part(x: Tensor | None, some: slice) -> Tensor | None:
     return None if x is None else x[some]
 
 
+def _step(n: int, dim: int, room: int, device: torch.device) -> int:
+    """Groups whose rows and distance matrices fit into ``room`` elements together, on a CPU into its cache."""
+    return max(1, (min(room, CACHE) if device.type == "cpu" else room) // (n * dim + 3 * n * n))
+
+
 def _square_chunks(rows: Tensor, ids: Tensor, room: int) -> Iterator[tuple[slice, Tensor]]:
     """Groups that fit into ``room`` together, and their squared distances, which the caller may overwrite."""
     n = ids.shape[1]
-    if rows.device.type == "cpu":
-        room = min(room, CACHE)
-    step = max(1, room // (n * rows.shape[1] + 3 * n * n))
+    step = _step(n, rows.shape[1], room, rows.device)
     held = rows.new_empty(min(step, ids.shape[0]) * n, rows.shape[1], dtype=torch.float32)  # one for all chunks
     for i in range(0, ids.shape[0], step):
         some = ids[i : i + step].flatten()

@@ -14,8 +14,15 @@ Gain = Literal["coded", "opposite"]
 
 @torch.no_grad()
 def frame_means(tokens: Float[Tensor, "frames cells dim"]) -> Float[Tensor, "frames dim"]:
-    """Mean token of every frame in float32, an eighth of the video at a time."""
-    return torch.cat([part.float().mean(1) for part in tokens.split(max(1, -(-tokens.shape[0] // 8)))])
+    """Mean token of every frame in float32, an eighth of the video at a time.
+
+    On a CPU as a product with ones: torch adds over the middle axis column by column, at half of the speed of reading.
+    """
+    parts = tokens.split(max(1, -(-tokens.shape[0] // 8)))
+    if tokens.is_cuda:
+        return torch.cat([part.float().mean(1) for part in parts])
+    one = torch.ones(1, 1, tokens.shape[1], device=tokens.device)
+    return torch.cat([one.expand(len(part), -1, -1) @ part.float() for part in parts])[:, 0].div_(tokens.shape[1])
 
 
 @torch.no_grad()

@@ -79,7 +79,7 @@ def gram(x: Float[Tensor, "groups n dim"]) -> Float[Tensor, "groups n n"]:
     """x @ x^T of every group, exactly symmetric (a matrix product need not round [i, j] and [j, i] alike). Only blocks
     on and below the diagonal are multiplied: a little over half of the work in large groups."""
     groups, n, _ = x.shape
-    step = max(64, n // 6 // 32 * 32)  # round numbers suit the kernels of a matrix product
+    step = max(32, n // 6 // 32 * 32)  # round numbers suit the kernels of a matrix product
     edges = [*range(0, n - step // 2, step), n]  # the last block takes in a short rest
     if len(edges) < 3:
         square = x @ x.transpose(1, 2)
