@@ -10,8 +10,9 @@ from holitom.errors import BadUsage
 from holitom.figures import Stamp
 from holitom.scores import FEWER_FRAMES, score_frame
 from holitom.tables import derived, render
+from holitom.tables.html import CSS
 from holitom.tables.measured import columns
-from holitom.tables.parts import CSS, Text
+from holitom.tables.parts import Text
 
 
 def rows_of(part):
@@ -78,7 +79,7 @@ def test_part_b_measures_every_printed_row(view):
     part = view.parts[1]
     order = [r.cells[0].value for r in rows_of(part)]
     assert order == paper.table("table1")["method"].tolist()
-    assert all(r.cells[-1].value == "measured" for r in rows_of(part))
+    assert all(r.cells[-1].kind == "measured" and not r.cells[0].second for r in rows_of(part))
     assert cell(part, "VisionZip", "10%", "quoted", "average") == Text("53.5", "quoted")
     assert cell(part, "VisionZip", "10%", "measured", "average").kind == "measured"
     assert cell(part, "FastVID", "10%", "quoted", "average").value == "–"  # a score is missing in the paper
@@ -88,8 +89,10 @@ def test_a_row_without_measurement_stays_quoted_and_says_so(made):
     found = made("table1")
     kept = [i for i, c in enumerate(found.cells) if c.row != "DyCoke"]
     plan, records = [found.cells[i] for i in kept], [found.records[i] for i in kept]
-    part = render("table1", score_frame(plan, records, "tiny", samples=found.samples), "tiny").parts[1]
-    assert cell(part, "DyCoke", "25%", "status").value == "not measured yet"
+    parts = render("table1", score_frame(plan, records, "tiny", samples=found.samples), "tiny").parts
+    assert cell(parts[-1], "DyCoke", "25%", "status").value == "not measured yet"
+    part = parts[1]
+    assert cell(part, "DyCoke", "25%", "Method").second == "not measured yet"
     assert cell(part, "DyCoke", "25%", "measured", "average").value == "–"
     assert cell(part, "DyCoke", "25%", "quoted", "average").kind == "quoted"
 
@@ -99,8 +102,8 @@ def test_controls_have_a_part_of_their_own(view):
     names = {r.cells[0].value for r in rows_of(part)}
     assert {"Random", "Uniform stride", "Average pooling", FEWER_FRAMES, "HoliTom, control saliency"} <= names
     assert not names & set(paper.table("table1")["method"])
-    assert cell(part, "Random", "10%", "status").value == "control of this kit"
-    assert cell(part, "PruneVid + selection", "10%", "status").value == "both stages"
+    assert cell(view.parts[3], "Random", "10%", "status").value == "control of this kit"
+    assert cell(view.parts[3], "PruneVid + selection", "10%", "status").value == "both stages"
     assert not [c for c in part.columns if c.head == "quoted"]
     order = [r.cells[1].value for r in rows_of(part)]
     assert order.index("12.5%") > order.index("10%")  # four of 32 frames stand with the 10 % rows
@@ -127,12 +130,24 @@ def test_the_budget_is_asked_and_realised_in_every_way(made):
         ten = c.row == "HoliTom" and c.reduction.budget == 0.10
         off = {"off_per_frame": 1.4 if ten else 0.0}
         records.append(replace(r, budget=full if c.row == "Vanilla" else given | off))
-    part = render("table1", score_frame(found.cells, records, "tiny", samples=found.samples), "tiny").parts[1]
+    part = render("table1", score_frame(found.cells, records, "tiny", samples=found.samples), "tiny").parts[-1]
     shares = [cell(part, "HoliTom", "10%", head, "tokens kept (%)").value for head in ("got", "+newl.", "layers")]
     assert shares == ["18.8", f"{100 * 97 / 513:.1f}", f"{100 * 80 / 512:.1f}"]
-    assert cell(part, "HoliTom", "10%", "off/frame") == Text("+1.40", "bad")
-    assert cell(part, "VisionZip", "10%", "off/frame") == Text("0", "muted")
-    assert "red beyond 1" in part.caption
+    frame = [cell(part, "HoliTom", "10%", head, "tokens per frame") for head in ("asked", "off", "farthest")]
+    assert frame == [Text("1.60", "measured"), Text("+1.40", "bad"), Text("+2.00", "measured")]
+    assert cell(part, "VisionZip", "10%", "off", "tokens per frame") == Text("0", "muted")
+    assert part.key == "table1_budgets" and "red beyond 1" in part.caption
+    scores = render("table1", score_frame(found.cells, records, "tiny", samples=found.samples), "tiny").parts[1]
+    assert cell(scores, "HoliTom", "10%", "Method").second == "+1.4 per frame"
+    assert cell(scores, "VisionZip", "10%", "Method").second == ""
+
+
+def test_every_measured_row_has_its_budgets(view):
+    scores, further, budgets = view.parts[1:]
+    named = [(r.cells[0].value, r.cells[1].value) for part in (scores, further) for r in rows_of(part)]
+    assert [(r.cells[0].value, r.cells[1].value) for r in rows_of(budgets)] == named
+    heads = {column.head for part in (scores, further) for column in part.columns}
+    assert not heads & {"+newl.", "layers", "off", "status"} and {"asked", "got", "FLOPs %"} <= heads
 
 
 def test_a_measured_score_carries_interval_and_paired_difference(view):
@@ -154,9 +169,10 @@ def test_table2_quotes_the_block_that_the_tier_has_no_model_for(made):
     part = parts[1]
     headings = [row.heading for row in part.rows if row.heading]
     assert "LLaVA-OneVision-72B" in headings[0] and "no model of this kind" in headings[0]
-    assert all(row.cells[-1].value == "no such model here" for row in rows_of(part)[:6])
+    assert all(row.cells[-1].value == "–" and not row.cells[0].second for row in rows_of(part)[:6])
     assert "LLaVA-Video-7B" in headings[1] and len(headings) == 2
-    assert all(row.cells[-1].value == "measured" for row in rows_of(part)[6:])
+    assert all(row.cells[-1].kind == "measured" for row in rows_of(part)[6:])
+    assert not any("72B" in row.heading for row in parts[-1].rows)
     assert next(row.heading for row in parts[2].rows if row.heading).startswith("A model that the table does not have")
 
 
@@ -167,7 +183,7 @@ def test_every_number_is_written_with_its_source(view, tmp_path):
     assert numbers.loc[numbers["source"] == "measured", ["low", "high", "n"]].notna().all(axis=None)
     text = (tmp_path / "table1.md").read_text()
     assert "trends only" in text and "| **HoliTom** | 10% |" in text
-    assert [s.png.name for s in saved] == ["table1.png", "table1_measured.png", "table1_further.png"]
+    assert [s.png.name for s in saved] == [f"table1{kind}.png" for kind in ("", "_measured", "_further", "_budgets")]
 
 
 def test_html_has_caption_and_looks(view):

@@ -11,7 +11,7 @@ import pandas as pd
 from holitom import paper
 from holitom.figures.style import ALIASES
 from holitom.scores import AVERAGE, with_average
-from holitom.tables.measured import tasks
+from holitom.tables.lines import tasks
 
 NOWHERE = math.nan
 """The x of a row that is drawn as a line across the panel."""

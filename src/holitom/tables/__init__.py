@@ -14,6 +14,7 @@ from holitom.tables.derived import derived_part
 from holitom.tables.drawing import draw
 from holitom.tables.measured import further_part, measured_numbers, measured_part
 from holitom.tables.parts import Column, Part, Row, Text
+from holitom.tables.spent import budgets_part
 
 __all__ = ["Column", "Part", "Row", "TableView", "Text", "render"]
 TABLES = ("table1", "table2")
@@ -24,7 +25,7 @@ DERIVED = "derived, no model was run"
 @dataclass(frozen=True)
 class TableView:
     """A table in all its parts: (a) the paper's own, calculated again; (b) the same rows, measured; (c) controls and
-    other rows that the paper does not print."""
+    other rows that the paper does not print; and what each row asked for and spent."""
 
     name: str
     parts: tuple[Part, ...]
@@ -34,18 +35,19 @@ class TableView:
         return "\n".join(part.markdown() for part in self.parts)
 
     def _repr_html_(self) -> str:
-        return "<br>".join(part.styler().to_html() for part in self.parts)
+        return "<br>".join(part.html() for part in self.parts)
 
     @property
     def numbers(self) -> pd.DataFrame:
         """Every number of the table, one per line, with its source (quoted, derived, measured)."""
-        parts = [part for part in self.parts if not part.key.endswith("_further")]  # (b) has the numbers of both
+        held = ("_further", "_budgets")  # in the numbers of (b)
+        parts = [part for part in self.parts if not part.key.endswith(held)]
         return pd.concat([_long(part) for part in parts], ignore_index=True)
 
     def save(self, origin: Stamp, *, folder: Path | str | None = None) -> list[Saved]:
-        """Write <name>.md and <name>.csv, and a picture of each part: <name>.png, <name>_measured.png and
-        <name>_further.png (.svg beside). origin: of what was measured; a part without anything measured says that it is
-        derived, with no number of questions and no hardware."""
+        """Write <name>.md and <name>.csv, and a picture of each part: <name>.png, <name>_measured.png,
+        <name>_further.png and <name>_budgets.png (.svg beside). origin: of what was measured; a part without anything
+        measured says that it is derived, with no number of questions and no hardware."""
         target = Path(folder) if folder else origin.folder
         note = f"\n_{origin.headline}_" + (f" · {origin.footer}" if origin.footer else "") + "\n"
         write_bytes(target / f"{self.name}.md", (self.markdown() + note).encode())
@@ -72,6 +74,7 @@ def render(table: str, scores: pd.DataFrame | None = None, tier: str = "tiny") -
         parts.append(measured_part(name, scores, tier))
         if further := further_part(name, scores, tier):
             parts.append(further)
+        parts.append(budgets_part(name, scores, tier))
     return TableView(name, tuple(parts))
 
 

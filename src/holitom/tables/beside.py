@@ -14,7 +14,8 @@ import pandas as pd
 from holitom.budgets import WITHIN
 from holitom.scores import AVERAGE, with_average
 from holitom.tables.derived import SHORT, quoted
-from holitom.tables.measured import MODEL_NAMES, opening, retained, score_text, share_text, tasks
+from holitom.tables.lines import MODEL_NAMES, tasks
+from holitom.tables.measured import opening, retained, score_text, share_text
 from holitom.tables.parts import Column, Part, Row, Text
 
 Shares = Mapping[tuple[str, str, int], float]

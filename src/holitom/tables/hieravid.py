@@ -16,7 +16,7 @@ from holitom.methods.hieravid import SCHEDULES, hieravid
 from holitom.methods.presets import Preset
 from holitom.tables import TableView, beside
 from holitom.tables.derived import quoted
-from holitom.tables.measured import MODEL_OF
+from holitom.tables.lines import MODEL_OF
 from holitom.tables.parts import Column, Part, Row, Text, verdict
 
 NAME = "hieravid"

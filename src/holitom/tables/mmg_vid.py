@@ -16,7 +16,7 @@ from holitom.claims.mmg_vid import NAME, SCORES, Block, blocks, derived_flops, s
 from holitom.methods.mmg_vid import MMGVid
 from holitom.tables import TableView, beside
 from holitom.tables.derived import quoted
-from holitom.tables.measured import MODEL_OF
+from holitom.tables.lines import MODEL_OF
 from holitom.tables.parts import Column, Part, Row, Text, verdict
 
 COLUMNS = (

@@ -37,7 +37,7 @@ class Verdicts:
         return f"{self.summary}\n\n{self.part.markdown()}"
 
     def _repr_html_(self) -> str:
-        table = self.part.styler().to_html() if self.part.rows else ""
+        table = self.part.html() if self.part.rows else ""
         return f"<p><b>{self.summary}</b></p>{table}"
 
 
@@ -49,7 +49,7 @@ def verdicts_of(judged: Sequence[Judged], *, only: Sequence[str] = ()) -> Verdic
     numbers = pd.DataFrame([claim.to_dict() for claim in judged])
     title = "Claims and verdicts"
     caption = "Tolerances were stated before the computation. printed: the paper's number, for its own model."
-    return Verdicts(tally(judged), Part("verdicts", title, caption, COLUMNS, rows, numbers, wrap="normal"))
+    return Verdicts(tally(judged), Part("verdicts", title, caption, COLUMNS, rows, numbers))
 
 
 def _cells(claim: Judged) -> tuple[Text, ...]:
