@@ -7,7 +7,7 @@ import pytest
 
 from holitom import machine, paper, paths
 from holitom.errors import BadUsage, CannotRun
-from holitom.experiments import find, inference, timed_parts
+from holitom.experiments import find, inference
 from holitom.figures.inference import (
     GROUPS,
     ORDER,
@@ -145,5 +145,3 @@ def test_without_a_gpu_recorded_times_are_shown_with_their_origin(no_gpu):
 def test_the_target_and_its_parts():
     experiment = find("fig-inference")
     assert experiment.times and set(experiment.costs) == {"tiny", "speed"} and not experiment.measures
-    with pytest.raises(BadUsage, match="no part row"):
-        timed_parts.record_parts("tiny", None, device="cpu", parts=["row"])

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from holitom import machine, paths
 from holitom.errors import BadUsage, CannotRun
-from holitom.experiments.timed_parts import PLANS, Record, record_parts
 
+Record = dict[str, Any]
+TIERS = ("tiny", "speed")
+"""Those for which holitom.latency.plan has sizes."""
 COMMAND = "python -m holitom bench latency --plan speed --out data/measured/h200.jsonl"
 NOTHING = (
     "No machine with a GPU has recorded anything yet, so only what the paper prints is drawn. On a machine with one "
@@ -34,14 +38,17 @@ def available(
     limit: a trial with so many repeats, kept apart from full runs. fresh: forget what was measured here before.
     BadUsage for the paper tier.
     """
-    if tier not in PLANS:
-        raise BadUsage(f"no latency is measured in the {tier} tier", fix=f"use {' or '.join(PLANS)}")
+    if tier not in TIERS:
+        raise BadUsage(f"no latency is measured in the {tier} tier", fix=f"use {' or '.join(TIERS)}")
     if tier == "tiny" or machine.gpu().ok:
+        from holitom.latency.command import progress
+        from holitom.latency.running import record_plan
+
         device = "cuda" if tier == "speed" else "cpu"
         target = paths.runs(tier, "latency.jsonl" if limit is None else f"trial/latency-{limit}.jsonl")
         if fresh:
             target.unlink(missing_ok=True)
-        records = record_parts(tier, target, device=device, limit=limit, quiet=quiet)
+        records = record_plan(tier, target, device=device, limit=limit, progress=partial(progress, quiet=quiet)).records
         return records, Origin(f"measured here: {where(records)}", True)
     records = recorded(tier)
     return records, Origin(f"recorded elsewhere: {where(records)}" if records else NOTHING, False)

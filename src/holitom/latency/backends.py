@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,12 +22,18 @@ def full_setting(loaded: Loaded) -> Reduction | None:
     return None if loaded.stock else Reduction("Vanilla")
 
 
-def choose_backend(loaded: Loaded, inputs: Inputs, clock: Clock, tries: int = 3) -> tuple[str, dict[str, Any]]:
+def choose_backend(
+    loaded: Loaded, inputs: Inputs, clock: Clock, tries: int = 3, skip: Mapping[str, str] | None = None
+) -> tuple[str, dict[str, Any]]:
     """Sets the fastest backend on the model and returns its name with what each one did: seconds to the first token
-    (median of ``tries`` after one warm-up), or in words why it could not. CannotRun when none could."""
+    (median of ``tries`` after one warm-up), or in words why it could not. skip: what need not be tried, and why.
+    CannotRun when none could."""
     seconds: dict[str, float] = {}
     tried: dict[str, Any] = {}
     for name in BACKENDS:
+        if name in (skip or {}):
+            tried[name] = skip[name]
+            continue
         try:
             if name == "flash_attention_2" and not _flash_installed():
                 tried[name] = "not installed"
@@ -42,7 +49,7 @@ def choose_backend(loaded: Loaded, inputs: Inputs, clock: Clock, tries: int = 3)
             tried[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
     if not seconds:
         loaded.model.set_attn_implementation("sdpa")
-        if any(outcome == "out of memory" for outcome in tried.values()):
+        if any("out of memory" in str(outcome) for outcome in tried.values()):
             return "sdpa", tried
         raise CannotRun(f"the full model runs with no attention backend here ({tried})", fix="see the reasons above")
     best = min(seconds, key=seconds.__getitem__)

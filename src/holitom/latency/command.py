@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from holitom.errors import BadUsage
 from holitom.latency.content import similarity_of
 from holitom.latency.decoding import check_ways
 from holitom.latency.measuring import Protocol, Record, measure
+from holitom.latency.plan import PARTS
 from holitom.latency.records import write
+from holitom.latency.running import described, record_plan
 from holitom.latency.settings import FULL, NAMES, PRINTED, printed_setting, row_of, setting
 from holitom.latency.shapes import DTYPES, FOLDERS, SHAPES, Loaded, load
 from holitom.types import Reduction, check_budget
@@ -28,7 +31,9 @@ examples:
   bench latency --model ov-7b --method holitom holitom-outer fastv --budget 0.1 --out data/measured/h200.jsonl
   bench latency --model ov-7b --method printed --out data/measured/h200.jsonl
   bench latency --model ov-72b-shape --layers 20 --method holitom --budget 0.15
-  bench latency --plan speed --part rows --out data/measured/h200.jsonl
+  bench latency --plan speed --dry-run
+  bench latency --plan speed --minutes 9 --out data/measured/h200.jsonl
+  bench latency --plan speed --part aims --out data/measured/h200.jsonl
   bench latency --model tiny --device cpu --dtype float32 --repeats 5 --new-tokens 10 --content own"""
 
 
@@ -62,7 +67,9 @@ def parser() -> argparse.ArgumentParser:
         choices=("speed", "tiny"),
         help="everything that fig-inference shows, in parts, resuming what --out holds",
     )
-    add("--part", nargs="+", help="only these parts of the plan: rows, frames, budgets, batches")
+    add("--part", nargs="+", help=f"only these parts of the plan: {', '.join(PARTS)}")
+    add("--minutes", type=float, help="begin no size of the plan that would end later than this")
+    add("--dry-run", action="store_true", help="say what --plan would measure, and how long it is expected to take")
     add("--quiet", action="store_true", help="no progress bar")
     return made
 
@@ -110,12 +117,24 @@ def run(argv: Sequence[str] = ()) -> int:
 
 def _plan(args: argparse.Namespace, device: str) -> int:
     """The figure's whole grid; what the file holds already is not measured again."""
-    from holitom.experiments.timed_parts import record_parts
-
+    if args.dry_run:
+        aim = "cuda" if args.plan == "speed" else device
+        print(described(args.plan, args.out, aim, args.part, None))
+        return 0
     if args.out is None:
         raise BadUsage("--plan without --out", fix="name the file to record in, e.g. --out data/measured/h200.jsonl")
-    made = record_parts(args.plan, args.out, device=device, parts=args.part, quiet=args.quiet)
-    print(table(made))
+    done = record_plan(
+        args.plan,
+        args.out,
+        device=device,
+        parts=args.part,
+        minutes=args.minutes,
+        progress=partial(progress, quiet=args.quiet),
+    )
+    print(table(done.records))
+    if done.left:
+        names = ", ".join(f"{size.part} ({size.frames} frames, batch {size.batch})" for size in done.left)
+        print(f"\nnot begun within {args.minutes:g} minutes: {names}. The same command goes on there.")
     return 0
 
 
@@ -186,6 +205,8 @@ def _check(args: argparse.Namespace) -> None:
             raise BadUsage(f"--{name} {getattr(args, name)}", fix="give numbers from 1 on")
     if min(args.new_tokens, args.decode_repeats) < 0:
         raise BadUsage("a negative number of tokens or repeats", fix="give 0 to leave decoding out")
+    if not args.plan and (args.dry_run or args.part or args.minutes is not None):
+        raise BadUsage("--part, --minutes and --dry-run belong to a plan", fix="add --plan speed or --plan tiny")
     if args.video is not None and not args.video.is_file():
         raise BadUsage(f"there is no file {args.video}", fix="check the path, or leave --video out")
 

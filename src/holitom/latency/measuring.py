@@ -8,7 +8,7 @@ record that says so, and the others go on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -71,10 +71,12 @@ def measure(
     protocol: Protocol,
     part: str = "",
     clock: Clock | None = None,
+    slower: Mapping[str, str] | None = None,
     advance: Callable[[int], None] = lambda passes: None,
 ) -> list[Record]:
     """One record per setting ("at" which budget, the setting). The full model is the setting without stages. part: the
-    figure's part they belong to, for those who read the records.
+    figure's part they belong to, for those who read the records; slower: attention backends that are not tried, with
+    the reason.
 
     advance: called with the number of passes that were done, for a progress bar; ``protocol.passes`` per setting in
     all. Leaves the model with the backend that was fastest. Raises DidNotAct when a method leaves its video as it was,
@@ -89,7 +91,7 @@ def measure(
     inputs, backend, tried, attending = None, "", {}, {}
     try:
         inputs = make_inputs(loaded, frames, batch, similarity, seed=protocol.seed, pixels=pixels)
-        backend, tried = choose_backend(loaded, inputs, clock)
+        backend, tried = choose_backend(loaded, inputs, clock, skip=slower or {})
         attending = _decode_attention(loaded, inputs, clock, protocol)
     except torch.OutOfMemoryError as error:
         for subject in subjects:
