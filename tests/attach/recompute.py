@@ -31,19 +31,20 @@ def stock_video(model, pixels):
 
 @torch.no_grad()
 def recompute(model, embeds, masks, positions):
-    """Logits [S, V]: embeds [S, D]; masks: per layer [S, S] bool; positions: per layer [S]."""
+    """Logits [S, V]: embeds [S, D]; masks: per layer [S, S] bool; positions: per layer [S], or [3, S] where there are
+    three of each token."""
     text = model.model.language_model
     handles = []
 
     def use(layer):
         def hook(module, args, kwargs):
             allowed = masks[layer][None, None]
-            if model.model.language_model.config._attn_implementation == "eager":
-                allowed = torch.zeros(allowed.shape, dtype=embeds.dtype).masked_fill(
-                    ~allowed, torch.finfo(embeds.dtype).min
-                )
+            if text.config._attn_implementation == "eager":
+                lowest = torch.finfo(embeds.dtype).min
+                allowed = torch.zeros(allowed.shape, dtype=embeds.dtype).masked_fill(~allowed, lowest)
+            own = positions[layer]
             kwargs["attention_mask"] = allowed
-            kwargs["position_embeddings"] = text.rotary_emb(args[0], positions[layer][None])
+            kwargs["position_embeddings"] = text.rotary_emb(args[0], own[:, None] if own.ndim == 2 else own[None])
             return args, kwargs
 
         return hook

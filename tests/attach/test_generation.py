@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from devices import beams_in_half_precision, on_cuda_as_on_cpu
 from recompute import embed, layout, recompute, stock_video
 from seam import CELLS, FRAMES, LAYERS, VIDEO, All, Drop, KeepEvery, batch, pixels, prompt
 from transformers import DynamicCache
@@ -208,28 +209,15 @@ def test_conversations_side_by_side(sdpa):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype):
-    from seam import tiny_model
-
-    half = tiny_model(dtype=dtype)
-    inputs = {**batch(*ROWS), "pixel_values_videos": CLIPS.to(dtype)}
-    with reduce_tokens(half, reduction=SETTINGS["holitom"]) as run:
-        out = half.generate(**inputs, **GENERATE, num_beams=2)
+    out, inputs = beams_in_half_precision(dtype, SETTINGS["holitom"], ROWS, CLIPS, GENERATE)
     assert out.sequences.shape == (3, len(inputs["input_ids"][0]) + NEW)
-    assert all(torch.isfinite(step).all() for step in out.logits)
-    assert run.stats.acted
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", SETTINGS)
 def test_cuda_equals_cpu(sdpa, name):
     inputs = {**batch(*ROWS), "pixel_values_videos": CLIPS}
-    with reduce_tokens(sdpa, reduction=SETTINGS[name]):
-        expected = sdpa.generate(**inputs, **GENERATE)
-    moved = copy.deepcopy(sdpa).cuda()
-    with reduce_tokens(moved, reduction=SETTINGS[name]) as run:
-        out = moved.generate(**{k: v.cuda() for k, v in inputs.items()}, **GENERATE)
-    assert torch.equal(out.sequences.cpu(), expected.sequences)
-    torch.testing.assert_close(torch.stack(out.logits).cpu(), torch.stack(expected.logits), atol=2e-3, rtol=0)
+    run = on_cuda_as_on_cpu(sdpa, SETTINGS[name], inputs, GENERATE)
     assert run.stats.last.seconds["prefill"] > 0
 
 

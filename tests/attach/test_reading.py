@@ -5,8 +5,9 @@ from itertools import pairwise
 
 import pytest
 import torch
+from devices import beams_in_half_precision, on_cuda_as_on_cpu
 from recompute import embed, layout, recompute, stock_video
-from seam import CELLS, FRAMES, LAYERS, Drop, KeepEvery, batch, pixels, prompt, tiny_model
+from seam import CELLS, FRAMES, LAYERS, Drop, KeepEvery, batch, pixels, prompt
 from test_generation import CLIPS, NEW, ROWS
 from transformers import DynamicCache
 
@@ -260,21 +261,10 @@ def test_the_layer_itself():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype):
-    half = tiny_model(dtype=dtype)
-    with reduce_tokens(half, reduction=SETTINGS["released"]) as run:
-        out = half.generate(**batch(*ROWS), pixel_values_videos=CLIPS.to(dtype), **GENERATE, num_beams=2)
-    assert all(torch.isfinite(step).all() for step in out.logits)
-    assert run.stats.acted
+    beams_in_half_precision(dtype, SETTINGS["released"], ROWS, CLIPS, GENERATE)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", SETTINGS)
 def test_cuda_equals_cpu(sdpa, name):
-    inputs = {**batch(*ROWS), "pixel_values_videos": CLIPS}
-    with reduce_tokens(sdpa, reduction=SETTINGS[name]):
-        expected = sdpa.generate(**inputs, **GENERATE)
-    moved = copy.deepcopy(sdpa).cuda()
-    with reduce_tokens(moved, reduction=SETTINGS[name]):
-        out = moved.generate(**{k: v.cuda() for k, v in inputs.items()}, **GENERATE)
-    assert torch.equal(out.sequences.cpu(), expected.sequences)
-    torch.testing.assert_close(torch.stack(out.logits).cpu(), torch.stack(expected.logits), atol=2e-3, rtol=0)
+    on_cuda_as_on_cpu(sdpa, SETTINGS[name], {**batch(*ROWS), "pixel_values_videos": CLIPS}, GENERATE)

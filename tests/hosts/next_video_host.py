@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from hosting import LAYERS, PAD, VIDEO, Host, batched, randomise
+from hosting import LAYERS, PAD, VIDEO, Host, randomise
+from seam import batch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
 
 FRAMES = 3
@@ -41,7 +42,7 @@ class NextVideoHost(Host):
 
     def inputs(self, *which):
         clips = torch.stack([self.clip(i) for i in which])
-        return {**batched([self.prompt(i) for i in which]), "pixel_values_videos": clips}
+        return {**batch(*(self.prompt(i) for i in which)), "pixel_values_videos": clips}
 
     @torch.no_grad()
     def stock_rows(self, which):

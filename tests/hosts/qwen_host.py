@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from hosting import LAYERS, PAD, VIDEO, Host, batched, randomise, words
+from hosting import LAYERS, PAD, VIDEO, Host, randomise, words
+from seam import batch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 START, END, IMAGE = 296, 297, 298
@@ -49,7 +50,7 @@ class QwenHost(Host):
         return GRIDS[which][1] // 2, GRIDS[which][2] // 2
 
     def inputs(self, *which):
-        given = batched([self.prompt(i) for i in which])
+        given = batch(*(self.prompt(i) for i in which))
         return given | {
             "pixel_values_videos": torch.cat([self.patches(i) for i in which]),
             "video_grid_thw": torch.tensor([GRIDS[i] for i in which]),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from hosting import PAD, VIDEO, Host, batched, randomise
-from seam import tiny_model
+from hosting import PAD, VIDEO, Host, randomise
+from seam import batch, tiny_model
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 FRAMES = 3
@@ -27,7 +27,7 @@ class VideoHost(Host):
 
     def inputs(self, *which):
         clips = torch.stack([self.clip(i) for i in which])
-        return {**batched([self.prompt(i) for i in which]), "pixel_values_videos": clips}
+        return {**batch(*(self.prompt(i) for i in which)), "pixel_values_videos": clips}
 
     @torch.no_grad()
     def stock_rows(self, which):
