@@ -40,6 +40,7 @@ def test_a_side_is_a_reduction():
     side = Side("HoliTom", 0.15, 0.7, "merge", 18, 0.5)
     made = side.reduction()
     assert made.outer == HoliTom(tau=0.7) and made.budget == 0.15 and made.inner == (HoliTomMerge(18, 0.5),)
+    assert Side("HieraVid", inner="drop").label == "HieraVid, first stage + FastV"
     assert side.label == "HoliTom" and side.settings == "τ = 0.7, K = 18, r = 0.5"
     assert Side().label == "HoliTom (w/o M)" and Side(inner="drop").reduction(6).inner == (FastV(4, 0.5),)
     assert Side(inner="merge", ratio=0).reduction().inner == ()

@@ -50,10 +50,9 @@ class Side:
 
     @property
     def label(self) -> str:
-        """How the papers call it: HoliTom without its inner stage is "HoliTom (w/o M)"."""
-        name = shown_name(self.method)
-        if self.method == "HoliTom" and self.inner != "merge":
-            name = "HoliTom (w/o M)"
+        """How the papers call it: HoliTom without its inner stage is "HoliTom (w/o M)". Of HieraVid, whose share is a
+        mean over layers, only the first stage stands here, and its name says so."""
+        name = f"{self._row}, first stage" if self.method == "HieraVid" else self._row
         if self.inner == "drop":
             return f"{name} + FastV"
         return f"{name} + merging" if self.inner == "merge" and self.method != "HoliTom" else name
@@ -61,7 +60,12 @@ class Side:
     @property
     def look(self) -> Look:
         """Colour and marker of its outer method in every figure of the kit. BadUsage for a method without."""
-        return look(self.label.removesuffix(" + FastV").removesuffix(" + merging"))
+        return look(self._row)
+
+    @property
+    def _row(self) -> str:
+        """Its outer method as tables and figures name it."""
+        return "HoliTom (w/o M)" if self.method == "HoliTom" and self.inner != "merge" else shown_name(self.method)
 
     @property
     def settings(self) -> str:
