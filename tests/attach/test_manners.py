@@ -1,6 +1,7 @@
 """What reduce_tokens leaves behind (nothing) and what it refuses (by name, with a fix)."""
 
 import copy
+import functools
 import gc
 import weakref
 
@@ -377,3 +378,22 @@ def test_a_stage_that_breaks_its_promise(sdpa, returned, match):
 
     with reduce_tokens(sdpa, inner=Careless(2)), pytest.raises(BadUsage, match=match):
         sdpa(**inputs())
+
+
+def test_a_prompt_without_a_video_leaves_provided_features_for_the_next(sdpa):
+    text = batch(prompt(5, 7, 0))
+    expected = sdpa(**text).logits
+    with reduce_tokens(sdpa, KeepEvery(), 0.3) as run:
+        reduced = sdpa(**inputs()).logits
+        run.provide(run.encode(pixels()))
+        assert torch.equal(sdpa(**text).logits, expected)
+        assert torch.equal(sdpa(**batch(prompt(5, 7))).logits, reduced)
+        assert len(run.stats.samples) == 2
+
+
+def test_a_video_without_a_place_in_the_prompt_is_refused(sdpa):
+    with reduce_tokens(sdpa, KeepEvery(), 0.3) as run:
+        for call in (sdpa, functools.partial(sdpa.generate, **GENERATE)):
+            with pytest.raises(BadUsage, match="no prompt has a place for it"):
+                call(**batch(prompt(5, 7, 0)), pixel_values_videos=pixels())
+        assert not run.stats.samples and not run.stats.calls
