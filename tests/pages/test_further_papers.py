@@ -180,6 +180,8 @@ def test_a_budget_that_was_not_met_is_said_below_the_name(made):
     said = {row.cells[0].second for row in rows_of(part) if row.cells[0].value == "HoliTom (w/o M)"}
     assert said == {f"2.3 tokens per frame under the asked {share} %" for share in (30, 20, 10)}
     assert {row.cells[0].second for row in rows_of(part) if row.cells[0].value != "HoliTom (w/o M)"} == {""}
+    met = hieravid_table(scores(made, "hieravid"), "tiny").parts[2]
+    assert "Below a name" in part.caption and "Below a name" not in met.caption
     bold = {row.cells[0].value for row in rows_of(part) if row.cells[0].bold}
     assert bold == {f"HieraVid {share} %" for share in (30, 20, 10)}
 

@@ -15,7 +15,7 @@ from holitom.budgets import WITHIN
 from holitom.scores import AVERAGE, with_average
 from holitom.tables.derived import SHORT, quoted
 from holitom.tables.lines import MODEL_NAMES, tasks
-from holitom.tables.measured import opening, retained, score_text, share_text
+from holitom.tables.measured import missed, opening, retained, score_text, share_text
 from holitom.tables.parts import Column, Part, Row, Text
 
 Shares = Mapping[tuple[str, str, int], float]
@@ -34,7 +34,7 @@ def measured_part(
     found = with_average(scores, tasks(tier).values())
     printed = shares(tier)
     made = [row for model in found["model"].unique() for row in _rows(found, model, tier, printed, own)]
-    return Part(f"{name}_measured", title, _caption(tier, found) + remark, _columns(tier), tuple(made), found)
+    return Part(f"{name}_measured", title, _caption(tier, found, made) + remark, _columns(tier), tuple(made), found)
 
 
 def _columns(tier: str) -> tuple[Column, ...]:
@@ -66,14 +66,14 @@ def _rows(found: pd.DataFrame, model: str, tier: str, shares: Shares, own: str) 
     return made
 
 
-def _caption(tier: str, found: pd.DataFrame) -> str:
+def _caption(tier: str, found: pd.DataFrame, made: list[Row]) -> str:
     """What the columns mean, with the number of questions."""
+    below = f"Below a name: by how much the tokens before it differ from what was asked, beyond {WITHIN:g} per frame. "
     theirs = "are of other models on other benchmarks: compare how much a row loses, never the levels. "
     return (
         f"{opening(tier, found)}Tokens kept, in % of all: asked for; got before the language model; mean over its "
-        f"layers. Below a name: by how much the tokens before it differ from what was asked, beyond {WITHIN:g} per "
-        "frame. FLOPs %: of all tokens, by the papers' formula, at realised counts. Quoted shares (grey italics) "
-        f"{theirs if tier == 'tiny' else 'are printed for benchmarks of their own. '}"
+        f"layers. {below if missed(made) else ''}FLOPs %: of all tokens, by the papers' formula, at realised counts. "
+        f"Quoted shares (grey italics) {theirs if tier == 'tiny' else 'are printed for benchmarks of their own. '}"
     )
 
 

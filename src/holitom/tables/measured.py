@@ -14,7 +14,7 @@ from holitom.figures.style import TIER_STAMPS
 from holitom.scores import AVERAGE, SHARES, with_average
 from holitom.tables.derived import NUMBER, SHORT, quoted
 from holitom.tables.lines import Line, further_blocks, printed_blocks, rows_of, status, tasks
-from holitom.tables.parts import Column, Part, Text
+from holitom.tables.parts import Column, Part, Row, Text
 
 QUOTED_APART = (
     "Quoted (grey italics) and measured scores come from different models and different benchmarks: compare how much a "
@@ -30,7 +30,7 @@ def measured_part(name: str, scores: pd.DataFrame, tier: str) -> Part:
     found = with_average(scores, tasks(tier).values())
     rows = rows_of(printed_blocks(name, found, tier), lambda line: _cells(line, tier))
     title = f"{NUMBER[name[-1]]} of HoliTom at the {tier} tier: the same rows, measured"
-    return Part(f"{name}_measured", title, _caption(tier, found), columns(tier), rows, found)
+    return Part(f"{name}_measured", title, _caption(tier, found, rows), columns(tier), rows, found)
 
 
 def further_part(name: str, scores: pd.DataFrame, tier: str) -> Part | None:
@@ -41,7 +41,7 @@ def further_part(name: str, scores: pd.DataFrame, tier: str) -> Part | None:
     if not rows:
         return None
     title = f"Beside {NUMBER[name[-1]]} at the {tier} tier: rows that it does not print"
-    caption = _caption(tier, found, printed=False)
+    caption = _caption(tier, found, rows, printed=False)
     return Part(f"{name}_further", title, caption, columns(tier, printed=False), rows, found)
 
 
@@ -130,16 +130,21 @@ def opening(tier: str, found: pd.DataFrame) -> str:
     )
 
 
-def _caption(tier: str, found: pd.DataFrame, *, printed: bool = True) -> str:
+def missed(rows: Iterable[Row]) -> bool:
+    """Whether a remark stands below any name: a budget that was not met."""
+    return any(" per frame" in row.cells[0].second for row in rows if row.cells)
+
+
+def _caption(tier: str, found: pd.DataFrame, rows: Iterable[Row], *, printed: bool = True) -> str:
     """printed: whether numbers of the paper stand in the table."""
+    below = f" (below a name: tokens per frame beyond what was asked, where more than {WITHIN:g})"
     quoted_ones = ""
     if printed:
         quoted_ones = "Grey italics are quoted from the paper. " if tier != "tiny" else QUOTED_APART
     return (
-        f"{opening(tier, found)}{quoted_ones}Tokens kept, in % of all: asked for, and got before the language model "
-        f"(below a name: tokens per frame beyond what was asked, where more than {WITHIN:g}). FLOPs %: of all tokens, "
-        "by the papers' formula, at realised counts; what stages inside the model save shows there. Every count of "
-        "tokens is in the part on budgets."
+        f"{opening(tier, found)}{quoted_ones}Tokens kept, in % of all: asked for, and got before the language "
+        f"model{below if missed(rows) else ''}. FLOPs %: of all tokens, by the papers' formula, at realised counts; what "
+        "stages inside the model save shows there. Every count of tokens is in the part on budgets."
     )
 
 
