@@ -143,8 +143,8 @@ def _caption(tier: str, found: pd.DataFrame, rows: Iterable[Row], *, printed: bo
         quoted_ones = "Grey italics are quoted from the paper. " if tier != "tiny" else QUOTED_APART
     return (
         f"{opening(tier, found)}{quoted_ones}Tokens kept, in % of all: asked for, and got before the language "
-        f"model{below if missed(rows) else ''}. FLOPs %: of all tokens, by the papers' formula, at realised counts; what "
-        "stages inside the model save shows there. Every count of tokens is in the part on budgets."
+        f"model{below if missed(rows) else ''}. FLOPs %: of all tokens, by the papers' formula, at realised counts; "
+        "what stages inside the model save shows there. Every count of tokens is in the part on budgets."
     )
 
 
