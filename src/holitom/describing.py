@@ -50,7 +50,8 @@ def settings(cells: Iterable[Cell]) -> pd.DataFrame:
     for cell in cells:
         groups.setdefault((cell.row, cell.model, in_words(cell.reduction, budget=False)), []).append(cell)
     lines = []
-    for (row, model, setting), mine in groups.items():
+    first = {(row, model): place for place, (row, model, _) in reversed(list(enumerate(groups)))}
+    for (row, model, setting), mine in sorted(groups.items(), key=lambda group: first[group[0][:2]]):
         budgets = sorted({cell.reduction.budget for cell in mine}, reverse=True)
         frames = sorted({cell.frames for cell in mine})
         asked, seen = (", ".join(f"{100 * one:.3g}" for one in budgets), ", ".join(map(str, frames)))

@@ -62,6 +62,11 @@ def test_words_stand_left_and_numbers_right():
     assert [column.align for column in table.columns] == ["left", "right"]
 
 
+def test_headings_below_a_common_one():
+    table = plain(FRAME, {"who": ("who", words), "p": ("test | p", p_value), "diff": ("test | d", number(1))})
+    assert [(column.group, column.head) for column in table.columns] == [("", "who"), ("test", "p"), ("test", "d")]
+
+
 def test_groups_head_their_rows_and_lines_part_them():
     table = plain(FRAME, {"p": ("p", p_value)}, groups="who")
     assert [row.heading for row in table.rows] == ["a", "", "", "b", ""]
@@ -142,4 +147,4 @@ def test_what_was_written_is_said_with_its_folder(tmp_path):
     (tmp_path / "t.md").touch()
     files = [[tmp_path / f"{stem}{end}" for end in (".png", ".svg", ".csv")] for stem in "tu"]
     text = notebooks.written([Saved(*files[0]), Saved(*files[1][:2])])
-    assert text == f"written to {tmp_path}: t.md, t.csv, t.png, .svg, u.png, .svg"
+    assert text == f"in {tmp_path}: t.md, t.csv\nas .png and .svg: t, u"

@@ -65,7 +65,7 @@ def test_heads_and_first_cells_name_what_they_head():
     over, heads, row = Cells(table_html("key", COLUMNS, [Row((Text("x", bold=True), Text("1"), Text("2")))])).rows
     assert [cell[2] for cell in over] == ["", "tokens"] and over[1][1]["scope"] == "colgroup"
     assert [cell[1]["scope"] for cell in heads] == ["col"] * 3
-    assert row[0][:2] == ["th", {"class": "left plain bold", "scope": "row"}] and row[1][0] == "td"
+    assert row[0][:2] == ["th", {"class": "left plain short bold", "scope": "row"}] and row[1][0] == "td"
 
 
 def test_values_are_words_and_never_markup():

@@ -19,14 +19,18 @@ CSS: dict[str, str] = {
     "quoted": "color: #6b6b6b; font-style: italic",
     "derived": "",
     "measured": "color: #0b4f78; font-weight: 600",
-    "good": "color: #1b7f4b; font-weight: 600; white-space: nowrap",
-    "bad": "color: #b3261e; font-weight: 600; white-space: nowrap",
+    "good": "color: #1b7f4b; font-weight: 600",
+    "bad": "color: #b3261e; font-weight: 600",
     "muted": "color: #767676",
 }
 """The look of each kind; drawing.py uses the same colours."""
 ON_DARK = {"quoted": "#b5b5b5", "measured": "#8ecbf2", "good": "#7fd6a4", "bad": "#ff9d94", "muted": "#a6a6a6"}
 """The same in JupyterLab's dark theme."""
 NAME = "holitom-table"
+MANY = 12
+"""Columns beyond which the type is smaller."""
+SHORT = 16
+"""Letters up to which words keep to one line: a verdict, a method's name."""
 RULES = (
     (f"table.{NAME}", "margin: 0 0 6px; border-collapse: collapse; font-size: 11.5px; line-height: 1.35"),
     (f".{NAME} caption", "caption-side: bottom; text-align: left; padding: 6px 0 0; line-height: 1.45"),
@@ -36,6 +40,9 @@ RULES = (
     (f".{NAME} tbody th", "font-weight: normal"),
     (f".{NAME} tbody .left, .{NAME} thead .left", "text-align: left; white-space: normal"),
     (f".{NAME} tbody .center, .{NAME} thead .center", "text-align: center"),
+    (f".{NAME} tbody .short", "white-space: nowrap"),
+    (f".{NAME}.dense", "font-size: 11px"),
+    (f".{NAME}.dense thead th, .{NAME}.dense tbody td, .{NAME}.dense tbody th", "padding: 2px 4px"),
     (f".{NAME} tr.rule > *", "border-top: 1px solid #999"),
     (f".{NAME} tbody th.across", "font-weight: 700; text-align: left; white-space: normal; padding-top: 6px"),
     (f".{NAME} th.across div", "width: 0; min-width: 100%"),  # as wide as the columns make the table, never wider
@@ -45,8 +52,9 @@ RULES = (
 
 
 def table_html(key: str, columns: Sequence[Column], rows: Sequence[Row], caption: str = "") -> str:
-    """The table as one element with its own style sheet. key: its name in the page; caption: HTML, below the table."""
-    lines = [f'<table class="{NAME}" id="{escape(key.replace("_", "-"))}">']
+    """The table as one element with its own style sheet. key: its name in the page, if any; caption: HTML, below it."""
+    name = f' id="{escape(key.replace("_", "-"))}"' if key else ""
+    lines = [f'<table class="{NAME}{" dense" * (len(columns) > MANY)}"{name}>']
     lines += [f"<caption>{caption}</caption>"] if caption else []
     lines += ["<thead>", *_heads(columns), "</thead>"]
     sections = [list(group) for _, group in groupby(_numbered(rows), key=lambda pair: pair[0])]
@@ -105,7 +113,8 @@ def _row(row: Row, columns: Sequence[Column]) -> str:
 
 
 def _cell(text: Text, column: Column, *, row: bool) -> str:
-    classes = " ".join([column.align, text.kind, *(["bold"] if text.bold else [])])
+    short = ["short"] if column.align == "left" and len(text.value) <= SHORT else []
+    classes = " ".join([column.align, text.kind, *short, *(["bold"] if text.bold else [])])
     words = escape(text.value) + (f"<br><small>{escape(text.second)}</small>" if text.second else "")
     tag, scope = ("th", ' scope="row"') if row and text.value else ("td", "")
     return f'<{tag} class="{classes}"{scope}>{words}</{tag}>'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -67,8 +67,37 @@ def written(saved: Iterable[Saved]) -> str:
     """Where files were written: a folder of this checkout and the names in it."""
     files = [path for one in saved for path in (one.png, one.svg, one.csv) if path is not None]
     folder = files[0].parent
-    names = dict.fromkeys(path.stem for path in files)
-    texts = [f"{stem}.md" for stem in names if (folder / f"{stem}.md").is_file()]
-    tables = [path.name for path in files if path.suffix == ".csv"]
+    names = list(dict.fromkeys(path.stem for path in files))
+    whole = [f"{stem}.md" for stem in names if (folder / f"{stem}.md").is_file()]
+    whole += [path.name for path in files if path.suffix == ".csv"]
     shown = folder.relative_to(paths.root()) if folder.is_relative_to(paths.root()) else folder
-    return f"written to {shown}: {', '.join([*texts, *tables, *(f'{stem}.png, .svg' for stem in names)])}"
+    return f"in {shown}: {', '.join(whole)}\nas .png and .svg: {', '.join(names)}"
+
+
+def by_model(mean: pd.DataFrame) -> Plain:
+    """A row's difference to all tokens on every model side by side. mean: ``scores.averages``."""
+    found = mean[mean["row"] != BASELINE]
+    parts = []
+    for model, lines in found.groupby("model", sort=False):
+        lines = lines.drop_duplicates("row").set_index("row")[["diff", "diff_low", "diff_high"]]
+        parts.append(lines.set_axis([f"{model} {column}" for column in lines.columns], axis=1))
+    frame = pd.concat(parts, axis=1).rename_axis("row").reset_index()
+    columns: dict[str | tuple[str, ...], Any] = {"row": ("row", words)}
+    for model in found["model"].unique():
+        place = tuple(f"{model} {column}" for column in ("diff", "diff_low", "diff_high"))
+        columns[place] = (f"mean over the benchmarks | {model}", difference)
+    caption = "Difference to all tokens of the same model in points, with 95 % interval; bold where 0 is outside."
+    return plain(frame, columns, caption=caption)
+
+
+def losses(types: pd.DataFrame) -> Plain:
+    """What each type of question loses. types: ``scores.by_type`` with the full model first."""
+    full, *others = [column for column in types.columns if column != "questions"]
+    frame = types.assign(type=[str(kind).replace("_", " ") for kind in types.index])
+    frame = frame.assign(**{other: types[other] - types[full] for other in others})
+    columns: dict[str | tuple[str, ...], Any] = {"type": ("type of question", words), full: (f"{full} (%)", number(1))}
+    for other in others:
+        row, _, share = other.rpartition(" at ")
+        columns |= {other: (f"{row}, change in points | {share}", number(1, sign=True))}
+    columns |= {"questions": ("questions", number())}
+    return plain(frame, columns, caption="Points: difference to the first column. One answer of n is 100/n points.")

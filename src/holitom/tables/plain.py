@@ -40,13 +40,11 @@ class Plain:
         return table_html("", self.columns, self.rows, escape(self.caption))
 
 
-def plain(
-    frame: pd.DataFrame, columns: Columns, *, caption: str = "", groups: str = "", lines: str = "", over: str = ""
-) -> Plain:
-    """The frame's rows in their order; a missing value is a dash.
+def plain(frame: pd.DataFrame, columns: Columns, *, caption: str = "", groups: str = "", lines: str = "") -> Plain:
+    """The frame's rows in their order; a missing value is a dash. A heading "got | 10 %" stands below a common "got".
 
-    groups: a column that heads the rows of each of its values; lines: one whose change draws a line; over: a word above
-    all headings but the first. BadUsage for a column that the frame does not have.
+    groups: a column that heads the rows of each of its values; lines: one whose change draws a line. BadUsage for a
+    column that the frame does not have.
     """
     places = [(place,) if isinstance(place, str) else place for place in columns]
     known = [str(name) for name in frame.columns]
@@ -63,10 +61,10 @@ def plain(
         cells = [_cell([line[name] for name in place], form) for place, form in zip(places, forms, strict=True)]
         rows.append(Row(tuple(cells), rule=last is not None and last[1] != here[1]))
         last = here
-    heads = [
-        Column(over if number else "", heading, 1.0, "left" if form in WORDS else "right")
-        for number, (heading, form) in enumerate(columns.values())
-    ]
+    heads = []
+    for heading, form in columns.values():
+        over, _, head = heading.rpartition(" | ")
+        heads.append(Column(over, head, 1.0, "left" if form in WORDS else "right"))
     return Plain(tuple(heads), tuple(rows), caption)
 
 
@@ -109,6 +107,11 @@ def percent(value: float | int) -> str:
     return f"{100 * value:.3g} %"
 
 
+def share(decimals: int = 1) -> Format:
+    """A share of 1 with so many decimals: 10.3 %."""
+    return lambda value: f"{100 * value:.{decimals}f} %"
+
+
 def estimate(value: float | int, low: float | int, high: float | int) -> Text:
     """A measured value with its interval: 95.3 [92.9, 98.1]."""
     return Text(f"{value:.1f} [{low:.1f}, {high:.1f}]", "measured")
@@ -116,7 +119,8 @@ def estimate(value: float | int, low: float | int, high: float | int) -> Text:
 
 def difference(value: float | int, low: float | int, high: float | int) -> Text:
     """−3.1 [−4.6, −1.6], in bold type where the interval leaves out 0."""
-    return Text(f"{signed(value)} [{signed(low)}, {signed(high)}]", "measured", bold=low > 0 or high < 0)
+    clear = low > 0 or high < 0
+    return Text(f"{signed(value)} [{signed(low)}, {signed(high)}]", "measured" if clear else "plain", bold=clear)
 
 
 def p_value(value: float | int) -> str:

@@ -45,21 +45,25 @@ def verdicts_of(judged: Sequence[Judged], *, only: Sequence[str] = ()) -> Verdic
     """The verdicts on ``judged``. only: show the lines of these sources ("derived", "measured", "quoted"); what does
     not reproduce is always shown. The counts cover all claims."""
     shown = [c for c in judged if not only or c.source in only or str(c.verdict) == "NOT REPRODUCED"]
-    rows = tuple(Row(_cells(claim)) for claim in shown)
+    printed = any(claim.printed is not None for claim in shown)
+    columns = tuple(column for column in COLUMNS if printed or column.head != "printed")
+    rows = tuple(Row(_cells(claim, printed=printed)) for claim in shown)
     numbers = pd.DataFrame([claim.to_dict() for claim in judged])
     title = "Claims and verdicts"
-    caption = "Tolerances were stated before the computation. printed: the paper's number, for its own model."
-    return Verdicts(tally(judged), Part("verdicts", title, caption, COLUMNS, rows, numbers))
+    caption = "Tolerances were stated before the computation."
+    caption += " printed: the paper's number, for its own model." if printed else ""
+    return Verdicts(tally(judged), Part("verdicts", title, caption, columns, rows, numbers))
 
 
-def _cells(claim: Judged) -> tuple[Text, ...]:
-    printed = Text(f"{claim.printed:g}", "quoted") if claim.printed is not None else Text("–", "muted")
+def _cells(claim: Judged, *, printed: bool) -> tuple[Text, ...]:
+    theirs = Text(f"{claim.printed:g}", "quoted") if claim.printed is not None else Text("–", "muted")
     kind = _KIND.get(claim.source, "plain")
-    here = Text(f"{claim.computed:.2f}", kind) if claim.computed is not None else Text("–", "muted")  # type: ignore[arg-type]
+    ours = f"{claim.computed:.2f}".replace("-", "−") if claim.computed is not None else ""
+    here = Text(ours, kind) if ours else Text("–", "muted")  # type: ignore[arg-type]
     return (
         verdict(str(claim.verdict)),
         Text(f"{claim.statement} ({claim.place})"),
-        printed,
+        *([theirs] if printed else []),
         here,
         Text(claim.reason, "muted"),
     )

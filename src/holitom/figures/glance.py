@@ -1,0 +1,100 @@
+"""What is reproduced, at a glance: every claim with its verdict, in groups that say how it can be judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from holitom.claims.judging import Judged
+from holitom.errors import BadUsage
+from holitom.figures.style import DOUBLE, INK, MUTED, styled
+
+LOOKS = {
+    "REPRODUCED": ("✓ reproduced", "#1B7F4B", "", "white"),
+    "WITHIN NOISE": ("≈ within noise", "#A9D8BE", "", INK),
+    "NOT REPRODUCED": ("✗ not reproduced", "#B3261E", "", "white"),
+    "NOT RUN": ("– not run", "#D9D9D9", "....", INK),
+    "QUOTED": ("“ quoted, not checked", "#FFFFFF", "////", INK),
+}
+"""Verdict -> its name in the legend, colour, hatch, and the colour of the number on it."""
+SMALLEST = 0.06
+"""Share of a bar that its smallest part has, for its number to stand in it."""
+GROUPS = {
+    "FLOPs of Tables 1 and 2": "derived, to the printed digit",
+    "averages and shares of both": "derived from the printed scores",
+    "other printed arithmetic": "derived: times, MMG-Vid, HieraVid, headlines",
+    "trends between methods": "measured on a tiny model, not the paper's",
+    "findings on printed numbers": "ours, derived or on the tiny model",
+    "scores of the checkpoints": "need them: the paper tier, GPUs",
+    "times and speed-ups": "need a GPU: the speed tier",
+}
+"""What is claimed -> how it is judged."""
+
+
+def group_of(claim: Judged) -> str:
+    """The group that a claim belongs to."""
+    if claim.id.startswith("finding-"):
+        return "findings on printed numbers"
+    if claim.id.startswith("trend-"):
+        return "trends between methods"
+    if claim.source == "derived":
+        if claim.experiment not in ("table1", "table2"):
+            return "other printed arithmetic"
+        flops = claim.id.endswith(("/flops_t", "/flops_pct"))
+        return "FLOPs of Tables 1 and 2" if flops else "averages and shares of both"
+    return "times and speed-ups" if claim.unit in ("ms", "x", "tokens/s") else "scores of the checkpoints"
+
+
+def counted(judged: Sequence[Judged]) -> pd.DataFrame:
+    """How many claims of each group have which verdict: group, verdict, n, source."""
+    lines = [(group_of(claim), str(claim.verdict), claim.source) for claim in judged]
+    frame = pd.DataFrame(lines, columns=["group", "verdict", "source"])
+    return frame.groupby(["group", "verdict", "source"]).size().rename("n").reset_index()
+
+
+def glance_figure(judged: Sequence[Judged]) -> tuple[Figure, pd.DataFrame]:
+    """One bar per group, as long for few claims as for many, its parts numbered. BadUsage without a claim."""
+    data = counted(judged)
+    if data.empty:
+        raise BadUsage("there is no claim to draw", fix="pass what verdicts.everything(tier) returns")
+    groups = [group for group in GROUPS if group in set(data["group"])]
+    with styled():
+        fig = Figure(figsize=(DOUBLE, 0.75 + 0.34 * len(groups)), layout="constrained")
+        ax = fig.add_subplot()
+        for place, group in enumerate(groups):
+            _bar(ax, place, data[data["group"] == group].groupby("verdict")["n"].sum())
+            ax.text(1.02, place, GROUPS[group], va="center", fontsize=7, color=MUTED)
+        ax.set(xlim=(0, 1), ylim=(len(groups) - 0.4, -0.6), xticks=[])
+        ax.set_yticks(range(len(groups)), groups)
+        ax.tick_params(axis="y", length=0)
+        ax.grid(visible=False)
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+        seen = [word for word in LOOKS if word in set(data["verdict"])]
+        key = {"loc": "upper center", "bbox_to_anchor": (0.62, 0.0), "ncols": len(seen), "columnspacing": 1.2}
+        ax.legend(handles=[_patch(word) for word in seen], **key)
+    return fig, data
+
+
+def _bar(ax: Axes, place: int, counts: pd.Series) -> None:
+    there = [word for word in LOOKS if counts.get(word, 0)]
+    shares = [max(counts[word] / counts.sum(), SMALLEST) for word in there]
+    left = 0.0
+    for word, share in zip(there, shares, strict=True):
+        name, colour, hatch, ink = LOOKS[word]
+        wide = share / sum(shares)
+        look = {"facecolor": colour, "edgecolor": "#9A9A9A", "hatch": hatch, "linewidth": 0.6}
+        ax.barh(place, wide, left=left, height=0.72, **look)
+        box = {"boxstyle": "round,pad=0.15", "facecolor": colour, "edgecolor": "none"} if hatch else None
+        said = f"{name[0]} {counts[word]}"  # never by colour alone
+        ax.text(left + wide / 2, place, said, ha="center", va="center", fontsize=7.5, color=ink, bbox=box)
+        left += wide
+
+
+def _patch(word: str) -> Patch:
+    name, colour, hatch, _ = LOOKS[word]
+    return Patch(facecolor=colour, hatch=hatch, edgecolor="#9A9A9A", label=name, linewidth=0.6)
