@@ -10,6 +10,7 @@ from holitom.errors import BadUsage
 from holitom.figures import Stamp
 from holitom.scores import FEWER_FRAMES, score_frame
 from holitom.tables import derived, render
+from holitom.tables.drawing import MARGIN, draw
 from holitom.tables.html import CSS
 from holitom.tables.measured import columns
 from holitom.tables.parts import Text
@@ -195,3 +196,14 @@ def test_html_has_caption_and_looks(view):
 def test_an_unknown_table_is_refused():
     with pytest.raises(BadUsage, match="table1, table2"):
         render("table9")
+
+
+def test_nothing_is_drawn_beyond_the_edge_of_a_table(made):
+    found = made("table2")
+    for part in render("table2", score_frame(found.cells, found.records, "tiny", samples=found.samples), "tiny").parts:
+        figure = draw(part)
+        figure.draw_without_rendering()
+        edge = sum(column.width for column in part.columns) + 2 * MARGIN
+        axes = figure.axes[0]
+        for text in axes.texts:
+            assert axes.transData.inverted().transform(text.get_window_extent())[1, 0] <= edge, text.get_text()

@@ -25,10 +25,15 @@ SIZE = 8.0
 
 
 def draw(part: Part) -> Figure:
-    """One part as a figure of its natural size: title, two header lines, the rows, the caption below."""
+    """One part as a figure of its natural size: title, two header lines, the rows, the caption below. Headings too long
+    for the table take several lines."""
     width = sum(c.width for c in part.columns) + 2 * MARGIN
     caption = textwrap.wrap(part.caption, width=int(width * 17.5))
-    heights = [LINE + (SECOND if any(t.second for t in row.cells) else 0) for row in part.rows]
+    headings = [textwrap.wrap(row.heading, width=int(width * 12.5)) for row in part.rows]
+    heights = [
+        LINE + SECOND * (max(len(lines) - 1, 0) + any(t.second for t in row.cells))
+        for row, lines in zip(part.rows, headings, strict=True)
+    ]
     head = 0.36 + 2 * HEAD + 0.05
     height = head + sum(heights) + 0.12 + 0.145 * len(caption) + 0.12
     with styled():
@@ -39,12 +44,11 @@ def draw(part: Part) -> Figure:
         ax.axis("off")
         ax.text(MARGIN, 0.12, part.title, fontsize=10, fontweight="bold", va="center", color=INK)
         top = _header(ax, part.columns, 0.34, width)
-        for place, (row, high) in enumerate(zip(part.rows, heights, strict=True)):
-            if row.heading:
+        for place, (row, lines, high) in enumerate(zip(part.rows, headings, heights, strict=True)):
+            if lines:
                 ax.add_patch(Rectangle((MARGIN, top), width - 2 * MARGIN, high, facecolor="#E8EEF2", lw=0))
-                ax.text(
-                    MARGIN + 0.05, top + high / 2, row.heading, fontsize=SIZE, fontweight="bold", va="center", color=INK
-                )
+                look = {"fontsize": SIZE, "fontweight": "bold", "va": "center", "color": INK}
+                ax.text(MARGIN + 0.05, top + high / 2, "\n".join(lines), **look)
             elif place % 2:
                 ax.add_patch(Rectangle((MARGIN, top), width - 2 * MARGIN, high, facecolor="#F7F7F7", lw=0))
             if row.rule:
