@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from holitom.ops.determinantal import greedy_map
+from holitom.ops.determinantal import _by_gram, _on_host, _Search, _Unit, greedy_map
 
 torch.set_num_threads(1)
 
@@ -92,3 +92,23 @@ def test_half_precision_counts(dtype):
     mask = greedy_map(torch.randn(31, 8).to(dtype), torch.rand(31) + 1e-6, ids, valid, np.array([12, 5]))
     assert mask.sum(1).tolist() == [12, 5]
     assert not (mask & ~valid).any()
+
+
+@pytest.mark.parametrize("dim", [300, 40])  # the residuals stay above eps, and reach it
+def test_all_groups_together_take_what_each_takes_alone(dim):
+    """What a GPU runs in one go is what a CPU runs group by group."""
+    draw = torch.Generator().manual_seed(dim)
+    sizes, counts = [170, 90, 3], np.array([150, 80, 3])
+    rows = torch.randn(sum(sizes), dim, generator=draw)
+    quality = torch.rand(sum(sizes), generator=draw) + 0.05
+    ids, valid = padded(sizes)
+    weight, spent = quality[ids].square(), torch.where(valid, quality[ids].square() - 16, -torch.inf)
+    unit = _Unit(rows, ids, rows.norm(dim=-1)[ids])
+    search = _Search(weight, valid.float(), spent.clone(), torch.from_numpy(counts), 1e-5)
+    together = _by_gram(search, unit.gram(), int(counts.max()), np.array(sizes), counts) & valid
+    for group, (size, count) in enumerate(zip(sizes, counts.tolist(), strict=True)):
+        one = slice(group, group + 1), slice(size)
+        search = _Search(weight[one], valid[one].float(), spent[one], torch.tensor([count]), 1e-5)
+        alone = _on_host(search, unit.gram()[group, :size, :size].clone(), count)
+        assert alone.sum() == count
+        assert torch.equal(together[group, :size], alone)

@@ -178,7 +178,7 @@ class HieraVidSelect:
             chosen = greedy_map(hidden, quality, visual[some], real, keep[chunk], self.eps)
             mask[torch.where(chosen, some, total)] = True
         kept = surviving(hidden.shape[0], visual, mask_ids(mask[:total], int(keep.sum())))
-        return kept, hidden[kept]
+        return kept, hidden.index_select(0, kept)
 
     def _counts(self, sizes: np.ndarray, gains: np.ndarray) -> np.ndarray:
         ratios = keep_ratios(1 - self.ratio, gains, self.extra, self.clamp)

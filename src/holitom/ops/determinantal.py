@@ -32,28 +32,43 @@ def greedy_map(
     Once a residual falls to ``eps`` its row adds nothing but rounding noise; such rows follow by quality, so the result
     does not depend on noise. Ties: lowest slot.
 
-    The steps are sequential by nature: min(largest count, rows of the group, dim) of them, each for all groups
-    together. Where many of a group's rows are chosen, its Gram matrix is formed once; every 64 steps one matrix product
-    brings it up to date, and it shrinks as rows are taken. Where few are, or where a group has more rows than
-    dimensions, no n x n matrix is formed: the kernel's rows are computed for the likeliest candidates, as many at a
-    time as proved useful last time. Workspace: the rows and their Gram matrices, or the rows and [steps, n], float32.
+    The steps are sequential by nature: min(count, rows of the group, dim) of them, on a GPU for all groups together, on
+    a CPU group by group, which spares the padding. Where many of a group's rows are chosen, its Gram matrix is formed
+    once; every 64 steps one matrix product brings it up to date, and it shrinks as rows are taken. Where few are, or
+    where a group has more rows than dimensions, no n x n matrix is formed: the kernel's rows are computed for the
+    likeliest candidates, as many at a time as proved useful last time. Workspace: the rows and their Gram matrices, or
+    the rows and [steps, n], float32.
     """
-    n, dim = ids.shape[1], rows.shape[1]
     counts = np.asarray(counts, dtype=np.int64)
-    steps = min(int(counts.max(initial=0)), n, dim)
     weight = quality[ids].float().square()
     wanted = torch.from_numpy(counts).to(rows.device)
     scale = row_norms(rows[None])[0][ids]
     spent = torch.where(valid, weight - 8 * weight.amax(), -torch.inf)  # below every row that still adds something
-    search = _Search(weight, ((scale > 0) & valid).float(), spent, wanted, eps)
-    unit = _Unit(rows, ids, scale.clamp_min_(1e-12))
-    if n > dim or 3 * steps < n:
-        _by_candidates(search, unit, steps)
-        taken = search.taken()
-    else:
-        taken = _by_gram(search, unit.gram(), steps, valid.sum(1).cpu().numpy(), counts)
+    residual = ((scale > 0) & valid).float()
+    scale.clamp_min_(1e-12)
+    parts = [(slice(None), slice(None))]
+    if rows.device.type == "cpu":
+        parts = [
+            (slice(g, g + 1), slice(int(slots.nonzero().max()) + 1)) for g, slots in enumerate(valid) if slots.any()
+        ]
+    taken = torch.zeros_like(valid)
+    for part in parts:
+        search = _Search(weight[part], residual[part], spent[part], wanted[part[0]], eps)
+        taken[part] = _taken(search, _Unit(rows, ids[part], scale[part]), valid[part], counts[part[0]])
     order = torch.where(valid, torch.where(taken, torch.inf, weight), -torch.inf)
     return top_per_row(order, wanted) & valid
+
+
+def _taken(search: _Search, unit: _Unit, valid: Tensor, counts: np.ndarray) -> Tensor:
+    """[groups, n] the rows that the steps take, by the cheaper of the two ways."""
+    n, dim = valid.shape[1], unit.rows.shape[1]
+    steps = min(int(counts.max(initial=0)), n, dim)
+    if n > dim or 3 * steps < n:
+        _by_candidates(search, unit, steps)
+        return search.taken()
+    if len(valid) == 1 and valid.device.type == "cpu":
+        return _on_host(search, unit.gram()[0], steps)[None]
+    return _by_gram(search, unit.gram(), steps, valid.sum(1).cpu().numpy(), counts)
 
 
 @dataclass
@@ -99,7 +114,7 @@ class _Unit:
     scale: Tensor
 
     def gram(self) -> Tensor:
-        unit = self.rows[self.ids].float()
+        unit = self.rows.index_select(0, self.ids.flatten()).unflatten(0, self.ids.shape).float()
         return gram(unit.div_(self.scale[..., None]))
 
     def kernel(self, slots: Tensor) -> Tensor:
@@ -136,6 +151,37 @@ def _by_gram(search: _Search, kernel: Tensor, steps: int, sizes: np.ndarray, cou
             search = _Search(*fields, search.wanted, search.eps)
         kernel.baddbmm_(factor.transpose(1, 2), factor, alpha=-1)
     return taken.scatter_(1, place, search.taken())
+
+
+def _on_host(search: _Search, kernel: Tensor, steps: int) -> Tensor:
+    """What :func:`_by_gram` does, for one group on a CPU -> [n]; to the bit, if a product rounds alike. A step is a few
+    short vector operations, which numpy begins in a fraction of torch's time."""
+    weight, residual, spent = (x[0].numpy().copy() for x in (search.weight, search.residual, search.spent))
+    place, taken = np.arange(len(weight)), np.zeros(len(weight), dtype=bool)
+    for start in range(0, steps, _BLOCK):
+        block, here, gain = min(_BLOCK, steps - start), kernel.numpy(), np.empty_like(weight)
+        factor, rest = kernel.new_zeros(block, len(kernel)), torch.from_numpy(residual)
+        for done, row in enumerate(factor.numpy()):
+            np.multiply(weight, residual, out=gain)
+            np.copyto(gain, spent, where=residual <= search.eps)
+            best = int(gain.argmax())
+            pivot = residual[best]
+            if pivot > search.eps:  # else it adds nothing, and its row of the factor stays zero
+                chosen = factor[:done]
+                np.subtract(here[best], torch.mm(chosen[:, best][None], chosen)[0].numpy(), out=row)
+                np.multiply(row, 1 / np.sqrt(pivot), out=row)
+                rest.addcmul_(factor[done], factor[done], value=-1)
+            residual[best], spent[best] = 0, -np.inf
+        gone = np.isinf(spent)
+        taken[place[gone]] = True
+        if start + block >= steps:
+            break
+        if 4 * (len(gone) - gone.sum()) <= 3 * len(gone):
+            place, weight, residual, spent = (x[~gone] for x in (place, weight, residual, spent))
+            keep = torch.from_numpy(np.flatnonzero(~gone))
+            kernel, factor = kernel.index_select(0, keep).index_select(1, keep), factor.index_select(1, keep)
+        kernel.addmm_(factor.T, factor, alpha=-1)
+    return torch.from_numpy(taken)
 
 
 def _by_candidates(search: _Search, unit: _Unit, steps: int) -> None:
