@@ -8,6 +8,15 @@ settings.register_profile("kit", deadline=None)
 settings.load_profile("kit")
 
 
+@pytest.fixture(autouse=True)
+def _full_precision():
+    """Convolutions on CUDA round to TF32 unless told otherwise, which no comparison with a CPU survives."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from holitom.latency.content import forced
+from holitom.latency.content import forced, recorded_similarity
 from holitom.latency.inputs import make_inputs
 from holitom.latency.measuring import Protocol, measure
 from holitom.latency.passes import run_pass
 from holitom.latency.records import check
 from holitom.latency.settings import setting
 from holitom.latency.shapes import SHAPES, Loaded, build
+from holitom.latency.static_decoding import ATTENTIONS
 from holitom.latency.syncs import cuda_waits
 from holitom.latency.timeline import EventClock
 from holitom.types import Reduction
@@ -51,6 +52,22 @@ def test_a_video_makes_the_host_wait_as_often_as_the_stand_in_says(half, row, mo
     assert seen.total <= most, dict(seen.places)
 
 
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("row", ["Vanilla", "HoliTom (w/o M)", "HoliTom"])
+def test_a_replayed_graph_says_what_the_static_cache_says(half, row, attention):
+    """Bit for bit: it is the same step. Eager decoding rounds otherwise in half precision, so it only must agree at
+    first."""
+    inputs = make_inputs(half, 8, 2, recorded_similarity())
+    reduction = None if row == "Vanilla" else setting(row, 0.25, "ov-7b", 4)
+    ways = ("eager", "static", "graph")
+    done = run_pass(half, reduction, inputs, EventClock(), new_tokens=16, ways=ways, attention=attention)
+    runs = {run.way: run for run in done.decoded}
+    assert runs["graph"].outcome == "measured", runs["graph"].reason
+    assert torch.equal(runs["graph"].tokens, runs["static"].tokens)
+    assert torch.equal(runs["graph"].tokens[:, :1], runs["eager"].tokens[:, :1])
+    assert 0 < runs["graph"].seconds < runs["graph"].setup + runs["static"].seconds
+
+
 def test_a_record_of_a_gpu_is_whole(half):
     made = measure(
         half,
@@ -58,12 +75,13 @@ def test_a_record_of_a_gpu_is_whole(half):
         frames=8,
         batch=2,
         similarity=forced(0.5),
-        protocol=Protocol(repeats=3, warmup=1, new_tokens=4, decode_repeats=1),
+        protocol=Protocol(repeats=3, warmup=1, new_tokens=4, decode_repeats=1, ways=("eager", "static", "graph")),
     )
     for record in made:
         assert (
             check(record)["outcome"] == "measured" and record["memory"]["peak_bytes"] > record["memory"]["weight_bytes"]
         )
         assert record["summary"]["extrapolated"]["how"].startswith("extrapolated from 4 of 24")
-        assert record["state"]["gpu"]["sm_mhz"] and record["clock"] == "CUDA events"
+        assert record["clock"] == "CUDA events" and set(record["state"]) >= {"idle", "reason", "gpu", "gpu_after"}
+        assert record["decoding"]["graph"]["outcome"] == "measured", record["decoding"]["graph"]["reason"]
     assert made[1]["host_syncs"]["count"] > 0

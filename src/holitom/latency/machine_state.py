@@ -10,16 +10,16 @@ from typing import Any
 
 BUSY_CPU = 0.10  # share of the processors' time that others may use before a run counts as disturbed
 BUSY_GPU = 5  # per cent
-_FIELDS = (
-    "clocks.sm",
-    "clocks.mem",
-    "clocks.max.sm",
-    "temperature.gpu",
-    "power.draw",
-    "utilization.gpu",
-    "memory.used",
-)
-_NAMES = ("sm_mhz", "memory_mhz", "max_sm_mhz", "celsius", "watts", "utilisation_pct", "memory_mib")
+_ASKED = {
+    "sm_mhz": "clocks.sm",
+    "memory_mhz": "clocks.mem",
+    "max_sm_mhz": "clocks.max.sm",
+    "celsius": "temperature.gpu",
+    "watts": "power.draw",
+    "utilisation_pct": "utilization.gpu",
+    "memory_mib": "memory.used",
+}
+"""Names in a record -> what nvidia-smi calls them."""
 
 
 def machine_state(device: str, seconds: float = 1.0) -> dict[str, Any]:

@@ -130,5 +130,6 @@ def count_crossings(loaded: Loaded, reduction: Reduction, inputs: Inputs) -> Cro
 
 
 def _pretending(video: VideoFeatures, seen: Crossings) -> VideoFeatures:
+    """The features on the pretended device."""
     names = ("tokens", "saliency", "keys", "frame_embed")
     return replace(video, **{n: put(getattr(video, n), seen) for n in names if getattr(video, n) is not None})

@@ -98,12 +98,16 @@ class Timeline:
 
     def seconds(self) -> dict[str, float]:
         """Seconds per stage, in the order of their first boundary. Waits for the device."""
-        self._closed()
-        ends = [mark for _, mark in self._marks[1:]] + [self._end]
         spent: defaultdict[str, float] = defaultdict(float)
-        for (stage, begin), end in zip(self._marks, ends, strict=True):
+        for stage, begin, end in self.spans():
             spent[stage] += self._clock.between(begin, end)
         return dict(spent)
+
+    def spans(self) -> list[tuple[str, Any, Any]]:
+        """Every stretch of the pass: its stage, and the marks at its two ends. Waits for the device."""
+        self._closed()
+        ends = [mark for _, mark in self._marks[1:]] + [self._end]
+        return [(stage, begin, end) for (stage, begin), end in zip(self._marks, ends, strict=True)]
 
     def total(self) -> float:
         """Seconds from the first boundary to the end, taken from these two marks alone. Waits for the device."""
