@@ -18,6 +18,7 @@ from holitom.latency.records import check
 from holitom.latency.settings import setting
 from holitom.latency.shapes import Loaded, Shape, build
 from holitom.latency.static_decoding import ATTENTIONS, Prompt, StaticDecoder
+from holitom.latency.syncs import pretended_device, put
 from holitom.methods import DyCoke, DyCokeDecode, FastV, HoliTom, HoliTomMerge
 from holitom.models import adapter_for
 from holitom.types import Reduction
@@ -203,3 +204,19 @@ def test_a_decode_stage_needs_tokens_to_act_on(tiny):
     choosing = Reduction("DyCoke", DyCoke(), 0.5, decode=DyCokeDecode(layer=2))
     with pytest.raises(BadUsage, match="acts while generating"):
         measure(tiny, [("50%", choosing)], frames=6, batch=1, similarity=None, protocol=Protocol(new_tokens=0))
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_a_step_asks_the_host_for_nothing(attention, tiny, inputs):
+    """What can be captured: no crossing between host and device in any step, on the stand-in."""
+    prompt, first = prefilled(tiny, SETTINGS["HoliTom"], inputs, Ticking())
+    right = StaticDecoder(tiny.model, adapter_for(tiny.model), prompt, first, 6, attention).steps(6).tolist()
+    with pretended_device(tiny.model) as seen:
+        held = tuple((put(k, seen), put(v, seen)) for k, v in prompt.held)
+        there = replace(prompt, held=held, next_position=put(prompt.next_position, seen))
+        decoder = StaticDecoder(tiny.model, adapter_for(tiny.model), there, put(first, seen), 6, attention)
+        decoder.restart()
+        before = seen.total
+        tokens = decoder.steps(6)
+        assert seen.total == before
+        assert tokens.tolist() == right
