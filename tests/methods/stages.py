@@ -1,9 +1,9 @@
-"""Every stage that the package offers, in the settings that the shared tests run."""
+"""Every stage that the package offers: as ``bench ops`` measures it, and in further settings."""
 
+from holitom.bench.methods import INNER as MEASURED_INNER
+from holitom.bench.methods import OUTER as MEASURED_OUTER
 from holitom.methods import (
-    AveragePool,
     DyCoke,
-    FastV,
     FastVID,
     HieraVid,
     HieraVidSelect,
@@ -13,48 +13,31 @@ from holitom.methods import (
     PruneVid,
     PruneVidSelect,
     PyramidDropStage,
-    RandomDrop,
     SaliencyTopK,
     ToMe,
-    UniformStride,
     VisionZip,
 )
 
 OUTER = [
-    HoliTom(),
+    *MEASURED_OUTER.values(),
     HoliTom(counts="exact"),
     HoliTom(tau=0.65, segmentation="fixed", max_window=4, static_by="saliency", dynamic_by="cluster", counts="exact"),
-    FastVID(),
     FastVID(head="siglip"),
     FastVID(released=True),
-    PruneVid(),
     PruneVid(released=True),
-    MMGVid(),
     MMGVid(exact=False, uniqueness="frame", frame_share="novelty"),
-    HieraVid(),
     HieraVid(scope="segment"),
-    VisionZip(),
     VisionZip(released=True),
-    DyCoke(),
     DyCoke(window=9),
-    ToMe(),
     ToMe(metric="tokens", rounds=3),
     ToMe(released=True),
-    RandomDrop(),
-    UniformStride(),
-    SaliencyTopK(),
     SaliencyTopK(lowest=True),
-    AveragePool(),
 ]
 INNER = [
-    FastV(2, 0.5),
-    HoliTomMerge(3, 0.5),
+    *(stage for stage, _ in MEASURED_INNER.values()),
     HoliTomMerge(3, 0.8, "mean"),
-    PyramidDropStage(2, 0.5),
     PyramidDropStage(2, 0.25, released=True),
-    PruneVidSelect(2),
     PruneVidSelect(2, 0.9),
-    HieraVidSelect(2, 0.3),
     HieraVidSelect(2, 0.9, relevance=1),
     HieraVidSelect(2, 0.57, released=True),
 ]

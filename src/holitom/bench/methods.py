@@ -9,10 +9,9 @@ second row with the tokens that it then meets.
 
 Two inner stages cannot come near HoliTom's outer stage on a CPU, whoever computes them, because an exact answer needs
 inner products by the million: HoliTomMerge compares every folded token with every kept one (70 GFLOP at 6272 tokens of
-3584, about 30 times the outer stage; about as long as it behind a budget of 15 %), and HieraVidSelect needs those
-within each segment (about 14 to 16 times it where the schedule puts it, on half of the tokens, of which the products
-alone are two fifths; 40 to 55 times on all of them). Tried for the second: one triangle of the products, a kernel that
-shrinks as tokens leave, and, where few are chosen, products of the likeliest candidates only.
+3584), and HieraVidSelect needs those of every two tokens of a segment (13 GFLOP at the least where the schedule puts
+it, on half of the tokens). The row "its products" below a stage is the time of these products alone, without the
+gathering, the norms and the search: about the least that an exact answer costs.
 """
 
 from __future__ import annotations
@@ -51,6 +50,7 @@ from holitom.methods import (
     UniformStride,
     VisionZip,
 )
+from holitom.ops.similarity import gram
 from holitom.types import VideoFeatures
 
 Row = dict[str, Any]
@@ -111,6 +111,8 @@ def cases(video: VideoFeatures, budget: float, names: Iterable[str]) -> list[Cas
             prompt = prompts[share]
             count = len(prompt.visual)
             found.append(Case(name, "inner", count, prompt.hidden.nbytes, None, _inner(stage, prompt)))
+            if products := _products(stage, prompt):
+                found.append(Case(name, "product", count, prompt.hidden.nbytes, None, products))
     row, ids = (make(total, device=video.tokens.device) for make in (torch.rand, torch.arange))
     for name in (n for n in DECODE if n in wanted):
         found.append(Case(name, "decode", total, row.nbytes + ids.nbytes, None, partial(DECODE[name], row, ids)))
@@ -179,13 +181,13 @@ def bench_methods(
 
 def methods_table(rows: Sequence[Row]) -> str:
     """The rows as a plain table; empty without rows of this section."""
-    own = [row for row in rows if row["kind"] in ("outer", "inner", "decode")]
+    own = [row for row in rows if row["kind"] in ("outer", "inner", "product", "decode")]
     if not own:
         return ""
     head = ("method", "stage", "tokens", "budget", "ms", "/ one read", "/ HoliTom", "peak / input")
     body = [
         (
-            row["method"],
+            "  its products" if row["kind"] == "product" else row["method"],
             row["kind"],
             f"{row['tokens']}",
             "-" if row["budget"] is None else f"{row['budget']:g}",
@@ -214,3 +216,15 @@ def _inner(stage: Any, prompt: Prompt) -> Callable[[], object]:
     score = prompt.text_score if stage.query == "text" else prompt.score
     groups = {"group": prompt.group, "gain": prompt.gain} if getattr(stage, "reads_groups", False) else {}
     return partial(stage, prompt.hidden, score, prompt.visual, len(prompt.visual), **groups)
+
+
+def _products(stage: Any, prompt: Prompt) -> Callable[[], object] | None:
+    """The inner products that dominate a stage, and nothing else: as many as it needs, of whichever rows."""
+    if not isinstance(stage, HoliTomMerge | HieraVidSelect):
+        return None
+    rows = prompt.hidden[prompt.visual].float()
+    if isinstance(stage, HoliTomMerge):
+        kept = round(len(rows) * (1 - stage.ratio))
+        return partial(torch.mm, rows[kept:], rows[:kept].T)
+    segments = [rows[prompt.group == g][None] for g in prompt.group.unique()]
+    return lambda: [gram(part) for part in segments]

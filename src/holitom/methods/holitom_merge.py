@@ -64,7 +64,7 @@ class HoliTomMerge:
         kept = kept_visual(self, score, visual)
         if kept.shape[0] == visual.shape[0]:
             return torch.arange(hidden.shape[0], device=hidden.device), hidden
-        rows = hidden[visual]
+        rows = hidden.index_select(0, visual)
         owner = torch.arange(rows.shape[0], device=rows.device)
         folded = surviving(rows.shape[0], kept, kept[:0])
         likeness, nearest = nearest_row(rows, folded, kept)
@@ -72,6 +72,6 @@ class HoliTomMerge:
         owner[folded] = kept[nearest]
         merged = fold_into(rows, owner, kept, self.average).to(hidden.dtype)
         ids = surviving(hidden.shape[0], visual, kept)
-        out = hidden[ids]
+        out = hidden.index_select(0, ids)
         out[torch.searchsorted(ids, visual[kept])] = merged
         return ids, out
