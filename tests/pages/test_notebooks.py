@@ -14,6 +14,8 @@ FOLDER = paths.root() / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 LIMIT = 2
 NEEDS_NO_MODEL = {"01_method"}
+RAW_FRAME = re.compile(r'class="dataframe"|id="T_')
+"""How pandas marks a frame and a styled frame."""
 
 
 def by_name(path: Path) -> str:
@@ -94,4 +96,9 @@ def test_it_runs_from_the_first_cell_to_the_last(path, tmp_path):
         progress_bar=False,
     )
     assert all(cell.execution_count for cell in done.cells if cell.cell_type == "code" and cell.source)
+    outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
+    for output in outputs:
+        shown = output.get("data", {})
+        assert not RAW_FRAME.search("".join(shown.get("text/html", ""))), "a frame without headings: tables/plain.py"
+        assert "{'" not in "".join([*output.get("text", ""), *shown.get("text/plain", "")]), "a dict, not words"
     assert list(tmp_path.glob("*.png")), "a notebook ends in a figure or a table"

@@ -143,6 +143,29 @@ def test_the_full_model_and_paired_differences(made):
     assert values(paired) == [["m", "10 %", "A", "B", "+1.0 [−1.0, +3.0]", "0.50", "7"]]
 
 
+def test_the_points_of_a_curve_stand_in_one_line():
+    points = pd.DataFrame(
+        {
+            "method": ["all tokens", "A", "A", "B"],
+            "x": [math.nan, 2.0, 10.0, 5.0],
+            "y": [97.0, 60.0, 90.0, 80.0],
+            "low": [96.0, 58.0, 88.0, 79.0],
+            "high": [98.0, 62.0, 92.0, 81.0],
+            "n": 1200,
+        }
+    )
+    table = notebooks.curves(points)
+    assert values(table) == [["all tokens", "97.0 ±1.0", "–"], ["A", "90.0 ±2.0", "60.0 ±2.0"], ["B", "80.0 ±1.0", "–"]]
+    assert [cell.second for cell in table.rows[1].cells[1:]] == ["10.0 % FLOPs", "2.0 % FLOPs"]
+
+
+def test_losses_are_points_below_the_full_model():
+    types = pd.DataFrame({"Vanilla": [90.0], "A at 25%": [80.0], "questions": [10]}, index=["needle_scene"])
+    table = notebooks.losses(types)
+    assert values(table) == [["needle scene", "90.0", "−10.0", "10"]]
+    assert (table.columns[2].group, table.columns[2].head) == ("A, change in points", "25%")
+
+
 def test_what_was_written_is_said_with_its_folder(tmp_path):
     (tmp_path / "t.md").touch()
     files = [[tmp_path / f"{stem}{end}" for end in (".png", ".svg", ".csv")] for stem in "tu"]

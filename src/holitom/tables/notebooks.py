@@ -11,6 +11,7 @@ from holitom import paths
 from holitom.describing import settings
 from holitom.figures.saving import Saved
 from holitom.scores import BASELINE
+from holitom.tables.parts import Text
 from holitom.tables.plain import Plain, difference, estimate, figures, name, number, p_value, percent, plain, words
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def full_model(scores: pd.DataFrame) -> Plain:
         "model": ("model", words),
         "benchmark": ("benchmark", words),
         "frames": ("frames", number()),
-        ("value", "low", "high"): ("accuracy (%) [95 % interval]", estimate),
+        ("value", "low", "high"): ("accuracy (%) [95\u00a0%\u00a0interval]", estimate),
         "n": ("questions", number()),
     }
     return plain(scores[scores["row"] == BASELINE], columns, lines="model")
@@ -52,7 +53,7 @@ def paired(frame: pd.DataFrame) -> Plain:
         "budget": ("asked", percent),
         "a": ("this row", name),
         "b": ("minus this one", words),
-        ("diff", "diff_low", "diff_high"): ("difference (points) [95 % interval]", difference),
+        ("diff", "diff_low", "diff_high"): ("difference (points) [95\u00a0%\u00a0interval]", difference),
         "p_holm": ("p (Holm)", p_value),
         "changed": ("answers that differ", number()),
     }
@@ -101,3 +102,25 @@ def losses(types: pd.DataFrame) -> Plain:
         columns |= {other: (f"{row}, change in points | {share}", number(1, sign=True))}
     columns |= {"questions": ("questions", number())}
     return plain(frame, columns, caption="Points: difference to the first column. One answer of n is 100/n points.")
+
+
+def curves(points: pd.DataFrame) -> Plain:
+    """A line per method, its points from the dearest to the cheapest: score, half of its interval, and below it what it
+    costs. points: ``figures.points.measured_tradeoff``."""
+    lines: dict[str, dict[str, Any]] = {}
+    for method, found in points.sort_values("x", ascending=False).groupby("method", sort=False):
+        cells = [_point(point) for point in found.to_dict("records")]
+        lines[str(method)] = {"method": method} | {str(place): cell for place, cell in enumerate(cells, 1)}
+    most = max(len(line) for line in lines.values())
+    columns: dict[str | tuple[str, ...], Any] = {"method": ("method", name)}
+    over = "average accuracy (%), and its FLOPs in % of all tokens'"
+    columns |= {str(place): (f"{over} | {place}", lambda cell: cell) for place in range(1, most)}
+    counts = sorted({int(n) for n in points["n"]})
+    caption = f"± half of the 95 % interval; n = {' to '.join(map(str, counts))} questions per point."
+    frame = pd.DataFrame([lines[method] for method in dict.fromkeys(points["method"])])
+    return plain(frame, columns, caption=caption)
+
+
+def _point(point: dict[str, Any]) -> Text:
+    cost = "" if pd.isna(point["x"]) else f"{point['x']:.1f} % FLOPs"
+    return Text(f"{point['y']:.1f} ±{(point['high'] - point['low']) / 2:.1f}", "measured", second=cost)

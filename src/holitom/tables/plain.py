@@ -64,7 +64,7 @@ def plain(frame: pd.DataFrame, columns: Columns, *, caption: str = "", groups: s
     heads = []
     for heading, form in columns.values():
         over, _, head = heading.rpartition(" | ")
-        heads.append(Column(over, head, 1.0, "left" if form in WORDS else "right"))
+        heads.append(Column(over, head, 1.0, "left" if form in WORDS else "center" if form is mark else "right"))
     return Plain(tuple(heads), tuple(rows), caption)
 
 

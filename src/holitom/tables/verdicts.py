@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import pandas as pd
 
@@ -42,27 +43,34 @@ class Verdicts:
 
 
 def verdicts_of(judged: Sequence[Judged], *, only: Sequence[str] = ()) -> Verdicts:
-    """The verdicts on ``judged``. only: show the lines of these sources ("derived", "measured", "quoted"); what does
-    not reproduce is always shown. The counts cover all claims."""
-    shown = [c for c in judged if not only or c.source in only or str(c.verdict) == "NOT REPRODUCED"]
+    """The verdicts on ``judged``. only: show the lines of these sources ("derived", "measured", "quoted") or verdicts
+    ("NOT RUN"); what does not reproduce is always shown. The counts cover all claims."""
+    wanted = {*only, "NOT REPRODUCED"}
+    shown = [claim for claim in judged if not only or {claim.source, str(claim.verdict)} & wanted]
     printed = any(claim.printed is not None for claim in shown)
     columns = tuple(column for column in COLUMNS if printed or column.head != "printed")
-    rows = tuple(Row(_cells(claim, printed=printed)) for claim in shown)
+    rows: list[Row] = []
+    for place, claims in groupby(shown, key=lambda claim: claim.place):
+        alike = list(claims)
+        if len(alike) > 1:
+            rows.append(Row(heading=place, rule=True))
+        rows += [Row(_cells(claim, printed=printed, place=len(alike) == 1)) for claim in alike]
     numbers = pd.DataFrame([claim.to_dict() for claim in judged])
     title = "Claims and verdicts"
     caption = "Tolerances were stated before the computation."
     caption += " printed: the paper's number, for its own model." if printed else ""
-    return Verdicts(tally(judged), Part("verdicts", title, caption, columns, rows, numbers))
+    return Verdicts(tally(judged), Part("verdicts", title, caption, columns, tuple(rows), numbers))
 
 
-def _cells(claim: Judged, *, printed: bool) -> tuple[Text, ...]:
+def _cells(claim: Judged, *, printed: bool, place: bool) -> tuple[Text, ...]:
+    """place: say where the claim stands, for no heading says it."""
     theirs = Text(f"{claim.printed:g}", "quoted") if claim.printed is not None else Text("–", "muted")
     kind = _KIND.get(claim.source, "plain")
     ours = f"{claim.computed:.2f}".replace("-", "−") if claim.computed is not None else ""
     here = Text(ours, kind) if ours else Text("–", "muted")  # type: ignore[arg-type]
     return (
         verdict(str(claim.verdict)),
-        Text(f"{claim.statement} ({claim.place})"),
+        Text(f"{claim.statement} ({claim.place})" if place else claim.statement),
         *([theirs] if printed else []),
         here,
         Text(claim.reason, "muted"),
