@@ -1,10 +1,20 @@
 """Drawn videos follow the similarities that they are given, and settings reach the budget that they name."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from holitom.errors import BadUsage
-from holitom.latency.content import QUANTILES, Similarity, drawn_video, forced, measure_similarity, similarity_of
+from holitom.latency.content import (
+    QUANTILES,
+    Similarity,
+    drawn_video,
+    forced,
+    measure_similarity,
+    recorded_similarity,
+    similarity_of,
+)
 from holitom.latency.settings import INSIDE, PRINTED, at_mean, printed_setting, row_of, setting
 from holitom.methods import HoliTom
 from holitom.ops.similarity import neighbour_cosine
@@ -85,3 +95,16 @@ def test_names_and_budgets_that_no_table_has():
     with pytest.raises(BadUsage, match="no preset"):
         setting("Nothing", 0.1, "ov-7b", 28)
     assert at_mean(setting("FastV", 0.5, "ov-7b", 6).inner, 0.5, 6)[0].layer == 1
+
+
+@pytest.mark.parametrize("similarity", [recorded_similarity(), recorded_similarity("tower"), forced(0.3)])
+@pytest.mark.parametrize("budget", [0.10, 0.25])
+def test_the_realised_budget_is_the_one_asked_for(budget, similarity):
+    """By construction: a drawn video leaves what was asked, as features of a random tower, all alike, would not."""
+    video = drawn_video(similarity, 32, (14, 14), 64, requires=("saliency",))
+    kept = len(setting("HoliTom (w/o M)", budget, "ov-7b", 28).outer(video, budget).tokens)
+    wanted = round(budget * 32 * 196)
+    alike = torch.ones_like(video.tokens) + 1e-4 * video.tokens
+    merged = len(setting("HoliTom (w/o M)", budget, "ov-7b", 28).outer(replace(video, tokens=alike), budget).tokens)
+    assert abs(kept / wanted - 1) < 0.06
+    assert merged < 0.7 * wanted

@@ -24,6 +24,11 @@ from holitom.errors import BadUsage, CannotRun
 from holitom.types import VideoFeatures
 
 QUANTILES = tuple(i / 20 for i in range(21))
+MODEL = (
+    "every cell is a random walk of unit normals from frame to frame with these cosines; the tower runs, is timed, and "
+    "this replaces its output before any method sees it (holitom.latency.content.drawn_video)"
+)
+"""How the realised budget is set by construction, for a record."""
 SPAN = 0.999  # cosines at the ends of the range would give a random walk without noise or without memory
 
 

@@ -19,7 +19,7 @@ import torch
 
 from holitom.errors import BadUsage, KitError
 from holitom.latency.backends import choose_backend, full_setting, release
-from holitom.latency.content import Similarity
+from holitom.latency.content import MODEL, Similarity
 from holitom.latency.decoding import check_ways, fastest_attention
 from holitom.latency.inputs import TEXT_AFTER, TEXT_BEFORE, host_stages, make_inputs
 from holitom.latency.machine_state import gpu_state, machine_state
@@ -125,7 +125,7 @@ def measure(
         "repeats": protocol.repeats,
         "staged_repeats": protocol.staged,
         "warmup": protocol.warmup,
-        "content": similarity.describe() if similarity is not None else {"how": "the tower's own features"},
+        "content": similarity.describe() | {"model": MODEL} if similarity else {"how": "the tower's own features"},
         "pixels": "frames of the video file" if pixels is not None else "normal noise",
         "host_stages": {"seconds": host, "how": host_note},
         "state": state | {"gpu_after": gpu_state() if loaded.device.type == "cuda" else None},
