@@ -9,8 +9,9 @@ from holitom.describing import in_words, settings
 from holitom.errors import BadUsage
 from holitom.figures import Saved
 from holitom.methods import DyCoke, DyCokeDecode, FastV, HoliTom, HoliTomMerge, PyramidDrop
-from holitom.scores import score_frame
+from holitom.scores import averages, score_frame
 from holitom.tables import notebooks
+from holitom.tables.lines import tasks
 from holitom.tables.plain import (
     difference,
     estimate,
@@ -157,6 +158,15 @@ def test_the_points_of_a_curve_stand_in_one_line():
     table = notebooks.curves(points)
     assert values(table) == [["all tokens", "97.0 ±1.0", "–"], ["A", "90.0 ±2.0", "60.0 ±2.0"], ["B", "80.0 ±1.0", "–"]]
     assert [cell.second for cell in table.rows[1].cells[1:]] == ["10.0 % FLOPs", "2.0 % FLOPs"]
+
+
+def test_a_row_at_two_budgets_is_two_rows(made):
+    found = made("table2")
+    scores = score_frame(found.cells, found.records, "tiny", samples=found.samples)
+    table = notebooks.by_model(averages(scores, tasks("tiny").values()))
+    rows = [line[0] for line in values(table)]
+    assert {"VisionZip at 15 %", "VisionZip at 20 %", "FastV"} <= set(rows) and len(rows) == len(set(rows))
+    assert {column.head for column in table.columns[1:]} == {cell.model for cell in found.cells}
 
 
 def test_losses_are_points_below_the_full_model():

@@ -78,5 +78,6 @@ def test_verdicts_are_chosen_by_source_or_by_word_and_a_failure_always_shows():
     shown = verdicts_of(CLAIMS, only=("NOT RUN",))
     words = [row.cells[0].value for row in shown.part.rows if row.cells]
     assert words == ["✗ NOT REPRODUCED", "– NOT RUN"]
+    assert repr(shown) == shown.markdown() and repr(shown.part) == shown.part.markdown()
     assert sum(shown.counts.values()) == len(CLAIMS) and "printed" not in [c.head for c in shown.part.columns]
     assert "printed" in [c.head for c in verdicts_of([claim("x", printed=1.0)]).part.columns]

@@ -34,6 +34,10 @@ class TableView:
         """All parts with their captions, for a terminal and for git."""
         return "\n".join(part.markdown() for part in self.parts)
 
+    def __repr__(self) -> str:
+        """As text, where no HTML can be shown."""
+        return self.markdown()
+
     def _repr_html_(self) -> str:
         return "<br>".join(part.html() for part in self.parts)
 

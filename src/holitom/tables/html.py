@@ -98,7 +98,8 @@ def _head(column: Column) -> str:
     wide = f' style="min-width: {min(round(70 * column.width), 110)}px"' if column.align == "left" else ""
     if not column.head:
         return f'<td class="{column.align}"{wide}></td>'
-    return f'<th class="{column.align}" scope="col"{wide}>{escape(column.head)}</th>'
+    words = escape(column.head).replace(" %", "&nbsp;%").replace("% interval", "%&nbsp;interval")
+    return f'<th class="{column.align}" scope="col"{wide}>{words}</th>'
 
 
 def _row(row: Row, columns: Sequence[Column]) -> str:

@@ -40,7 +40,7 @@ def full_model(scores: pd.DataFrame) -> Plain:
         "model": ("model", words),
         "benchmark": ("benchmark", words),
         "frames": ("frames", number()),
-        ("value", "low", "high"): ("accuracy (%) [95\u00a0%\u00a0interval]", estimate),
+        ("value", "low", "high"): ("accuracy (%) [95 % interval]", estimate),
         "n": ("questions", number()),
     }
     return plain(scores[scores["row"] == BASELINE], columns, lines="model")
@@ -53,7 +53,7 @@ def paired(frame: pd.DataFrame) -> Plain:
         "budget": ("asked", percent),
         "a": ("this row", name),
         "b": ("minus this one", words),
-        ("diff", "diff_low", "diff_high"): ("difference (points) [95\u00a0%\u00a0interval]", difference),
+        ("diff", "diff_low", "diff_high"): ("difference (points) [95 % interval]", difference),
         "p_holm": ("p (Holm)", p_value),
         "changed": ("answers that differ", number()),
     }
@@ -78,9 +78,11 @@ def written(saved: Iterable[Saved]) -> str:
 def by_model(mean: pd.DataFrame) -> Plain:
     """A row's difference to all tokens on every model side by side. mean: ``scores.averages``."""
     found = mean[mean["row"] != BASELINE]
+    asked = [f" at {100 * share:.3g} %" if share < 1 else "" for share in found["budget"]]
+    found = found.assign(row=[row + share for row, share in zip(found["row"], asked, strict=True)])
     parts = []
     for model, lines in found.groupby("model", sort=False):
-        lines = lines.drop_duplicates("row").set_index("row")[["diff", "diff_low", "diff_high"]]
+        lines = lines.set_index("row")[["diff", "diff_low", "diff_high"]]
         parts.append(lines.set_axis([f"{model} {column}" for column in lines.columns], axis=1))
     frame = pd.concat(parts, axis=1).rename_axis("row").reset_index()
     columns: dict[str | tuple[str, ...], Any] = {"row": ("row", words)}

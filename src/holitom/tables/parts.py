@@ -88,6 +88,10 @@ class Part:
         """A pipe table; headings become rows of their own."""
         return f"### {self.title}\n\n{pipes(self.columns, self.rows)}\n\n{self.caption}\n"
 
+    def __repr__(self) -> str:
+        """As text, where no HTML can be shown."""
+        return self.markdown()
+
     def html(self) -> str:
         """The same for a notebook or a page."""
         return table_html(self.key, self.columns, self.rows, f"<b>{escape(self.title)}.</b> {escape(self.caption)}")

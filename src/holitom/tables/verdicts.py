@@ -37,6 +37,10 @@ class Verdicts:
     def markdown(self) -> str:
         return f"{self.summary}\n\n{self.part.markdown()}"
 
+    def __repr__(self) -> str:
+        """As text, where no HTML can be shown."""
+        return self.markdown()
+
     def _repr_html_(self) -> str:
         table = self.part.html() if self.part.rows else ""
         return f"<p><b>{self.summary}</b></p>{table}"
