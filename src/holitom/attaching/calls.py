@@ -22,7 +22,8 @@ class Call:
     the tokens of kinds. Later calls: positions [B, q] of this call's tokens in the language model's numbering, ``new``
     columns behind the prompt (this call's included), new_mask [B, new] where some of them are padding, unread: per
     sample, ids that a decode stage leaves unread; reads: slots that are left to read, and the
-    mask for them, per layout of a layer; masks: of layers that read everything."""
+    mask for them, per layout of a layer; masks: of layers that read everything; rotary: embeddings of
+    the positions that a layer holds, by its view of the prompt."""
 
     state: PromptState
     prefill: bool
@@ -37,6 +38,7 @@ class Call:
     unread: list[Tensor | None] | None = None
     reads: dict[Any, tuple[Tensor, Any]] = field(default_factory=dict)
     masks: dict[Any, Any] = field(default_factory=dict)
+    rotary: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def new_columns(self, device: torch.device) -> Tensor:
         """Which columns behind the prompt may be attended to [B, new]."""

@@ -173,13 +173,17 @@ class DecoderHooks:
     def _embeddings(self, call: Call, view: View, hidden: Tensor, embeddings: Embeddings) -> Embeddings:
         """Rotary embedding of the tokens that enter a layer: gathered where positions were kept, computed anew where
         they were renumbered."""
-        if view is call.state.base:
+        if view is call.state.base or (view.shift is None and not call.prefill):
             return embeddings
+        key = (view, hidden.device)
+        if key not in call.rotary:  # layers that hold the same tokens share it
+            call.rotary[key] = self._rotary(call, view, hidden, embeddings)
+        return call.rotary[key]
+
+    def _rotary(self, call: Call, view: View, hidden: Tensor, embeddings: Embeddings) -> Embeddings:
         if view.shift is not None:
             positions = view.positions if call.prefill else call.positions - view.shift[:, None]
             return self.adapter.rotary(hidden, positions.to(hidden.device))
-        if not call.prefill:
-            return embeddings
         slots = call.state.base.slots_of(view)
         cos, sin = (part.expand(len(view.pads), -1, -1) for part in embeddings)
         return select_slots(cos, slots, 1), select_slots(sin, slots, 1)

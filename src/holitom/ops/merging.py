@@ -16,6 +16,7 @@ from torch.nn.functional import embedding_bag
 from holitom.ops.selection import mask_ids
 
 Average = Literal["running", "mean"]
+_AT_ONCE = 1 << 22  # float32 elements that are rounded in one piece, however small the result
 
 
 def bag_means(
@@ -39,7 +40,7 @@ def bag_means(
     share = (filled * power)[:, None]
     if not keep_dtype:
         return scaled.float().div_(share)
-    step = -(-len(share) // 8)
+    step = max(-(-len(share) // 8), _AT_ONCE // rows.shape[1])
     for part, by in zip(scaled.split(step), share.split(step), strict=True):
         part.copy_(part.float().div_(by))
     return scaled

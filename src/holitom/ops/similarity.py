@@ -61,10 +61,11 @@ def nearest_row(
 ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
     """For every row in ``ids``: its cosine with the most similar row of ``heads`` (float32; the first of equals), and
     that row's place in ``heads``. A NaN or an infinity in either row makes the cosine non-finite. Blocks of rows, so
-    that beside one copy of the heads only a fraction of the input is held."""
+    that beside one copy of the heads only a fraction of the input is held; on a GPU as few as fit into 64 MiB."""
     unit = rows[heads].float()
     unit.div_(torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_min_(_TINY))
-    step = max(1, rows.numel() // (8 * (rows.shape[1] + len(heads))))
+    room = _BLOCK["cuda"] // 2 if rows.is_cuda else rows.numel() // 8
+    step = max(1, room // (rows.shape[1] + len(heads)))
     likeness, nearest = unit.new_empty(len(ids)), torch.empty_like(ids)
     for i in range(0, len(ids), step):
         here = rows[ids[i : i + step]].float()
