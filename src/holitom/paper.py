@@ -11,7 +11,7 @@ import pandas as pd
 
 from holitom import paths
 from holitom.errors import BadUsage
-from holitom.flops import LLMShape, outer_tokens, tokens_per_layer
+from holitom.flops import LLMShape, tokens_per_layer
 
 BENCHMARKS = {
     "mvbench": "MVBench",
@@ -146,11 +146,6 @@ def tradeoff() -> pd.DataFrame:
     """The teaser figure's points, which are Table 1's rows: average score against FLOPs (T and %)."""
     points = table("table1").dropna(subset="avg")
     return points[["method", "retained_pct", "flops_t", "flops_pct", "avg", "reading"]].reset_index(drop=True)
-
-
-def fitted_tokens(frames: int, cells: int, retained_pct: SupportsFloat) -> int:
-    """Visual tokens that the tables assume for a row's retained share: frames * ceil(cells * share)."""
-    return outer_tokens(frames, cells, float(retained_pct) / 100)
 
 
 @cache

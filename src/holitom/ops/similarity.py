@@ -49,12 +49,6 @@ def neighbour_cosine(
     return dots.reshape(frames - 1, cells) / unit[:-1] / unit[1:]
 
 
-def cosine_matrix(a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]) -> Float[Tensor, "n m"]:
-    """Cosine of every row of ``a`` with every row of ``b``, float32."""
-    unit_a, unit_b = (torch.nn.functional.normalize(x.float(), dim=-1, eps=_TINY) for x in (a, b))
-    return unit_a @ unit_b.T
-
-
 @torch.no_grad()
 def nearest_row(
     rows: Float[Tensor, "rows dim"], ids: Int[Tensor, " n"], heads: Int[Tensor, " m"]

@@ -15,7 +15,7 @@ from holitom.budgets import WITHIN
 from holitom.scores import AVERAGE, with_average
 from holitom.tables.derived import SHORT, quoted
 from holitom.tables.lines import MODEL_NAMES, tasks
-from holitom.tables.measured import missed, opening, retained, score_text, share_text
+from holitom.tables.measured import missed, opening, retained_text, score_text, share_text
 from holitom.tables.parts import Column, Part, Row, Text
 
 Shares = Mapping[tuple[str, str, int], float]
@@ -95,5 +95,5 @@ def _cells(
     for task in (*tasks(tier).values(), AVERAGE):
         cells.append(score_text(by[task]) if task in by else Text("–", "muted"))
     cells.append(quoted(shares.get((model, label, asked), math.nan)))
-    cells.append(Text(f"{retained(mean):.1f}", "measured") if mean is not None else Text("–", "muted"))
+    cells.append(retained_text(mean))
     return tuple(cells)

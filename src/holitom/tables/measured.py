@@ -98,7 +98,7 @@ def _cells(line: Line, tier: str) -> Iterable[Text]:
     yield score_text(mean) if mean is not None else Text("–", "muted")
     if line.printed is not None:
         yield quoted(line.printed["avg_pct"])
-    yield Text(f"{retained(mean):.1f}", "measured") if mean is not None else Text("–", "muted")
+    yield retained_text(mean)
 
 
 def _open(line: Line) -> bool:
@@ -112,9 +112,11 @@ def share_text(score: pd.Series | None, name: str) -> Text:
     return Text(f"{score[name]:.1f}", "measured") if known else Text("–", "muted")
 
 
-def retained(score: pd.Series) -> float:
-    """A score in per cent of the full model's on the same questions."""
-    return 100 * score["value"] / (score["value"] - (0 if math.isnan(score["diff"]) else score["diff"]))
+def retained_text(score: pd.Series | None) -> Text:
+    """A score in per cent of the full model's on the same questions; a dash without one, or where that is 0, as in a
+    trial of few questions."""
+    full = 0.0 if score is None else score["value"] - (0 if math.isnan(score["diff"]) else score["diff"])
+    return Text(f"{100 * score['value'] / full:.1f}", "measured") if full else Text("–", "muted")
 
 
 def opening(tier: str, found: pd.DataFrame) -> str:
