@@ -107,8 +107,8 @@ def _judge(trend: Trend, records: Sequence[Record], runs: Path, memory: Memory) 
         return _not_run(trend, f"only {len(set(videos))} videos were answered, {FEWEST_VIDEOS} are needed")
     estimate, unit, verdict = _test(trend, correct, videos)
     said = f"{estimate.value:.1f} {unit} [{estimate.low:.1f}, {estimate.high:.1f}], {estimate.groups} videos"
-    tokens = " / ".join(f"{one.tokens:.1f}" for one in chosen)
-    notes = [said, f"p = {estimate.p:.3g}" if estimate.p is not None else "", f"realised tokens {tokens}"]
+    tokens = " / ".join(f"{one.tokens:.0f}" for one in chosen)
+    notes = [said, "" if estimate.p is None else _p_value(estimate.p), f"{tokens} tokens kept"]
     notes.append("" if all(one.current for one in chosen) else "measured with an earlier version of the code")
     judged = Judged(
         **_common(trend),
@@ -123,6 +123,10 @@ def _judge(trend: Trend, records: Sequence[Record], runs: Path, memory: Memory) 
         records=tuple(record.extra.get("cell") or record.key for record in behind),
     )
     return memory.put(key, judged)
+
+
+def _p_value(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
 def _test(trend: Trend, correct: Sequence[Sequence[float]], videos: Sequence[str]) -> tuple[Estimate, str, Verdict]:

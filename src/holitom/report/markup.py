@@ -133,7 +133,8 @@ def _table(soup: BeautifulSoup, table: Tag, number: int) -> None:
             cell.attrs.pop("scope", None)
             continue
         span = int(str(cell.get("colspan", "1")))
-        cell["scope"] = ("colgroup" if span > 1 else "col") if cell in head else "row"
+        if cell.get("scope") != "rowgroup":
+            cell["scope"] = ("colgroup" if span > 1 else "col") if cell in head else "row"
     if not table.find("th", scope="row"):
         _name_rows(table)
     _span_headings(table)
