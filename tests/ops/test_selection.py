@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,3 +51,9 @@ def test_top_per_row_agrees_with_topk(score, k):
 def test_mask_ids_is_nonzero(mask):
     mask = torch.tensor(mask)
     assert mask_ids(mask, int(mask.sum())).tolist() == mask.nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize("count", [-2, 0, 1, 5])
+def test_ids_of_a_wrong_count_stay_inside_the_mask(count):
+    ids = mask_ids(torch.tensor([True, False, True, True]), count)
+    assert len(ids) == max(count, 0) and (ids < 4).all() and (ids >= 0).all()

@@ -47,6 +47,13 @@ def test_many_arrays_reach_the_device_and_nobody_waits(seen):
     assert same([t.held for t in found[1:]], expected[1:])
 
 
+def test_a_single_element_may_have_any_stride(seen):
+    like, lonely = put(torch.zeros(1), seen), np.array([[False, True], [False, False]])
+    rows, columns = to_device(*np.nonzero(lonely), like=like)  # columns of one array, each with its stride
+    assert (rows.held.tolist(), columns.held.tolist()) == ([0], [1])
+    assert same(to_host(put(torch.ones(1, 5)[:, 0], seen), put(torch.ones(2), seen)), [torch.ones(1), torch.ones(2)])
+
+
 def test_on_a_cpu_nothing_is_copied():
     array, tensor = np.arange(3), torch.arange(4.0)
     there, here = to_device(array, tensor, like=torch.zeros(1))

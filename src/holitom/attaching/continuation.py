@@ -58,7 +58,8 @@ def _newly_given(width: int, held: int, mask: Tensor | None, positions: Tensor |
     elif positions is not None and (state.removed < 0 or 0 < state.removed < width):
         # looks at the device, though not when one token is decoded behind a prompt that has become shorter
         positions = positions[-1] if positions.ndim == 3 else positions  # the same for all axes behind the prompt
-        behind_prompt = positions[..., -1] - (state.next_position + state.caller_shift) + 1
+        expected = state.next_position + state.caller_shift
+        behind_prompt = positions[..., -1] - expected.to(positions.device) + 1
         new = int(behind_prompt.max()) - held
     else:
         new = width

@@ -38,7 +38,8 @@ def refuse_non_finite(fields: Mapping[str, Tensor], rider: Tensor | None = None)
     type (on a CPU it is not copied, so leave it as it is). For the tokens give their norms: those are small, and
     non-finite where a token is.
     """
-    flags = torch.stack([value.isfinite().all() for value in fields.values()])
+    values = list(fields.values())
+    flags = torch.stack([value.isfinite().all().to(values[0].device) for value in values])
     finite, found = to_host(flags, flags[:0] if rider is None else rider)
     for (name, value), fine in zip(fields.items(), finite.tolist(), strict=True):
         if not fine:

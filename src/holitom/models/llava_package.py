@@ -61,6 +61,7 @@ class LlavaPackage(AdapterBase):
         own frames'. frame_embed is the mean of the frame's tokens.
         """
         frames, sizes = frames_of(pixels)
+        frames = frames.to(next(self.owner.get_vision_tower().parameters()).device)
         saliency, keys = "saliency" in requires, "keys" in requires
         start, probe = clock(frames.device), Probe()
         if saliency or keys:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from holitom.errors import BadUsage, UnsupportedModel
 from holitom.models.base import AdapterBase
-from holitom.models.encoding import CHUNK_BYTES, EncodedVideos, Probe, clock, probing
+from holitom.models.encoding import EncodedVideos, Probe, clock, map_bytes, probing
 from holitom.types import VideoFeatures
 from holitom.versions import require_transformers
 
@@ -86,7 +86,7 @@ class Qwen25VL(AdapterBase):
             order = self._raster(video_grid_thw)
             for name in ("saliency", "keys"):
                 if parts[name] is not None:
-                    parts[name] = parts[name].unflatten(0, (-1, self.merge**2)).mean(1)[order]
+                    parts[name] = parts[name].unflatten(0, (-1, self.merge**2)).mean(1)[order.to(parts[name].device)]
         seconds = {"vision": clock(pixels.device) - start - probe.seconds, "saliency": probe.seconds}
         split = {name: value.split(counts) for name, value in parts.items() if value is not None}
         videos = []
@@ -152,6 +152,6 @@ def _received(query: Tensor, key: Tensor, scale: float) -> Tensor:
     patches, heads, _ = query.shape
     query, key = query.transpose(0, 1).float() * scale, key.permute(1, 2, 0).float()
     total = query.new_zeros(patches)
-    for rows in query.split(max(1, CHUNK_BYTES // (4 * heads * patches)), dim=1):
+    for rows in query.split(max(1, map_bytes(query) // (4 * heads * patches)), dim=1):
         total += (rows @ key).softmax(-1).sum((0, 1))
     return total / (heads * patches)

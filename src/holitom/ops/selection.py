@@ -55,7 +55,9 @@ def top_per_row(score: Float[Tensor, "rows n"], counts: Int[Tensor, " rows"]) ->
 
 
 def mask_ids(mask: Bool[Tensor, " n"], count: int) -> Int[Tensor, " count"]:
-    """Ascending ids of a mask known to hold ``count`` true values: nonzero without its copy to the host."""
-    slot = torch.where(mask, mask.cumsum(0) - 1, count)
-    ids = torch.empty(count + 1, dtype=torch.long, device=mask.device)
+    """Ascending ids of a mask known to hold ``count`` true values: nonzero without its copy to the host. Where the
+    count is wrong, and somebody will refuse that later, the ids are wrong but lie inside the mask."""
+    count = max(count, 0)
+    slot = torch.where(mask, mask.cumsum(0) - 1, count).clamp_max(count)
+    ids = torch.zeros(count + 1, dtype=torch.long, device=mask.device)
     return ids.scatter_(0, slot, torch.arange(mask.shape[0], device=mask.device))[:count]

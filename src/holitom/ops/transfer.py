@@ -155,7 +155,8 @@ def _aligned(tensors: Sequence[Tensor]) -> list[int]:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+    flat = tensor.contiguous().reshape(-1).as_strided((tensor.numel(),), (1,))  # one element may keep a stride
+    return flat.view(torch.uint8)
 
 
 def _unpacked(packed: Tensor, likes: Sequence[Tensor], order: Sequence[int]) -> list[Tensor]:
