@@ -4,7 +4,7 @@ import pytest
 
 from holitom.latency import machine_state as state
 
-LINE = "345, 3201, 1980, 31, 76.11, 0, 4"
+LINE = "GPU-aa, 345, 3201, 1980, 31, 76.11, 0, 4"
 
 
 @pytest.fixture
@@ -24,11 +24,11 @@ def test_clocks_and_load_are_read(smi):
     smi(LINE)
     read = state.gpu_state()
     assert read["sm_mhz"] == 345 and read["max_sm_mhz"] == 1980 and read["watts"] == 76.11
-    assert read["utilisation_pct"] == 0 and set(read) == set(state._ASKED)
+    assert read["utilisation_pct"] == 0 and set(read) == set(state._ASKED) - {"uuid"}
 
 
 def test_what_is_not_available_is_none(smi):
-    smi("[N/A], 3201, 1980, 31, [N/A], 60, 4")
+    smi("GPU-aa, [N/A], 3201, 1980, 31, [N/A], 60, 4")
     assert state.gpu_state()["sm_mhz"] is None
     found = state.machine_state("cuda", seconds=0.05)
     assert found["idle"] is False and "60 % busy" in found["reason"]
@@ -36,3 +36,10 @@ def test_what_is_not_available_is_none(smi):
     assert state.gpu_state() is None
     found = state.machine_state("cuda", seconds=0.05)
     assert found["idle"] is None and "nvidia-smi does not answer" in found["reason"]
+
+
+def test_the_gpu_in_use_is_read_not_the_first_of_all(smi, monkeypatch):
+    smi(f"{LINE}\nGPU-bb, 1980, 3201, 1980, 60, 600, 97, 40000")
+    assert state.gpu_state()["sm_mhz"] == 345
+    monkeypatch.setattr(state, "_own_uuid", lambda: "bb")
+    assert state.gpu_state()["sm_mhz"] == 1980

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from holitom.errors import CannotRun, KitError
+from holitom.latency.faults import device_lost, out_of_memory
 from holitom.latency.passes import Inputs, run_pass
 from holitom.latency.shapes import Loaded
 from holitom.latency.timeline import Clock
@@ -42,10 +43,13 @@ def choose_backend(
             run_pass(loaded, full_setting(loaded), inputs, clock)
             taken = [run_pass(loaded, full_setting(loaded), inputs, clock).ttft for _ in range(tries)]
             tried[name] = seconds[name] = statistics.median(taken)
-        except torch.OutOfMemoryError:
-            tried[name] = "out of memory"
-            release(loaded)
         except (KitError, ImportError, ValueError, RuntimeError) as error:
+            if device_lost(error):
+                raise
+            if out_of_memory(error):
+                tried[name] = "out of memory"
+                release(loaded)
+                continue
             tried[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
     if not seconds:
         loaded.model.set_attn_implementation("sdpa")

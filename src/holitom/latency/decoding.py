@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from holitom.errors import BadUsage, KitError
+from holitom.latency.faults import out_of_memory
 from holitom.latency.shapes import Loaded
 from holitom.latency.static_decoding import ATTENTIONS, Prompt, StaticDecoder
 from holitom.latency.timeline import Clock
@@ -56,10 +57,12 @@ def decode_statically(
         tokens = decoder.steps(number)
         ended = clock.mark()
         clock.settle()
-    except torch.OutOfMemoryError as error:
-        return Decoded(way, outcome="out of memory", reason=_words(error), attention=attention)
     except KitError as error:
         return Decoded(way, outcome="unsupported", reason=_words(error), attention=attention)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return Decoded(way, outcome="out of memory", reason=_words(error), attention=attention)
     return Decoded(way, clock.between(started, ended), clock.between(begun, started), attention, tokens.cpu())
 
 

@@ -11,6 +11,7 @@ from typing import Any
 BUSY_CPU = 0.10  # share of the processors' time that others may use before a run counts as disturbed
 BUSY_GPU = 5  # per cent
 _ASKED = {
+    "uuid": "uuid",
     "sm_mhz": "clocks.sm",
     "memory_mhz": "clocks.mem",
     "max_sm_mhz": "clocks.max.sm",
@@ -49,7 +50,9 @@ def machine_state(device: str, seconds: float = 1.0) -> dict[str, Any]:
 
 
 def gpu_state() -> dict[str, Any] | None:
-    """Clocks, temperature, power, load and memory of the first visible GPU now; None where nvidia-smi is not there."""
+    """Clocks, temperature, power, load and memory of the GPU that torch uses now; None where nvidia-smi is not there.
+    nvidia-smi lists all, whatever CUDA_VISIBLE_DEVICES says: the identity decides, and where it is not found, the
+    first."""
     command = ["nvidia-smi", f"--query-gpu={','.join(_ASKED.values())}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)
@@ -58,7 +61,17 @@ def gpu_state() -> dict[str, Any] | None:
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         return None
-    return dict(zip(_ASKED, (_number(cell) for cell in lines[0].split(",")), strict=False))
+    mine = _own_uuid()
+    line = next((line for line in lines if mine and mine in line), lines[0])
+    found = {name: _number(cell) for name, cell in zip(_ASKED, line.split(","), strict=False)}
+    found.pop("uuid")
+    return found
+
+
+def _own_uuid() -> str:
+    import torch
+
+    return str(torch.cuda.get_device_properties(0).uuid) if torch.cuda.is_available() else ""
 
 
 def _number(text: str) -> float | None:

@@ -133,6 +133,11 @@ def load(
     that holds something else). torch.OutOfMemoryError passes through: the caller records it.
     """
     device = torch.device(device)
+    if device.type == "cuda" and device.index:
+        raise BadUsage(
+            f"--device {device}: clocks and events would be those of another GPU",
+            fix=f"CUDA_VISIBLE_DEVICES={device.index} and --device cuda",
+        )
     if device.type == "cuda" and not torch.cuda.is_available():
         raise CannotRun("no CUDA device here", fix="give --device cpu (and --model tiny, or it takes hours)")
     if dtype not in DTYPES:

@@ -21,6 +21,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from holitom.attaching.views import PromptState, recall
 from holitom.errors import CannotRun, UnsupportedModel
+from holitom.latency.faults import device_lost, out_of_memory
 from holitom.models import Adapter
 
 WARMUP = 3  # steps before a capture, so that libraries have chosen their kernels
@@ -127,19 +128,20 @@ class StaticDecoder:
         if device.type != "cuda":
             raise CannotRun("CUDA graphs need a CUDA device", fix="decode with a static cache, or eagerly")
         graph = torch.cuda.CUDAGraph()
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
+        before, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        side.wait_stream(before)
         try:
             with self._using_attention():
                 with torch.cuda.stream(side):
                     for _ in range(WARMUP):
                         self._step()
-                torch.cuda.current_stream(device).wait_stream(side)
-                with torch.cuda.graph(graph):
+                before.wait_stream(side)
+                with torch.cuda.graph(graph, stream=side):
                     self._step()
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            torch.cuda.set_stream(before)  # a capture that fails may leave its own behind
+            if out_of_memory(error) or device_lost(error):
+                raise
             words = str(error).strip().splitlines() or [type(error).__name__]
             raise CannotRun(
                 f"the step cannot be captured: {words[0][:160]}", fix="decode with a static cache"

@@ -12,6 +12,7 @@ from holitom.attach import reduce_tokens
 from holitom.errors import CannotRun, KitError
 from holitom.latency.backends import full_setting, release
 from holitom.latency.decoding import Decoded
+from holitom.latency.faults import out_of_memory
 from holitom.latency.passes import Inputs, Pass, run_pass
 from holitom.latency.shapes import Loaded
 from holitom.latency.syncs import HOW_CUDA, HOW_PRETEND, Crossings, cuda_waits, pretended_device, put
@@ -29,7 +30,7 @@ class DidNotAct(CannotRun):
 class Subject:
     """reduction: as asked; run: as it is run (None: the stock model); at: which budgets these are, in words; bare and
     staged: passes without and with marks inside; decoded: the runs of every way of generating; outcome: "measured", or
-    what stopped it, with the reason."""
+    what stopped it, with the reason; cold: a capture has emptied the allocators since its last pass."""
 
     at: str
     reduction: Reduction
@@ -40,6 +41,7 @@ class Subject:
     decoded: dict[str, list[Decoded]] = field(default_factory=dict)
     outcome: str = "measured"
     reason: str = ""
+    cold: bool = False
     memory: dict[str, Any] = field(default_factory=dict)
     syncs: dict[str, Any] = field(default_factory=dict)
 
@@ -66,11 +68,13 @@ def guarded(loaded: Loaded, subject: Subject, call: Callable[[], object]) -> Non
         call()
     except DidNotAct:
         raise
-    except torch.OutOfMemoryError as error:
-        subject.stop("out of memory", error)
-        release(loaded)
     except KitError as error:
         subject.stop("unsupported", error)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        subject.stop("out of memory", error)
+        release(loaded)
 
 
 def check_acted(subject: Subject, done: Pass) -> None:
