@@ -13,7 +13,7 @@ PAPER = "HieraVid, arXiv 2604.01881, abstract and summaries"
 WHERE = {
     "ov-7b": "./reproduce.sh hieravid --tier paper measures it on three of its benchmarks",
     "video-7b": "LLaVA-Video is published in its authors' own format only: convert it and name the folder",
-    "qwen2-vl-7b": "this kit attaches to LLaVA-OneVision only",
+    "qwen2-vl-7b": "no adapter for Qwen2-VL (docs/adapters.md; there is one for Qwen2.5-VL)",
 }
 
 

@@ -119,7 +119,7 @@ def _relative_at_25() -> Judged:
 
 
 def _speed_up() -> Judged:
-    why = "a time on a GPU that is not named; no target of this kit times MMG-Vid at 25 %"
+    why = "a time on a GPU that is not named; ./reproduce.sh bench latency --method mmg-vid --budget 0.25 times it here"
     return _quoted("prefill_speedup", "Prefill is 3.9 times as fast at 25 %", 3.9, "x", Verdict.QUOTED, why)
 
 

@@ -16,13 +16,15 @@ from holitom.errors import BadUsage
 from holitom.flops import LLM_SHAPES, projector_flops, vision_flops
 from holitom.latency.decoding import WAYS
 from holitom.latency.measuring import Protocol
-from holitom.latency.settings import FULL, PRINTED, printed_setting, setting
+from holitom.latency.settings import BESIDE, FULL, PRINTED, printed_setting, setting
 from holitom.latency.shapes import SHAPES
 from holitom.suggestions import nearest
 from holitom.types import Reduction
 
 EQUAL = 0.10
 SWEPT = ("HoliTom (w/o M)", "HoliTom")
+AT_ONE = (*(row for row, _ in PRINTED if row != FULL), *BESIDE, "HieraVid")
+"""Every method that can go as low as EQUAL: DyCoke keeps a frame in four."""
 PARTS = ("aims", "rows", "batches", "frames", "video-7b", "72b", "budgets")
 TIERS = ("speed", "tiny")
 TOWER_FLOPS, DECODER_FLOPS = 350e12, 450e12  # per second: what one H200 is assumed to reach in bfloat16
@@ -117,13 +119,12 @@ def _speed() -> Iterator[Size]:
     sweep = Protocol(20, 2, 0, 0, staged_repeats=5)
     other = Protocol(20, 3, 100, 1, staged_repeats=5)
     model, dtype, frames = "ov-7b", "bfloat16", 32
-    rows = tuple(row for row, _ in PRINTED if row != FULL)
 
     def batch(number: int) -> Size:
         return Size("batches", model, dtype, frames, sweep, number, ("HoliTom",), (0.25, EQUAL))
 
     yield Size("aims", model, dtype, frames, replace(whole, ways=WAYS))
-    yield Size("rows", model, dtype, frames, whole, rows=rows, printed=True)
+    yield Size("rows", model, dtype, frames, whole, rows=AT_ONE, printed=True)
     yield from (batch(number) for number in (1, 2, 4, 8))
     yield from (Size("frames", model, dtype, count, sweep) for count in (8, 16, 32, 64, 128))
     beside = ("HoliTom (w/o M)", "HoliTom", "FastV", "VisionZip")
@@ -140,9 +141,8 @@ def _tiny() -> Iterator[Size]:
     whole = Protocol(7, 2, 16, 7, video=video)
     sweep = Protocol(7, 2, 16, 7, staged_repeats=5)
     model, dtype, frames = "tiny", "float32", 32
-    rows = tuple(row for row, _ in PRINTED if row != FULL)
     yield Size("aims", model, dtype, frames, replace(whole, ways=WAYS))
-    yield Size("rows", model, dtype, frames, whole, rows=rows, printed=True)
+    yield Size("rows", model, dtype, frames, whole, rows=AT_ONE, printed=True)
     yield from (Size("frames", model, dtype, count, sweep) for count in (8, 16, 32, 64))
     yield Size("budgets", model, dtype, frames, sweep, budgets=(0.25, 0.15, 0.10))
     yield from (Size("batches", model, dtype, frames, sweep, number, budgets=(0.25, EQUAL)) for number in (1, 2, 4))

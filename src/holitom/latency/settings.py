@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from holitom.errors import BadUsage
+from holitom.methods import FastVID, MMGVid, ToMe
 from holitom.methods.presets import preset, preset_names
 from holitom.suggestions import nearest
-from holitom.types import Inner, Reduction
+from holitom.types import Inner, Outer, Reduction
 
 FULL = "Vanilla"
 PRINTED = (
@@ -30,11 +31,16 @@ NAMES = {
     "prunevid": "PruneVid",
     "fastvid": "FastVID",
     "dycoke": "DyCoke",
+    "mmg-vid": "MMG-Vid",
+    "hieravid": "HieraVid",
+    "tome": "ToMe",
     "holitom": "HoliTom",
     "holitom-outer": "HoliTom (w/o M)",
 }
 """Names on the command line -> rows."""
 INSIDE = ("FastV", "PDrop")
+BESIDE: dict[str, Outer] = {"FastVID": FastVID(), "MMG-Vid": MMGVid(), "ToMe": ToMe()}
+"""Rows that the figure does not print, with the same parameters at every budget."""
 
 
 def row_of(name: str) -> str:
@@ -56,11 +62,16 @@ def setting(row: str, budget: float, model: str, layers: int) -> Reduction:
     """A row at a budget. model: whose presets give the other parameters ("ov-7b", "video-7b", "ov-72b").
 
     The budget is the share of visual tokens that enter the language model. FastV and PyramidDrop let all of them in;
-    theirs is the mean share over the layers, reached by what they keep at the printed layers. Where no table has the
-    row at this budget, the nearest one's parameters are used with this budget. BadUsage where a method cannot reach it.
+    theirs is the mean share over the layers, reached by what they keep at the printed layers, and HieraVid's presets
+    are named by theirs. Where no table has the row at this budget, the nearest one's parameters are used with this
+    budget. BadUsage where a method cannot reach it.
     """
     if row == FULL:
         return Reduction(FULL)
+    if row in BESIDE:
+        return Reduction(row, BESIDE[row], budget)
+    if row == "HieraVid":
+        return preset("hieravid", row, budget).scaled(layers)
     if row in INSIDE:
         made = preset("fig-inference", row).scaled(layers)
         return replace(made, inner=at_mean(made.inner, budget, layers))
