@@ -13,6 +13,7 @@ from pathlib import Path
 from holitom import paths
 from holitom.claims import Judged, Verdict, all_claims
 from holitom.claims import recorded as recorded_claims
+from holitom.claims.groups import GROUPS, group_of
 from holitom.results import write_atomic
 
 NAMES = ("results", "methods")
@@ -33,27 +34,13 @@ def committed_claims() -> list[Judged]:
 def table() -> str:
     """The results as a Markdown table: what was checked, the verdicts, and how."""
     judged = committed_claims()
-    tables = [claim for claim in judged if claim.experiment in ("table1", "table2") and claim.source == "derived"]
-    flops = [claim for claim in tables if claim.id.endswith(("/flops_t", "/flops_pct"))]
-    means = [claim for claim in tables if claim not in flops and claim.id.startswith("table")]
-    others = ("fig_inference", "mmg_vid", "hieravid")
-    further = [c for c in judged if c.experiment in others and c.source == "derived" and not c.id.startswith("finding")]
-    trends = [claim for claim in judged if claim.id.startswith("trend-")]
-    findings = [claim for claim in judged if claim.id.startswith("finding-")]
-    ratios = [claim for claim in judged if claim.tier == "speed"]
-    scores = [claim for claim in judged if claim.verdict is Verdict.QUOTED and claim.unit == "points"]
-    measured = "measured: 1,200 questions, paired by video, on a tiny model trained here (not the paper's)"
-    rows = [
-        ("FLOPs cells of Tables 1 and 2 (T and %)", _count(flops), "derived, to the printed digit"),
-        ("Averages and shares printed in both tables", _count(means), "derived from the printed scores"),
-        ("TTFT figure, MMG-Vid, HieraVid: what follows from their numbers", _count(further), "derived"),
-        ("Trends declared beforehand, tiny tier", _count(trends), measured),
-        ("[Findings](notebooks/findings.ipynb) of this kit on the printed numbers", _count(findings), "both"),
-        ("Scores of the published checkpoints", f"{len(scores)} QUOTED", _how("table1", "paper")),
-        ("Ratios of time to first token and decoding", _count(ratios), _how("fig_inference", "speed")),
-    ]
-    if all(claim.verdict is Verdict.NOT_RUN for claim in trends):
-        rows = [row for row in rows if not row[0].startswith("Trends")]
+    found = {group: [claim for claim in judged if group_of(claim) == group] for group in GROUPS}
+    ways = GROUPS | {
+        "trends between methods": "declared beforehand; 1,200 questions, paired by video, on a tiny model, not the paper's",
+        "scores of the checkpoints": _how("table1", "paper"),
+        "times and speed-ups": _how("fig_inference", "speed"),
+    }
+    rows = [(group, _count(claims), ways[group]) for group, claims in found.items() if claims]
     head = ("what", "verdict", "how, or what it would take")
     lines = ["| " + " | ".join(row) + " |" for row in (head, ("---",) * 3, *rows)]
     ledger = "[the ledger](data/papers/claims.yaml)"

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from holitom.claims.groups import GROUPS, group_of
 from holitom.claims.judging import Judged
 from holitom.errors import BadUsage
 from holitom.figures.style import DOUBLE, INK, MUTED, styled
@@ -23,30 +24,6 @@ LOOKS = {
 """Verdict -> its name in the legend, colour, hatch, and the colour of the number on it."""
 SMALLEST = 0.06
 """Share of a bar that its smallest part has, for its number to stand in it."""
-GROUPS = {
-    "FLOPs of Tables 1 and 2": "derived, to the printed digit",
-    "averages and shares of both": "derived from the printed scores",
-    "other printed arithmetic": "derived: times, MMG-Vid, HieraVid, headlines",
-    "trends between methods": "measured on a tiny model, not the paper's",
-    "findings on printed numbers": "ours, derived or on the tiny model",
-    "scores of the checkpoints": "need them: the paper tier, GPUs",
-    "times and speed-ups": "need a GPU: the speed tier",
-}
-"""What is claimed -> how it is judged."""
-
-
-def group_of(claim: Judged) -> str:
-    """The group that a claim belongs to."""
-    if claim.id.startswith("finding-"):
-        return "findings on printed numbers"
-    if claim.id.startswith("trend-"):
-        return "trends between methods"
-    if claim.source == "derived":
-        if claim.experiment not in ("table1", "table2"):
-            return "other printed arithmetic"
-        flops = claim.id.endswith(("/flops_t", "/flops_pct"))
-        return "FLOPs of Tables 1 and 2" if flops else "averages and shares of both"
-    return "times and speed-ups" if claim.unit in ("ms", "x", "tokens/s") else "scores of the checkpoints"
 
 
 def counted(judged: Sequence[Judged]) -> pd.DataFrame:
