@@ -36,7 +36,7 @@ def table() -> str:
     judged = committed_claims()
     found = {group: [claim for claim in judged if group_of(claim) == group] for group in GROUPS}
     ways = GROUPS | {
-        "trends between methods": "declared beforehand; 1,200 questions, paired by video, on a tiny model, not the paper's",
+        "trends between methods": "declared beforehand; 1,200 questions paired by video, a tiny model, not the paper's",
         "scores of the checkpoints": _how("table1", "paper"),
         "times and speed-ups": _how("fig_inference", "speed"),
     }
