@@ -150,6 +150,7 @@ def perform(experiment: Experiment, options: Options) -> Outcome:
     measured = time.monotonic()
     parameters = {"tier": options.tier, "limit": options.limit}
     copy = execution.execute(experiment.notebook, options.tier, parameters, progress=sys.stderr.isatty())
+    execution.trust(copy)
     ended = time.monotonic()
     if options.limit is None:
         remember_run(experiment, options.tier, measured - started, ended - measured, computed)

@@ -7,6 +7,7 @@ import sys
 
 import nbformat
 import pytest
+from nbformat.sign import NotebookNotary
 from nbformat.v4 import new_code_cell, new_notebook
 
 from holitom import caches, execution, paths
@@ -42,6 +43,17 @@ def test_a_notebook_runs_here_and_its_copy_is_kept(kit, tmp_path):
     assert "unknown" not in copy.read_text()
     complete = execution.execute("good", "tiny", {"tier": "tiny", "limit": None}, progress=False)
     assert complete == tmp_path / "runs" / "tiny" / "notebooks" / "good.ipynb" and copy.is_file()
+
+
+def test_an_executed_copy_is_trusted_by_this_checkouts_lab(kit, tmp_path, monkeypatch):
+    place = tmp_path / "data"
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(place))
+    kit("good", "print(1)")
+    copy = execution.execute("good", "tiny", {"tier": "tiny"}, progress=False)
+    place.mkdir(exist_ok=True)
+    assert not NotebookNotary(data_dir=str(place)).check_signature(nbformat.read(copy, 4))
+    execution.trust(copy)
+    assert NotebookNotary(data_dir=str(place)).check_signature(nbformat.read(copy, 4))
 
 
 @pytest.mark.parametrize(

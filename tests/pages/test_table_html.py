@@ -9,6 +9,7 @@ from holitom.tables.html import table_html
 from holitom.tables.parts import Column, Row, Text
 from holitom.tables.verdicts import verdicts_of
 
+LEFT = {"style": "text-align: left"}
 COLUMNS = (Column("", "Method", 1.3, "left"), Column("tokens", "asked"), Column("tokens", "got"))
 VOID = {"br", "col"}
 
@@ -57,7 +58,7 @@ def test_a_heading_spans_all_columns_and_cannot_widen_one():
     )
     html = table_html("key", COLUMNS, rows)
     (heading,) = Cells(html).rows[2]
-    assert heading[:2] == ["th", {"class": "across", "scope": "rowgroup", "colspan": "3"}]
+    assert heading[:2] == ["th", {"class": "across", **LEFT, "scope": "rowgroup", "colspan": "3"}]
     assert ".across div { width: 0; min-width: 100% }" in html
 
 
@@ -65,7 +66,7 @@ def test_heads_and_first_cells_name_what_they_head():
     over, heads, row = Cells(table_html("key", COLUMNS, [Row((Text("x", bold=True), Text("1"), Text("2")))])).rows
     assert [cell[2] for cell in over] == ["", "tokens"] and over[1][1]["scope"] == "colgroup"
     assert [cell[1]["scope"] for cell in heads] == ["col"] * 3
-    assert row[0][:2] == ["th", {"class": "left plain short bold", "scope": "row"}] and row[1][0] == "td"
+    assert row[0][:2] == ["th", {"class": "left plain short bold", **LEFT, "scope": "row"}] and row[1][0] == "td"
 
 
 def test_values_are_words_and_never_markup():

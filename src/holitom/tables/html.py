@@ -95,7 +95,8 @@ def _heads(columns: Sequence[Column]) -> list[str]:
 
 def _head(column: Column) -> str:
     """A column of words may wrap, but not into a thread."""
-    wide = f' style="min-width: {min(round(70 * column.width), 110)}px"' if column.align == "left" else ""
+    least = min(round(70 * column.width), 110)
+    wide = f' style="min-width: {least}px; text-align: left"' if column.align == "left" else ""
     if not column.head:
         return f'<td class="{column.align}"{wide}></td>'
     words = escape(column.head).replace(" %", "&nbsp;%").replace("% interval", "%&nbsp;interval")
@@ -105,7 +106,7 @@ def _head(column: Column) -> str:
 def _row(row: Row, columns: Sequence[Column]) -> str:
     if row.heading:
         return (
-            f'<tr class="rule"><th class="across" scope="rowgroup" colspan="{len(columns)}">'
+            f'<tr class="rule"><th class="across" style="text-align: left" scope="rowgroup" colspan="{len(columns)}">'
             f"<div>{escape(row.heading)}</div></th></tr>"
         )
     pairs = enumerate(zip(row.cells, columns, strict=True))
@@ -113,9 +114,14 @@ def _row(row: Row, columns: Sequence[Column]) -> str:
     return f'<tr class="{"rule" if row.rule else "line"}">' + "".join(cells) + "</tr>"
 
 
+def _side(column: Column) -> str:
+    """Said in the element too, for a page that keeps no style sheet: JupyterLab with a notebook it does not trust."""
+    return ' style="text-align: left"' if column.align == "left" else ""
+
+
 def _cell(text: Text, column: Column, *, row: bool) -> str:
     short = ["short"] if column.align == "left" and len(text.value) <= SHORT else []
     classes = " ".join([column.align, text.kind, *short, *(["bold"] if text.bold else [])])
     words = escape(text.value) + (f"<br><small>{escape(text.second)}</small>" if text.second else "")
     tag, scope = ("th", ' scope="row"') if row and text.value else ("td", "")
-    return f'<{tag} class="{classes}"{scope}>{words}</{tag}>'
+    return f'<{tag} class="{classes}"{_side(column)}{scope}>{words}</{tag}>'
