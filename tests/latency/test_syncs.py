@@ -9,8 +9,7 @@ from holitom.latency.content import drawn_video, forced
 from holitom.latency.inputs import make_inputs
 from holitom.latency.passes import Inputs
 from holitom.latency.settings import setting
-from holitom.latency.subjects import _pretending as pretending
-from holitom.latency.subjects import count_crossings
+from holitom.latency.subjects import count_crossings, pretending
 from holitom.latency.syncs import SIZE, TO_DEVICE, TO_HOST, VALUE, Crossings, OnDevice, pretended_device, put
 from holitom.methods import FastV, HoliTom, HoliTomMerge
 from holitom.types import Reduction

@@ -25,8 +25,8 @@ from holitom.latency.marks import MarkedOuter, marked_stages
 from holitom.latency.passes import STAGES, Inputs
 from holitom.latency.settings import setting
 from holitom.latency.shapes import SHAPES, Loaded, build
-from holitom.latency.subjects import _pretending as pretending
-from holitom.latency.syncs import OnDevice, pretended_device, put
+from holitom.latency.subjects import pretending
+from holitom.latency.syncs import OnDevice, caller, pretended_device, put
 from holitom.latency.timeline import Timeline
 from holitom.models import adapter_for
 from holitom.types import Reduction
@@ -35,7 +35,7 @@ MANY = ("aten::sort", "aten::topk", "aten::cumsum", "aten::argsort")
 """Several kernels each on CUDA, as many as their size asks for."""
 FRAMES = 12
 _NOTHING = ("aten::empty", "aten::new_empty", "aten::detach", "aten::lift_fresh", "aten::_unsafe_view", "aten::alias")
-_PACKAGE, _HERE = str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)
+_HERE = str(Path(__file__).resolve().parent)
 
 
 @dataclass
@@ -65,7 +65,7 @@ class _Counting(TorchDispatchMode):
         views = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
         touched = any(isinstance(t, OnDevice) for t in tree_leaves((args, kwargs, result)))
         if touched and not views and not name.startswith(_NOTHING):
-            self.launches.operations.append((name, _caller()))
+            self.launches.operations.append((name, caller(_HERE, "")))
         return result
 
 
@@ -110,16 +110,6 @@ def narrow(name: str = "ov-7b", width: int = 8, side: int = 112) -> Loaded:
     vision.hidden_size, vision.intermediate_size = 2 * vision.num_attention_heads, 32
     model = build(config, device=torch.device("cpu"), dtype=torch.bfloat16)
     return Loaded(model, name, shape.preset, shape.frames, shape.layers, shape.layers, "random", "speed", True)
-
-
-def _caller() -> str:
-    frame = sys._getframe(1)
-    while frame is not None:
-        path = frame.f_code.co_filename
-        if path.startswith(_PACKAGE) and not path.startswith(_HERE):
-            return f"{Path(path).relative_to(_PACKAGE).as_posix()}, {frame.f_code.co_name}"
-        frame = frame.f_back
-    return ""
 
 
 def table(rows: dict[str, dict[str, list[tuple[str, str]]]], top: int = 12) -> str:

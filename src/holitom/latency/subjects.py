@@ -127,13 +127,13 @@ def count_crossings(loaded: Loaded, reduction: Reduction, inputs: Inputs) -> Cro
         with reduce_tokens(loaded.model, reduction=reduction) as run:
             features = run.encode(pixels)
             if inputs.features:
-                features = [_pretending(inputs.features[0], seen)]
+                features = [pretending(inputs.features[0], seen)]
             run.provide(features)
             loaded.model(input_ids=ids, use_cache=True, logits_to_keep=1)
     return seen
 
 
-def _pretending(video: VideoFeatures, seen: Crossings) -> VideoFeatures:
+def pretending(video: VideoFeatures, seen: Crossings) -> VideoFeatures:
     """The features on the pretended device."""
     names = ("tokens", "saliency", "keys", "frame_embed")
     return replace(video, **{n: put(getattr(video, n), seen) for n in names if getattr(video, n) is not None})

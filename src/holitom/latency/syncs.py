@@ -41,7 +41,7 @@ class Crossings:
 
     def add(self, kind: str) -> None:
         self.kinds[kind] += 1
-        self.places[f"{_caller()}: {kind}"] += 1
+        self.places[f"{caller()}: {kind}"] += 1
 
     @property
     def total(self) -> int:
@@ -209,12 +209,12 @@ def _is_pretend(device: Any) -> bool:
     return device is not None and torch.device(device).type == PRETEND.type
 
 
-def _caller() -> str:
-    """The innermost function of this kit on the stack, the measurement's own left out ("layout.py, arrange")."""
+def caller(passing: str | tuple[str, ...] = _CARRIERS, otherwise: str = "the model's own code") -> str:
+    """The innermost function of this kit on the stack, files below ``passing`` left out ("layout.py, arrange")."""
     frame = sys._getframe(1)
     while frame is not None:
         path = frame.f_code.co_filename
-        if path.startswith(_PACKAGE) and not path.startswith(_CARRIERS):
+        if path.startswith(_PACKAGE) and not path.startswith(passing):
             return f"{Path(path).relative_to(_PACKAGE).as_posix()}, {frame.f_code.co_name}"
         frame = frame.f_back
-    return "the model's own code"
+    return otherwise
