@@ -114,6 +114,12 @@ def test_every_backend_is_tried_once_and_the_fastest_named(tiny, inputs, monkeyp
     assert best == "eager" and tried["sdpa"] == 3.0 and tried["eager"] == 1.0
     assert isinstance(tried["flash_attention_2"], str | float)
 
+    seen.clear()
+    skip = {"eager": "too large", "flash_attention_2": "-"}
+    best, tried = backends.choose_backend(tiny, inputs, Ticking(), skip=skip)
+    assert best == "sdpa" == tiny.model.config._attn_implementation and not seen
+    assert tried["eager"] == "too large" and "only one" in tried["sdpa"]
+
     def always_full(*_):
         raise torch.OutOfMemoryError("x")
 

@@ -26,7 +26,7 @@ def test_the_most_valuable_comes_first():
     cut = next(size for size in plan if size.part == "72b")
     assert cut.depth == 20 and cut.settings()[-1][1].inner[0].layer < 20
     assert {row for size in plan for row in size.rows} >= set(SWEPT)
-    assert tuple(reversed(TIERS)) == inference.TIERS and sizes("tiny", ["rows"])[0].printed
+    assert set(inference.TIERS) == set(TIERS) - {"cpu"} and sizes("tiny", ["rows"])[0].printed
 
 
 def test_every_part_fits_a_short_lease():
@@ -37,6 +37,15 @@ def test_every_part_fits_a_short_lease():
     by_frames = [size.seconds() for size in sorted(plan, key=lambda s: s.frames) if size.part == "frames"]
     assert by_frames == sorted(by_frames)
     assert sizes("tiny")[0].seconds() is None
+
+
+def test_the_papers_shape_on_a_cpu_is_its_own_plan(capsys):
+    (size,) = sizes("cpu")
+    assert (size.model, size.frames, size.depth, size.dtype) == ("ov-7b", 32, 28, "bfloat16")
+    assert size.seconds() is None and dict(size.untried)["eager"].startswith("not tried")
+    assert command.run(["--plan", "cpu", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "12 passes" in printed and "H200" not in printed
 
 
 def test_unknown_parts_and_tiers():

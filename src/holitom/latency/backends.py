@@ -27,18 +27,18 @@ def choose_backend(
     loaded: Loaded, inputs: Inputs, clock: Clock, tries: int = 3, skip: Mapping[str, str] | None = None
 ) -> tuple[str, dict[str, Any]]:
     """Sets the fastest backend on the model and returns its name with what each one did: seconds to the first token
-    (median of ``tries`` after one warm-up), or in words why it could not. skip: what need not be tried, and why.
-    CannotRun when none could."""
+    (median of ``tries`` after one warm-up), or in words why it could not. skip: what need not be tried, and why. Where
+    one alone is left, it is taken without a try. CannotRun when none could."""
     seconds: dict[str, float] = {}
-    tried: dict[str, Any] = {}
-    for name in BACKENDS:
-        if name in (skip or {}):
-            tried[name] = skip[name]
-            continue
+    tried: dict[str, Any] = dict(skip or {})
+    if not _flash_installed():
+        tried.setdefault("flash_attention_2", "not installed")
+    left = [name for name in BACKENDS if name not in tried]
+    if len(left) == 1:
+        loaded.model.set_attn_implementation(left[0])
+        return left[0], tried | {left[0]: "taken: the only one left"}
+    for name in left:
         try:
-            if name == "flash_attention_2" and not _flash_installed():
-                tried[name] = "not installed"
-                continue
             loaded.model.set_attn_implementation(name)
             run_pass(loaded, full_setting(loaded), inputs, clock)
             taken = [run_pass(loaded, full_setting(loaded), inputs, clock).ttft for _ in range(tries)]

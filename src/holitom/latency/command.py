@@ -14,7 +14,7 @@ from holitom.errors import BadUsage
 from holitom.latency.content import similarity_of
 from holitom.latency.decoding import check_ways
 from holitom.latency.measuring import Protocol, Record, measure
-from holitom.latency.plan import PARTS
+from holitom.latency.plan import PARTS, TIERS
 from holitom.latency.records import write
 from holitom.latency.running import described, record_plan
 from holitom.latency.settings import FULL, NAMES, PRINTED, printed_setting, row_of, setting
@@ -64,8 +64,9 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="FILE", help="append the records to this JSON lines file")
     add(
         "--plan",
-        choices=("speed", "tiny"),
-        help="everything that fig-inference shows, in parts, resuming what --out holds",
+        choices=TIERS,
+        help="speed, tiny: everything that fig-inference shows, in parts; cpu: the paper's main shape on a CPU, hours; "
+        "what --out holds is not measured again",
     )
     add("--part", nargs="+", help=f"only these parts of the plan: {', '.join(PARTS)}")
     add("--minutes", type=float, help="begin no size of the plan that would end later than this")
@@ -117,6 +118,8 @@ def run(argv: Sequence[str] = ()) -> int:
 
 def _plan(args: argparse.Namespace, device: str) -> int:
     """The figure's whole grid; what the file holds already is not measured again."""
+    if args.plan == "cpu":
+        device = "cpu"
     if args.dry_run:
         aim = "cuda" if args.plan == "speed" else device
         print(described(args.plan, args.out, aim, args.part, None))

@@ -1,5 +1,8 @@
 """What is timed in which order: the sizes of each tier, most valuable first, each with the seconds it should take.
 
+Tiers: "speed" (the papers' shapes on a GPU), "tiny" (the shipped model on a CPU) and "cpu" (the paper's main shape on a
+CPU: few repeats, more than an hour).
+
 Parts: "aims" (full tokens against HoliTom at 10 %, with every way of decoding), "rows" (the paper's figure, at its own
 budgets and at one), "batches" (a server's load), "frames", "video-7b", "72b" (20 of 80 layers), "budgets". What takes
 longest of a sweep comes last of all.
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from holitom import paths
@@ -26,7 +30,7 @@ SWEPT = ("HoliTom (w/o M)", "HoliTom")
 AT_ONE = (*(row for row, _ in PRINTED if row != FULL), *BESIDE, "HieraVid")
 """Every method that can go as low as EQUAL: DyCoke keeps a frame in four."""
 PARTS = ("aims", "rows", "batches", "frames", "video-7b", "72b", "budgets")
-TIERS = ("speed", "tiny")
+TIERS = ("speed", "tiny", "cpu")
 TOWER_FLOPS, DECODER_FLOPS = 350e12, 450e12  # per second: what one H200 is assumed to reach in bfloat16
 LAUNCHES = 0.45e-3  # seconds of launches per decoder layer of a prefill; per token and way below
 STEP = {"eager": 0.8e-3, "static": 0.6e-3, "graph": 0.15e-3}
@@ -36,7 +40,8 @@ LOADING = 20.0  # seconds per model
 @dataclass(frozen=True)
 class Size:
     """One run of ``measure``. rows: beside the full model, each at every budget; printed: also the figure's rows at
-    their own; layers: None for all."""
+    their own; layers: None for all; untried: attention backends that are left out, each with the reason; device: for
+    which it is meant."""
 
     part: str
     model: str
@@ -48,6 +53,8 @@ class Size:
     budgets: tuple[float, ...] = (EQUAL,)
     printed: bool = False
     layers: int | None = None
+    untried: tuple[tuple[str, str], ...] = ()
+    device: str = "cuda"
 
     @property
     def depth(self) -> int:
@@ -79,7 +86,7 @@ class Size:
 
     def seconds(self) -> float | None:
         """What it is expected to take on an H200: a calculation, made before any measurement. None on a CPU."""
-        if self.model not in SHAPES:
+        if self.device == "cpu":
             return None
         made = self.settings()
         shares = [1.0 if at == "all tokens" else _share(at, reduction) for at, reduction in made]
@@ -108,7 +115,7 @@ def sizes(tier: str, parts: Sequence[str] | None = None, limit: int | None = Non
     for part in parts or ():
         if part not in PARTS:
             raise BadUsage(f"no part {part}{nearest(part, PARTS)}", fix=f"use {', '.join(PARTS)}")
-    made = _speed() if tier == "speed" else _tiny()
+    made = {"speed": _speed, "tiny": _tiny, "cpu": _cpu}[tier]()
     chosen = [size for size in made if not parts or size.part in parts]
     return chosen if limit is None else list(_trial(chosen, limit))
 
@@ -140,12 +147,20 @@ def _tiny() -> Iterator[Size]:
     video = paths.data("videos", "three_shots.mp4")
     whole = Protocol(7, 2, 16, 7, video=video)
     sweep = Protocol(7, 2, 16, 7, staged_repeats=5)
-    model, dtype, frames = "tiny", "float32", 32
-    yield Size("aims", model, dtype, frames, replace(whole, ways=WAYS))
-    yield Size("rows", model, dtype, frames, whole, rows=AT_ONE, printed=True)
-    yield from (Size("frames", model, dtype, count, sweep) for count in (8, 16, 32, 64))
-    yield Size("budgets", model, dtype, frames, sweep, budgets=(0.25, 0.15, 0.10))
-    yield from (Size("batches", model, dtype, frames, sweep, number, budgets=(0.25, EQUAL)) for number in (1, 2, 4))
+    size = partial(Size, model="tiny", dtype="float32", device="cpu")
+    yield size("aims", frames=32, protocol=replace(whole, ways=WAYS))
+    yield size("rows", frames=32, protocol=whole, rows=AT_ONE, printed=True)
+    yield from (size("frames", frames=count, protocol=sweep) for count in (8, 16, 32, 64))
+    yield size("budgets", frames=32, protocol=sweep, budgets=(0.25, 0.15, 0.10))
+    batches = partial(size, "batches", frames=32, protocol=sweep, budgets=(0.25, EQUAL))
+    yield from (batches(batch=number) for number in (1, 2, 4))
+
+
+def _cpu() -> Iterator[Size]:
+    """OneVision-7B's shape: 16 GB of weights in bfloat16, minutes for a pass, so no warm-up and three repeats."""
+    protocol = Protocol(3, 0, 8, 1, staged_repeats=1, video=paths.data("videos", "three_shots.mp4"))
+    maps = "not tried: a layer's float32 attention map has 4.4 GB"
+    yield Size("aims", "ov-7b", "bfloat16", 32, protocol, untried=(("eager", maps),), device="cpu")
 
 
 def _trial(chosen: Sequence[Size], limit: int) -> Iterator[Size]:

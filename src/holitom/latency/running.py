@@ -52,8 +52,8 @@ def record_plan(
     """
     if tier == "speed" and device == "cpu":
         raise CannotRun(
-            "the speed plan needs a CUDA device, and models of these shapes take hours on a CPU",
-            fix="run it on a machine with one, see what it would do with --dry-run, or use --plan tiny here",
+            "the speed plan needs a CUDA device: so many sizes of the papers' shapes would take days on a CPU",
+            fix="run it on a machine with one, see what it would do with --dry-run, or use --plan tiny or cpu here",
         )
     plan = sizes(tier, parts, limit)
     held = {_key(record): record for record in (read(out) if out is not None and out.is_file() else [])}
@@ -84,7 +84,7 @@ def record_plan(
                 protocol=size.protocol,
                 part=size.part,
                 clock=clock,
-                slower=_slower(size, held.values()),
+                slower=_slower(size, held.values()) | dict(size.untried),
                 advance=advance,
             )
             expected += wanted
