@@ -18,7 +18,8 @@ from holitom.figures.inference import (
 )
 from holitom.figures.stages import stage_frame, stages_figure
 from holitom.figures.sweeps import sweep_figure, sweep_frame
-from holitom.figures.timing import cost_table, timing_stamp
+from holitom.figures.timing import against_full, cost_table, timing_stamp
+from holitom.flops import LLMShape
 from holitom.latency.passes import STAGES
 from holitom.latency.records import spread
 
@@ -26,6 +27,7 @@ from holitom.latency.records import spread
 def record(row="HoliTom", at="10%", part="rows", ms=100.0, **changes):
     stages = {name: spread([ms / len(STAGES)]) for name in STAGES}
     made = {
+        "tier": "speed",
         "row": row,
         "at": at,
         "part": part,
@@ -35,10 +37,12 @@ def record(row="HoliTom", at="10%", part="rows", ms=100.0, **changes):
         "batch": 1,
         "tokens_per_layer": [10, 5],
         "realised_tokens": 10,
+        "text_tokens": 2,
         "repeats": 20,
         "summary": {
             "ttft_ms": {"median": ms, "q1": ms - 1, "q3": ms + 1, "n": 20},
             "stages_ms": stages,
+            "added_ms": spread([3 * ms / len(STAGES)]),
             "decode_tok_s": None,
             "videos_per_s": 1000 / ms,
         },
@@ -134,12 +138,38 @@ def test_without_gpu_and_records_the_command_is_named(no_gpu):
 
 def test_without_a_gpu_recorded_times_are_shown_with_their_origin(no_gpu):
     shipped = paths.root() / "data" / "measured" / "tiny_cpu.jsonl"
-    lines = [json.loads(line) | {"tier": "speed"} for line in shipped.read_text().splitlines()]
+    lines = [json.loads(line) | {"tier": "speed", "device": "a GPU"} for line in shipped.read_text().splitlines()]
     no_gpu.mkdir(parents=True)
     (no_gpu / "h200.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     inference.require("speed")
     found, origin = inference.available("speed")
     assert len(found) == len(lines) and origin.words.startswith("recorded elsewhere") and "2026-" in origin.words
+
+
+def test_what_a_cpu_recorded_at_full_size_is_not_what_the_gpu_tier_shows(no_gpu):
+    shipped = paths.root() / "data" / "measured" / "tiny_cpu.jsonl"
+    no_gpu.mkdir(parents=True)
+    lines = [json.loads(line) | {"tier": "speed"} for line in shipped.read_text().splitlines()]
+    (no_gpu / "ov7b_cpu.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert inference.recorded("speed") == [] and len(inference.recorded("speed", cpu=True)) == len(lines)
+    with pytest.raises(CannotRun, match="nothing is recorded"):
+        inference.require("speed")
+
+
+def test_against_the_full_model_times_and_flops_have_their_own_ratios():
+    shape = LLMShape("two layers", 8, 16, 2, 2, 1, head_dim=4)
+    full = record("Vanilla", "all tokens", "aims", 60_000.0, tokens_per_layer=[40, 40], device="CPU")
+    cut = record(part="aims", ms=30_000.0, device="CPU")
+    table = against_full([full, cut], shape).set_index("method")
+    assert table.loc["HoliTom", "ttft_x"] == table.loc["HoliTom", "prefill_x"] == 2
+    expected = shape.exact([40, 40], 3) / shape.exact([10, 5], 3)
+    assert table.loc["HoliTom", "flops_x"] == pytest.approx(expected) and table.loc["Vanilla", "flops_x"] == 1
+    assert table.loc["HoliTom", "added"] == pytest.approx(30 * 3 / len(STAGES))
+    stamp = timing_stamp([full, cut], "speed")
+    assert "not a GPU's times" in stamp.headline and not stamp.trial
+    figure, _ = bars_figure([("on a CPU", measured_bars([full, cut], "10%", "aims"))])
+    assert figure.axes[0].get_xlabel() == "s to the first token"
+    assert any(text.get_text() == "30.0 (2.00x)" for text in figure.axes[1].texts)
 
 
 def test_the_target_and_its_parts():

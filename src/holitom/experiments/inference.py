@@ -54,12 +54,14 @@ def available(
     return records, Origin(f"recorded elsewhere: {where(records)}" if records else NOTHING, False)
 
 
-def recorded(tier: str) -> list[Record]:
-    """What data/measured/ holds for a tier; of several machines, the one with the newest record."""
+def recorded(tier: str, *, cpu: bool | None = None) -> list[Record]:
+    """What data/measured/ holds for a tier; of several machines, the one with the newest record. cpu: whether on a CPU
+    (None: as the tier is meant, the tiny one there and the others on a GPU)."""
     from holitom.latency.records import read
 
+    cpu = tier == "tiny" if cpu is None else cpu
     files = [path for path in sorted(paths.data("measured").glob("*.jsonl")) if not path.name.startswith("released")]
-    found = [[record for record in read(path) if record["tier"] == tier] for path in files]
+    found = [[r for r in read(path) if r["tier"] == tier and (r["device"] == "CPU") == cpu] for path in files]
     return max(found, key=lambda records: max((r["created"] for r in records), default=""), default=[])
 
 

@@ -51,12 +51,10 @@ def quoted_bars(printed: pd.DataFrame) -> pd.DataFrame:
     return _ordered(rows[columns])
 
 
-def measured_bars(records: Sequence[Mapping[str, Any]], at: str) -> pd.DataFrame:
-    """Bars of the part "rows": the full model and the settings at ``at`` ("printed", or a budget). Groups are medians
-    of passes with marks, ttft_ms and its quartiles of passes without."""
-    chosen = [
-        r for r in records if r["part"] == "rows" and r["outcome"] == "measured" and r["at"] in (at, "all tokens")
-    ]
+def measured_bars(records: Sequence[Mapping[str, Any]], at: str, part: str = "rows") -> pd.DataFrame:
+    """Bars of one part: the full model and the settings at ``at`` ("printed", or a budget). Groups are medians of
+    passes with marks, ttft_ms and its quartiles of passes without."""
+    chosen = [r for r in records if r["part"] == part and r["outcome"] == "measured" and r["at"] in (at, "all tokens")]
     base = next((r["summary"]["ttft_ms"]["median"] for r in chosen if r["row"] == "Vanilla"), float("nan"))
     rows = []
     for record in chosen:
@@ -116,6 +114,8 @@ def bars_figure(panels: Sequence[tuple[str, pd.DataFrame]]) -> tuple[Figure, pd.
 
 
 def _panel(ax: Axes, title: str, bars: pd.DataFrame) -> None:
+    unit, ms = _unit(bars)
+    bars = bars.assign(**{name: bars[name] / ms for name in (*GROUPS, "ttft_ms", "low", "high")})
     widest = float(bars[list(GROUPS)].sum(axis=1).max())
     quoted = bars["source"].iloc[0] == "quoted"
     for place, row in enumerate(bars.itertuples()):
@@ -142,7 +142,7 @@ def _panel(ax: Axes, title: str, bars: pd.DataFrame) -> None:
     ax.set_ylim(len(bars) - 0.4, -1.3)
     ax.set_xlim(0, widest * 1.02)
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel("ms to the first token")
+    ax.set_xlabel(f"{unit} to the first token")
     kept = "budget that its\nscore points to" if quoted else "tokens that enter\n(mean over layers)"
     across = ax.get_yaxis_transform()
     ax.text(-0.015, -0.95, kept, transform=across, ha="right", va="center", fontsize=6.5, color=MUTED)
@@ -153,13 +153,14 @@ def _columns(ax: Axes, bars: pd.DataFrame, ylim: tuple[float | int, float | int]
     """Beside the bars, as in the paper: TTFT with the speed-up, decode rate, and the printed score."""
     ax.axis("off")
     ax.set(xlim=(0, 1), ylim=ylim)
-    heads = ("TTFT ms\n(speed-up)", "decode\ntok/s", "score" if any(bars["score"]) else "")
+    unit, ms = _unit(bars)
+    heads = (f"TTFT {unit}\n(speed-up)", "decode\ntok/s", "score" if any(bars["score"]) else "")
     for x, head in zip(PLACES, heads, strict=True):
         ax.text(x, -0.95, head, ha="right", va="center", fontsize=6.5, color=MUTED)
     for place, row in enumerate(bars.itertuples()):
         rate = f"{row.decode_tok_s:.1f}" if pd.notna(row.decode_tok_s) else "-"
         weight = "bold" if row.method.startswith("HoliTom") else "normal"
-        texts = f"{_short(row.ttft_ms)} ({row.speedup:.2f}x)", rate, row.score
+        texts = f"{_short(row.ttft_ms / ms)} ({row.speedup:.2f}x)", rate, row.score
         for x, text in zip(PLACES, texts, strict=True):
             ax.text(x, place, text, ha="right", va="center", fontsize=7, weight=weight)
 
@@ -173,5 +174,10 @@ def _ordered(bars: pd.DataFrame) -> pd.DataFrame:
     return bars.sort_values("method", key=lambda names: names.map(measured_order)).reset_index(drop=True)
 
 
-def _short(ms: float | int) -> str:
-    return f"{ms:.0f}" if ms >= 100 else f"{ms:.1f}"
+def _unit(bars: pd.DataFrame) -> tuple[str, int]:
+    """In which unit a panel's times read best, and how many ms that is."""
+    return ("s", 1000) if bars["ttft_ms"].max() > 10_000 else ("ms", 1)
+
+
+def _short(value: float | int) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"

@@ -9,11 +9,13 @@ import pandas as pd
 
 from holitom.figures.inference import measured_order
 from holitom.figures.saving import Stamp, here
+from holitom.flops import LLMShape
 
 NOTES = {
     "tiny": "CPU, tiny model: the measurement works, not the papers' speed",
     "speed": "random weights, timings only",
 }
+ON_CPU = "full size, random weights, one CPU core: not a GPU's times"
 
 
 def timing_stamp(records: Sequence[Mapping[str, Any]], tier: str) -> Stamp:
@@ -30,14 +32,40 @@ def timing_stamp(records: Sequence[Mapping[str, Any]], tier: str) -> Stamp:
     cpu_seconds = ", CPU seconds" if first["clock"].startswith("process_time") else ""
     hardware = facts.get("gpu") or f"{facts.get('cpu')}, {facts.get('threads')} thread(s)"
     when = max(record["created"] for record in measured)[:10]
+    large = first["tier"] == "speed" and first["device"] == "CPU"
     return Stamp(
         tier,
         f"medians of {n} passes",
         f"{hardware}, {first['dtype']}{cpu_seconds}, {when}{'' if calm else ', MACHINE NOT IDLE'}",
         git.get("commit", "")[:9] + ("+" if git.get("dirty") else ""),
-        NOTES[tier],
-        trial=min(repeats) < 5,
+        ON_CPU if large else NOTES[tier],
+        trial=min(repeats) < 5 and not large,
     )
+
+
+def against_full(records: Sequence[Mapping[str, Any]], shape: LLMShape) -> pd.DataFrame:
+    """Every measured setting against the full model of its run: seconds to the first token, of the tower, of prefill
+    with the inner stages, and of what a reduction adds; "x": how many times the full model's. flops_x: prefill FLOPs
+    of the full model over the setting's, with the true shapes, at the tokens that were there (derived)."""
+    rows: list[dict[str, Any]] = []
+    for record in (r for r in records if r["outcome"] == "measured"):
+        summary, stages = record["summary"], record["summary"]["stages_ms"]
+        decoder = stages["prefill"]["median"] + stages["inner"]["median"]
+        rows.append(
+            {
+                "method": record["row"],
+                "tokens": record["realised_tokens"],
+                "ttft": summary["ttft_ms"]["median"] / 1000,
+                "tower": stages["vision_tower"]["median"] / 1000,
+                "prefill": decoder / 1000,
+                "flops": shape.exact(record["tokens_per_layer"], record["text_tokens"] + 1),
+                "added": summary["added_ms"]["median"] / 1000,
+            }
+        )
+    frame = pd.DataFrame(rows)
+    for name in ("ttft", "prefill", "flops"):
+        frame[f"{name}_x"] = frame.loc[frame["method"] == "Vanilla", name].iloc[0] / frame[name]
+    return frame.sort_values("method", key=lambda names: names.map(measured_order), kind="stable")
 
 
 def cost_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
