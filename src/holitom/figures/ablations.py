@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from holitom.ablations import DEFAULT, MARGIN, Finding, clear
+from holitom.ablations import DEFAULT, LEVEL, MARGIN, Finding, clear
 from holitom.errors import BadUsage
 from holitom.figures.style import DOUBLE, INK, MUTED, require_sources, styled
 
 LOOKS = {-1: ("#B3261E", "v", "below the default"), 0: (MUTED, "o", "not told apart"), 1: ("#1B7F4B", "^", "above")}
-LINE, TOP, BOTTOM = 0.155, 0.45, 0.75  # inches
+LINE, TOP, BOTTOM = 0.155, 0.45, 1.05  # inches
 ABOVE, BELOW = 0.5, 1.25  # a heading's distance from the line before it and the one after, in lines
 ROOM = 1.3  # the widest difference is this far from the edge
 
@@ -49,7 +49,7 @@ def ablation_figure(table: pd.DataFrame, findings: Sequence[Finding], *, model: 
         ax.grid(axis="y", visible=False)
         ax.set_xlabel("score minus the default's, average of the benchmarks (points)")
         ax.set_title(f"One change at a time around HoliTom at 10 %: {model}")
-        _legend(fig)
+        _legend(fig, tested=int(table["p_holm"].notna().sum()))
     return fig, drawn
 
 
@@ -74,9 +74,14 @@ def _label(row: pd.Series, table: pd.DataFrame) -> str:
     return f"{row['variant']} ({row['tokens']:.0f} tokens)" if abs(row["tokens"] / base - 1) > 0.02 else row["variant"]
 
 
-def _legend(fig: Figure) -> None:
+def _legend(fig: Figure, *, tested: int) -> None:
     handles = [Line2D([], [], color=c, marker=m, ls="-", lw=1.1, markersize=4.5) for c, m, _ in LOOKS.values()]
     names = [name for _, _, name in LOOKS.values()]
     handles.append(Line2D([], [], color="#0173B2", alpha=0.2, lw=7))
     names.append(f"within {MARGIN:g} points")
-    fig.legend(handles, names, ncols=4, loc="outside lower center", borderaxespad=2.4)
+    told = (
+        f"Told apart: p < {LEVEL:g} after Holm's correction for {tested} comparisons. Bars are 95 % intervals without "
+        "it,\nso one may leave out 0. In brackets: tokens per layer, where they differ from the default's."
+    )
+    place = {"loc": "outside lower center", "borderaxespad": 2.4}
+    fig.legend(handles, names, ncols=4, title=told, title_fontproperties={"size": 6.5}, **place)

@@ -87,5 +87,10 @@ def _mask_panel(ax: Axes, mask: pd.DataFrame) -> None:
     widest = float(mask[["diff_low", "diff_high"]].abs().max(axis=None)) if len(mask) else 0.0
     ax.set_xlim(-max(2.5, 1.1 * widest), max(2.5, 1.1 * widest))
     ax.set(xlabel="minus HoliTom with its mask (points)", title="Measured: the mask")
-    if not len(mask):
+    if len(mask):
+        remark = (
+            f"bars: 95 % intervals,\npaired, not corrected\nband: within {MARGIN:g} points\nK: layer of the merging"
+        )
+        ax.annotate(remark, (0.01, 0.015), xycoords="axes fraction", fontsize=6.5, color=MUTED, va="bottom")
+    else:
         ax.annotate("not measured", (0.5, 0.5), xycoords="axes fraction", ha="center", color=MUTED)

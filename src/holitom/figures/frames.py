@@ -17,11 +17,13 @@ def frames_figure(
     model: str,
     benchmark: str,
     share: float | None = None,
+    trained: int | None = None,
 ) -> tuple[Figure, pd.DataFrame]:
     """Printed averages, measured averages, and the measured benchmark with the longest videos; x = frames, log scale.
 
     Values that were read off the paper's axis carry the reading error as their interval. A common legend names the
-    lines, and the share of visual tokens that the reduced ones were asked for.
+    lines, and the share of visual tokens that the reduced ones were asked for. trained: the most frames that the
+    measured model was trained on, where that is known: more are out of its range.
     """
     panels = (
         ("printed", quoted, "Printed: OneVision-7B"),
@@ -39,7 +41,7 @@ def frames_figure(
         fig.axes[2].set_ylabel("score (%)")
         note(fig.axes[0], "bars: reading error ±0.1")
         for ax, what in zip(fig.axes[1:], ("average", "one benchmark"), strict=True):
-            note(ax, f"{what}; bars: 95 % intervals")
+            note(ax, f"{what}; bars: 95 % intervals" + (f"\ntrained on at most {trained} frames" if trained else ""))
         asked = "" if share is None else f"reduced rows: asked for {100 * share:g} % of the visual tokens"
         shared_legend(fig, [points for _, points, _ in panels], title=asked)
     return fig, pd.concat([points.assign(panel=panel) for panel, points, _ in panels], ignore_index=True)

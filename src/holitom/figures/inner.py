@@ -9,6 +9,7 @@ from holitom.figures.series import check_points, draw_panel, limits, note
 from holitom.figures.style import DOUBLE, styled
 
 AFTER = "HoliTom merges, FastV drops,\nboth behind the same outer stage"
+SPREAD = {"printed": "hollow: quoted, no intervals are given", "measured": "bars and bands: 95 % intervals, unpaired"}
 SWEEPS = {"K": "layer K where tokens leave (r = 50 %)", "R": "share r of visual tokens that leaves"}
 
 
@@ -40,6 +41,7 @@ def inner_figure(
                     dodge=0.012 * (ticks[-1] - ticks[0]),
                     flat="beside" if sweep == "K" else "unnamed",  # one scale: the left panel names them
                 )
+            note(line[0], SPREAD["measured" if points is measured else "printed"])
             note(line[1], AFTER)
             line[0].set_ylabel("average score (%)")
     parts = [part.assign(panel=panel) for part, panel in ((quoted, "printed"), (measured, "measured"))]

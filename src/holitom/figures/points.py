@@ -72,6 +72,13 @@ def measured_frames(scores: pd.DataFrame, tier: str, benchmark: str = AVERAGE) -
     return _measured(part, part["row"], part["frames"])
 
 
+def longest_training(model: str) -> int:
+    """The most frames of a clip that a shipped tiny model was trained on."""
+    from holitom.tiny.recipes import RECIPES
+
+    return max(phase.frames for _, lessons in RECIPES[model].lessons for phase in lessons.phases)
+
+
 def _average(scores: pd.DataFrame, tier: str) -> pd.DataFrame:
     found = with_average(scores, tasks(tier).values())
     return found[found["benchmark"] == AVERAGE]

@@ -15,6 +15,7 @@ CONTROLS = (OURS, "Saliency top-k", "Average pooling", "Uniform stride", "Random
 FLOOR_DYCOKE = "DyCoke: one whole frame in four, so never below 25 %"
 FLOOR_INSIDE = "FastV, PDrop: the first layers always see all tokens"
 FEWER = "fewer frames: 8, 7, 5, 4, 2 and 1 of 32"
+STRIDE = "uniform stride: where cells are 4 x 4, every 4th is one column"
 TICKS = (1, 2, 3, 5, 10, 20, 50, 100)
 XLABEL = "prefill FLOPs (% of all tokens, log scale)"
 
@@ -31,8 +32,8 @@ def tradeoff_figure(quoted: pd.DataFrame, measured: pd.DataFrame, *, model: str)
     panels = (
         ("printed", quoted, "Printed: LLaVA-OneVision-7B", "hollow: quoted, no intervals are given"),
         ("before", _of(measured, BEFORE), "Measured: before the LLM", f"{model}; bars: 95 % intervals\n{FLOOR_DYCOKE}"),
-        ("inside", _of(measured, INSIDE), "Measured: inside the LLM", f"{model}\n{FLOOR_INSIDE}"),
-        ("controls", _of(measured, CONTROLS), "Measured: plain controls", f"{model}\n{FEWER}"),
+        ("inside", _of(measured, INSIDE), "Measured: inside the LLM", f"{model}; bars: 95 % intervals\n{FLOOR_INSIDE}"),
+        ("controls", _of(measured, CONTROLS), "Measured: plain controls", f"{STRIDE}\n{FEWER}"),
         ("other", measured[~measured["method"].isin(known)], "", ""),
     )
     span = measured["x"].min(), measured["x"].max()
