@@ -24,22 +24,23 @@ def compare(
     *,
     runs: Path | None = None,
     samples: Callable[[Cell], list[dict[str, Any]]] | None = None,
+    at: Callable[[Cell], Any] = lambda cell: cell.reduction.budget,
 ) -> pd.DataFrame:
-    """Each pair of rows (a, b) on every model and at every budget where both were measured: score of a minus score of
-    b in points with its interval, p, p corrected for all comparisons of the table, and how many answers differ."""
+    """Each pair of rows (a, b) on every model where both were measured ``at`` the same, by default the same budget:
+    score of a minus score of b in points with its interval, p, p corrected for all comparisons of the table, and how
+    many answers differ. The column "at" holds what they share."""
     read = samples or (lambda cell: load_samples(cell, tier, runs=runs or paths.runs()))
     rows = []
     for a, b in pairs:
-        for model, budget in dict.fromkeys((cell.model, cell.reduction.budget) for cell in cells if cell.row == a):
-            sides = [
-                [c for c in cells if (c.row, c.model, c.reduction.budget) == (row, model, budget)] for row in (a, b)
-            ]
+        for model, common in dict.fromkeys((cell.model, at(cell)) for cell in cells if cell.row == a):
+            mine = [cell for cell in cells if cell.model == model and cell.row in (a, b) and at(cell) == common]
+            sides = [[cell for cell in mine if cell.row == row] for row in (a, b)]
             if not all(sides):
                 continue
             names = list(dict.fromkeys(cell.benchmark for cell in sides[0]))
             found = difference(answers(sides[0], read), answers(sides[1], read), names)
             keep = {name: found[name] for name in ("diff", "diff_low", "diff_high", "p", "changed", "videos")}
-            rows.append({"model": model, "budget": budget, "a": a, "b": b} | keep)
+            rows.append({"model": model, "at": common, "a": a, "b": b} | keep)
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm(table["p"].tolist())) if rows else table
 

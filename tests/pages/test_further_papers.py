@@ -16,7 +16,7 @@ from holitom.figures import Stamp, save
 from holitom.figures.ablations import ablation_figure
 from holitom.scores import score_frame
 from holitom.tables.ablations import ablation_table, findings_markdown
-from holitom.tables.hieravid import hieravid_table
+from holitom.tables.hieravid import hieravid_table, share_of
 from holitom.tables.mmg_vid import assumptions, mmg_vid_table
 
 ORIGIN = Stamp("tiny", "n = 60", "a processor", "0123456")
@@ -193,3 +193,17 @@ def test_pairs_are_compared_at_the_same_model_and_budget(made):
     assert len(table[table["b"] == "MMG-Vid (opposite gain)"]) == 5 and "no such row" not in set(table["b"])
     assert (table["diff"] == 0).all() and (table["changed"] == 0).all() and (table["p_holm"] == 1).all()
     assert compare(found.cells, "tiny", [("a", "b")], samples=found.samples).empty
+
+
+def test_hieravids_rows_are_compared_at_the_share_that_they_stand_for(made):
+    """At the budget before the language model HieraVid's 30 %, which lets half in, would meet neither FastV nor random
+    dropping."""
+    found = made("hieravid")
+    pairs = [("HieraVid 30 %", "FastV"), *((f"HieraVid {share} %", "Random") for share in (30, 10))]
+    table = compare(found.cells, "tiny", pairs, samples=found.samples, at=share_of)
+    assert list(zip(table["b"], table["model"], table["at"], strict=True)) == [
+        *[("FastV", model, 0.3) for model in ("video", "onevision")],
+        *[("Random", model, 0.3) for model in ("video", "onevision")],
+        ("Random", "video", 0.1),
+    ]
+    assert compare(found.cells, "tiny", pairs, samples=found.samples).empty

@@ -139,9 +139,13 @@ def test_the_full_model_and_paired_differences(made):
     scores = score_frame(found.cells, found.records, "tiny", samples=found.samples)
     table = notebooks.full_model(scores)
     assert len(values(table)) == (scores["row"] == "Vanilla").sum() and "[" in values(table)[0][3]
-    line = {"model": "m", "budget": 0.1, "a": "A", "b": "B", "diff": 1.0, "diff_low": -1.0, "diff_high": 3.0}
+    line = {"model": "m", "at": 0.1, "a": "A", "b": "B", "diff": 1.0, "diff_low": -1.0, "diff_high": 3.0}
     paired = notebooks.paired(pd.DataFrame([line | {"p_holm": 0.5, "changed": 7}]))
     assert values(paired) == [["m", "10 %", "A", "B", "+1.0 [−1.0, +3.0]", "0.50", "7"]]
+    placed = notebooks.paired(
+        pd.DataFrame([line | {"at": "K = 3", "p_holm": 0.5, "changed": 7}]), at=("layer", figures)
+    )
+    assert values(placed)[0][1] == "K = 3" and placed.columns[1].head == "layer"
 
 
 def test_the_points_of_a_curve_stand_in_one_line():

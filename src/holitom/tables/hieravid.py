@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -19,7 +20,12 @@ from holitom.tables.derived import quoted
 from holitom.tables.lines import MODEL_OF
 from holitom.tables.parts import Column, Part, Row, Text, verdict
 
+if TYPE_CHECKING:
+    from holitom.evaluation.cells import Cell
+
 NAME = "hieravid"
+OWN, LARGEST = r"HieraVid (\d+) %", 0.3
+"""How HieraVid's own rows are named, and the largest share among them."""
 SCORES = {"mvbench": "MVB", "nextqa": "NExT", "egoschema": "Ego", "videomme": "VMME", "videomme_subtitles": "+subs"}
 COLUMNS = (
     Column("", "Method", 1.2, "left"),
@@ -133,7 +139,14 @@ def measured_part(scores: pd.DataFrame, tier: str) -> Part:
         "28, 20 % kept, not the unknown setting of HieraVid's table."
     )
     title = f"HieraVid at the {tier} tier, beside other methods that were asked for the same share of tokens"
-    return beside.measured_part(NAME, title, scores, tier, printed_shares, own=r"HieraVid (\d+) %", remark=remark)
+    return beside.measured_part(NAME, title, scores, tier, printed_shares, own=OWN, remark=remark)
+
+
+def share_of(cell: Cell) -> float:
+    """The share that a row stands for: HieraVid's by its name, the others' by what they were asked for; FastV and the
+    first stage alone, which have one setting, stand beside the largest."""
+    named = re.match(OWN, cell.row)
+    return int(named[1]) / 100 if named else min(cell.reduction.budget, LARGEST)
 
 
 def printed_shares(tier: str) -> beside.Shares:

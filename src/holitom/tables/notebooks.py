@@ -12,7 +12,19 @@ from holitom.describing import settings
 from holitom.figures.saving import Saved
 from holitom.scores import BASELINE
 from holitom.tables.parts import Text
-from holitom.tables.plain import Plain, difference, estimate, figures, name, number, p_value, percent, plain, words
+from holitom.tables.plain import (
+    Format,
+    Plain,
+    difference,
+    estimate,
+    figures,
+    name,
+    number,
+    p_value,
+    percent,
+    plain,
+    words,
+)
 
 if TYPE_CHECKING:
     from holitom.evaluation.cells import Cell
@@ -46,11 +58,12 @@ def full_model(scores: pd.DataFrame) -> Plain:
     return plain(scores[scores["row"] == BASELINE], columns, lines="model")
 
 
-def paired(frame: pd.DataFrame) -> Plain:
-    """``comparing.compare``'s lines: one row minus another on the same questions."""
-    columns = {
+def paired(frame: pd.DataFrame, at: tuple[str, Format] = ("asked", percent)) -> Plain:
+    """``comparing.compare``'s lines: one row minus another on the same questions. at: heading and format of what the
+    two have in common."""
+    columns: dict[str | tuple[str, ...], tuple[str, Format]] = {
         "model": ("model", words),
-        "budget": ("asked", percent),
+        "at": at,
         "a": ("this row", name),
         "b": ("minus this one", words),
         ("diff", "diff_low", "diff_high"): ("difference (points) [95 % interval]", difference),
