@@ -69,6 +69,12 @@ def test_heads_and_first_cells_name_what_they_head():
     assert row[0][:2] == ["th", {"class": "left plain short bold", **LEFT, "scope": "row"}] and row[1][0] == "td"
 
 
+def test_what_stands_below_a_short_name_may_wrap():
+    cells = (Text("a name", second="a remark that is much longer than the name"), Text("1"), Text("2"))
+    *_, row = Cells(table_html("key", COLUMNS, [Row(cells)])).rows
+    assert row[0][1]["class"] == "left plain"
+
+
 def test_values_are_words_and_never_markup():
     text = Text("<0.001", second="a & b")
     html = table_html("key", COLUMNS, [Row((text, Text(), Text()))], caption="<b>bold</b>")

@@ -107,8 +107,7 @@ def _judge(trend: Trend, records: Sequence[Record], runs: Path, memory: Memory) 
         return _not_run(trend, f"only {len(set(videos))} videos were answered, {FEWEST_VIDEOS} are needed")
     estimate, unit, verdict = _test(trend, correct, videos)
     said = f"{estimate.value:.1f} {unit} [{estimate.low:.1f}, {estimate.high:.1f}], {estimate.groups} videos"
-    tokens = " / ".join(f"{one.tokens:.0f}" for one in chosen)
-    notes = [said, "" if estimate.p is None else _p_value(estimate.p), f"{tokens} tokens kept"]
+    notes = [said, "" if estimate.p is None else _p_value(estimate.p), f"{_against(chosen)} tokens kept"]
     notes.append("" if all(one.current for one in chosen) else "measured with an earlier version of the code")
     judged = Judged(
         **_common(trend),
@@ -123,6 +122,13 @@ def _judge(trend: Trend, records: Sequence[Record], runs: Path, memory: Memory) 
         records=tuple(record.extra.get("cell") or record.key for record in behind),
     )
     return memory.put(key, judged)
+
+
+def _against(chosen: Sequence[Chosen]) -> str:
+    """How many visual tokens either side reads: "51 against 59"; of a contrast "60 and 121 against 51 and 128"."""
+    counts = [f"{one.tokens:.0f}" for one in chosen]
+    half = len(counts) // 2
+    return " against ".join(" and ".join(side) for side in (counts[:half], counts[half:]))
 
 
 def _p_value(p: float) -> str:

@@ -49,9 +49,10 @@ def derived_part(name: str) -> Part:
     caption = (
         f"{_models(name, printed)} FLOPs derived by the papers' formula from the visual tokens entering each layer "
         "(multiply-accumulates; text, newlines, vision tower and the reduction itself left out); FLOPs ratios are, as "
-        "printed, ratios of rounded numbers; averages recomputed from the four quoted scores, percentages from the "
-        "quoted averages. Numbers in grey italics are quoted from the paper; nothing in this table was measured. "
-        "✓ REPRODUCED: equal to every printed digit (a mean that ends in 5 may round either way)."
+        "printed, ratios of rounded numbers; kept is the share before the language model, so what stages inside "
+        "it save shows in the FLOPs only; averages recomputed from the four quoted scores, percentages from the quoted "
+        "averages. Numbers in grey italics are quoted from the paper; nothing in this table was measured. ✓ "
+        "REPRODUCED: equal to every printed digit (a mean that ends in 5 may round either way)."
     )
     return Part(f"{name}_derived", title, caption, COLUMNS, tuple(rows), pd.DataFrame(numbers))
 

@@ -120,7 +120,8 @@ def _side(column: Column) -> str:
 
 
 def _cell(text: Text, column: Column, *, row: bool) -> str:
-    short = ["short"] if column.align == "left" and len(text.value) <= SHORT else []
+    brief = len(text.value) <= SHORT and not text.second  # what stands below a name may wrap
+    short = ["short"] if column.align == "left" and brief else []
     classes = " ".join([column.align, text.kind, *short, *(["bold"] if text.bold else [])])
     words = escape(text.value) + (f"<br><small>{escape(text.second)}</small>" if text.second else "")
     tag, scope = ("th", ' scope="row"') if row and text.value else ("td", "")

@@ -16,6 +16,11 @@ from holitom.tables.derived import NUMBER, SHORT, quoted
 from holitom.tables.lines import Line, further_blocks, printed_blocks, rows_of, status, tasks
 from holitom.tables.parts import Column, Part, Row, Text
 
+ELSEWHERE = (
+    "Random saliency: drawn numbers in place of the tower's attention. Control saliency: that of a second tower, whose "
+    "attention goes to the background. Saliency bottom-k keeps what is attended least. "
+)
+"""What the rows are whose saliency is not the model's own."""
 QUOTED_APART = (
     "Quoted (grey italics) and measured scores come from different models and different benchmarks: compare how much a "
     "row loses, never the levels. "
@@ -57,7 +62,7 @@ def columns(tier: str, *, printed: bool = True) -> tuple[Column, ...]:
             per.append(Column(SHORT[column], task, 0.98))
         else:
             per += [Column(f"{SHORT[column]} · {task}", *rest) for rest in (("quoted", 0.52), ("measured", 0.98))]
-    mean = [Column("average", "measured", 0.98), Column("% of all", "measured", 0.68)]
+    mean = [Column("average", "measured", 0.98), Column("% of Vanilla", "measured", 0.68)]
     if printed:
         mean = [wide for one in mean for wide in (Column(one.group, "quoted", 0.52), one)]
     return (
@@ -143,6 +148,8 @@ def _caption(tier: str, found: pd.DataFrame, rows: Iterable[Row], *, printed: bo
     quoted_ones = ""
     if printed:
         quoted_ones = "Grey italics are quoted from the paper. " if tier != "tiny" else QUOTED_APART
+    elif any(row.cells and "saliency" in row.cells[0].value for row in rows):
+        quoted_ones = ELSEWHERE
     return (
         f"{opening(tier, found)}{quoted_ones}Tokens kept, in % of all: asked for, and got before the language "
         f"model{below if missed(rows) else ''}. FLOPs %: of all tokens, by the papers' formula, at realised counts; "

@@ -61,7 +61,7 @@ def verdicts_of(judged: Sequence[Judged], *, only: Sequence[str] = ()) -> Verdic
         rows += [Row(_cells(claim, printed=printed, place=len(alike) == 1)) for claim in alike]
     numbers = pd.DataFrame([claim.to_dict() for claim in judged])
     title = "Claims and verdicts"
-    caption = "Tolerances were stated before the computation."
+    caption = "Tolerances were stated before the computation. here: this kit's number, in the unit of the reason."
     caption += " printed: the paper's number, for its own model." if printed else ""
     return Verdicts(tally(judged), Part("verdicts", title, caption, columns, tuple(rows), numbers))
 
