@@ -77,7 +77,11 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="say what would be computed, and compute nothing")
     run.add_argument("--strict", action="store_true", help="exit 1 when a checked claim does not hold")
     run.add_argument(
-        "--processes", type=_positive, default=1, metavar="N", help="paper tier: N processes, one GPU each"
+        "--processes",
+        type=_positive,
+        metavar="N",
+        help="tiny tier: N processes of one thread (default: one for each core, as far as memory reaches); "
+        "paper tier: N processes, one GPU each (default: 1)",
     )
     run.add_argument("--no-gate", action="store_true", help="paper tier: go on where the full model is off the print")
 
@@ -204,8 +208,10 @@ def _dispatch(words: list[str]) -> int:
         )
     from holitom import runner
 
-    if args.tier != "paper" and (args.processes > 1 or args.no_gate):
-        raise BadUsage("--processes and --no-gate belong to the paper tier", fix="add --tier paper, or leave them out")
+    if args.tier != "paper" and args.no_gate:
+        raise BadUsage("--no-gate belongs to the paper tier", fix="add --tier paper, or leave it out")
+    if args.tier == "speed" and args.processes:
+        raise BadUsage("the speed tier times one model at a time, in one process", fix="leave --processes out")
     options = runner.Options(
         tier=args.tier,
         limit=args.limit,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class KitError(Exception):
     """Base: one message that says what happened and what to do; the command line prints it without a traceback."""
@@ -12,6 +15,10 @@ class KitError(Exception):
         self.what = what
         self.fix = fix
         super().__init__(f"{what}. {fix[:1].upper()}{fix[1:]}." if fix else f"{what}.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and sent to other processes as it was made: ``args`` holds the whole message."""
+        return partial(type(self), fix=self.fix), (self.what,), self.__dict__
 
 
 class CannotRun(KitError):

@@ -101,6 +101,21 @@ def memory_gib() -> float:
     return total / 2**30
 
 
+def available_gib() -> float:
+    """Memory that is free for this process now, in GiB; where the system does not say (macOS), half of all."""
+    free = memory_gib() * 2**30 / 2
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError, StopIteration):  # a container: what files occupy is given back when needed
+        stat = (group / "memory.stat").read_text().splitlines()
+        files = next(int(line.split()[1]) for line in stat if line.startswith("inactive_file "))
+        taken = int((group / "memory.current").read_text()) - files
+        free = min(free, int((group / "memory.max").read_text()) - taken)
+    return max(0, free) / 2**30
+
+
 def cores() -> int:
     """CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -18,7 +18,7 @@ from holitom.errors import CannotRun
 PACKAGES = ("torch", "transformers", "lmms-eval", "av", "numpy", "tokenizers", "holitom-repro")
 ROOTS = ("evaluation/sweep.py", "ops/**/*.py", "methods/**/*.py", "models/**/*.py", "tiny/tasks/**/*")
 """What measures, and what it reaches by name or by file instead of by import."""
-PLUMBING = ("__init__.py", "errors.py", "paths.py", "provenance.py", "results.py")
+PLUMBING = ("__init__.py", "errors.py", "machine.py", "paths.py", "provenance.py", "results.py")
 """Imported by everything, without influence on any result."""
 
 

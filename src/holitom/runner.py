@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Options:
     """How to run: tier; limit: only the first so many questions of each benchmark; fresh: nothing from the cache;
-    processes, gate: of the paper tier, one GPU each, and whether unreduced models must score what is printed."""
+    processes: how many share the cells (None: what suits this machine; in the paper tier 1, each needs a GPU); gate: of
+    the paper tier, whether unreduced models must score what is printed."""
 
     tier: str = "tiny"
     limit: int | None = None
     fresh: bool = False
     dry_run: bool = False
     strict: bool = False
-    processes: int = 1
+    processes: int | None = None
     gate: bool = True
 
 
@@ -104,8 +105,8 @@ def plan(experiment: Experiment, options: Options) -> None:
     wanted = cells(experiment.name, options.tier, options.limit)
     print(f"{experiment.target}: {experiment.question}")
     if wanted:
-        done = sweep.finished(wanted, options.tier, runs=paths.runs())
-        print(f"  cells     {_plan_line(experiment, options, wanted, done)}")
+        lacking = sweep.unfinished(wanted, options.tier, runs=paths.runs(), fresh=options.fresh)
+        print(f"  cells     {_plan_line(experiment, options, wanted, lacking, _processes(lacking, options))}")
         settings = dict.fromkeys((c.model, f"{c.frames} frames", c.row, c.reduction.budget) for c in wanted)
         for model, frames, row, budget in settings:
             print(f"            {model}, {frames}: {row}{f' at {budget:.0%}' if budget < 1 else ''}")
@@ -127,7 +128,7 @@ def _paper_plan(cells: Sequence[Cell], options: Options) -> list[str]:
     from holitom.paper_tier import planning
 
     try:
-        return planning.describe(cells, CellFiles(paths.runs(), options.tier), options.processes)[1:]
+        return planning.describe(cells, CellFiles(paths.runs(), options.tier), options.processes or 1)[1:]
     except CannotRun as error:
         return [f"disk   {line}" for line in str(error).splitlines()]
 
@@ -143,7 +144,7 @@ def perform(experiment: Experiment, options: Options) -> Outcome:
 
     started, moment = time.monotonic(), time.time()
     wanted = cells(experiment.name, options.tier, options.limit)
-    records, computed = _measure(experiment, wanted, options) if wanted else ([], 0)
+    records, computed, processes = _measure(experiment, wanted, options) if wanted else ([], 0, 1)
     if experiment.times:
         _, origin = inference.available(options.tier, options.limit, fresh=options.fresh)
         print(f"{experiment.target}: {origin.words}", file=sys.stderr)
@@ -153,7 +154,7 @@ def perform(experiment: Experiment, options: Options) -> Outcome:
     execution.trust(copy)
     ended = time.monotonic()
     if options.limit is None:
-        remember_run(experiment, options.tier, measured - started, ended - measured, computed)
+        remember_run(experiment, options.tier, measured - started, ended - measured, computed, processes)
     took = screen.duration(ended - started)
     print(f"{experiment.target}: {took}; executed notebook: {copy.relative_to(paths.root())}", file=sys.stderr)
     judged = verdicts.of(experiment, records, options.tier) if options.limit is None else []
@@ -178,8 +179,9 @@ def _prepare(experiments: Sequence[Experiment], options: Options) -> None:
     caches.keep_inside(options.tier)
 
 
-def _measure(experiment: Experiment, cells: Sequence[Cell], options: Options) -> tuple[list[Record], int]:
-    """Compute what is not finished; returns the records of all cells, and how many had to be computed."""
+def _measure(experiment: Experiment, cells: Sequence[Cell], options: Options) -> tuple[list[Record], int, int]:
+    """Compute what is not finished; returns the records of all cells, how many had to be computed, and by how many
+    processes."""
     from holitom.evaluation import sweep
 
     if options.tier == "paper":
@@ -188,20 +190,29 @@ def _measure(experiment: Experiment, cells: Sequence[Cell], options: Options) ->
         runnable(cells)  # names the checkpoints' revisions, which are part of every cell's key
     if options.limit is None:
         remember_plan(experiment, options.tier, cells)
-    done = 0 if options.fresh else sweep.finished(cells, options.tier, runs=paths.runs())
-    print(f"{experiment.target}: {_plan_line(experiment, options, cells, done)}", file=sys.stderr)
+    lacking = sweep.unfinished(cells, options.tier, runs=paths.runs(), fresh=options.fresh)
+    processes = _processes(lacking, options)
+    print(f"{experiment.target}: {_plan_line(experiment, options, cells, lacking, processes)}", file=sys.stderr)
     with _interruptible(cells, options.tier):
         if options.tier == "paper":
-            return _measure_paper(experiment, cells, options), len(cells) - done
-        records = sweep.run_cells(cells, options.tier, runs=paths.runs(), fresh=options.fresh)
-    return records, len(cells) - done
+            records = _measure_paper(experiment, cells, options)
+        else:
+            records = sweep.run_cells(cells, options.tier, runs=paths.runs(), fresh=options.fresh, processes=processes)
+    return records, len(lacking), processes
+
+
+def _processes(lacking: Sequence[Cell], options: Options) -> int:
+    """How many processes will share the cells that are not finished."""
+    from holitom.evaluation import workers
+
+    return (options.processes or 1) if options.tier == "paper" else workers.suited(lacking, options.processes)
 
 
 def _measure_paper(experiment: Experiment, cells: Sequence[Cell], options: Options) -> list[Record]:
     from holitom.paper_tier import launching
     from holitom.paper_tier.measuring import Settings, measure
 
-    if options.processes == 1:
+    if (options.processes or 1) == 1:
         return measure(cells, Settings(gate=options.gate, fresh=options.fresh))
     words = [experiment.target, *(["--limit", str(options.limit)] if options.limit else [])]
     words += [*([] if options.gate else ["--no-gate"]), *(["--fresh"] if options.fresh else [])]
@@ -209,16 +220,19 @@ def _measure_paper(experiment: Experiment, cells: Sequence[Cell], options: Optio
     return measure(cells, Settings(gate=False))
 
 
-def _plan_line(experiment: Experiment, options: Options, cells: Sequence[Cell], done: int) -> str:
-    left = len(cells) - (0 if options.fresh else done)
+def _plan_line(
+    experiment: Experiment, options: Options, cells: Sequence[Cell], lacking: Sequence[Cell], processes: int
+) -> str:
+    left = len(lacking)
     text = f"{len(cells)} cells (settings x benchmarks), {len(cells) - left} finished, {left} to compute"
     if not left:
         return text
+    text += f" in {processes} processes" if processes > 1 else ""
     if options.limit:
         return f"{text}, {options.limit} questions each"
     here = seconds_per_cell(experiment, options.tier)
     cost = experiment.costs[options.tier]
-    each = here or 60 * cost.minutes / len(cells)
+    each = here / processes if here else 60 * cost.minutes / len(cells)
     basis = "as timed here" if here else f"on {cost.hardware}" + ("" if cost.measured else ", a guess")
     return f"{text}: about {screen.duration(each * left)} ({basis})"
 

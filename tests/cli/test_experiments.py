@@ -137,6 +137,8 @@ def test_status_follows_the_cells_on_disk(runs):
     assert status.seconds_per_cell(table1, "tiny") == 10.0
     status.remember_run(table1, "tiny", measuring=0.1, notebook=4.0, computed=0)
     assert status.seconds_per_cell(table1, "tiny") == 10.0  # a run that found everything finished says nothing about it
+    status.remember_run(table1, "tiny", measuring=15.0, notebook=4.0, computed=3, processes=2)
+    assert status.seconds_per_cell(table1, "tiny") == 10.0  # of one process, however many there were
 
 
 def test_status_knows_when_the_code_changed(runs, monkeypatch):
@@ -149,11 +151,11 @@ def test_status_knows_when_the_code_changed(runs, monkeypatch):
 def test_dry_run_says_what_would_be_computed(monkeypatch, capsys, runs):
     from holitom.evaluation import sweep
 
-    monkeypatch.setattr(sweep, "finished", lambda cells, tier, *, runs: 10)
-    runner.plan(EXPERIMENTS["table1"], runner.Options())
+    monkeypatch.setattr(sweep, "unfinished", lambda cells, tier, *, runs, fresh: cells[10:])
+    runner.plan(EXPERIMENTS["table1"], runner.Options(processes=2))
     said = capsys.readouterr().out
     total = len(cells("table1", "tiny"))
-    assert f"{total} cells (settings x benchmarks), 10 finished, {total - 10} to compute: about" in said
+    assert f"{total} cells (settings x benchmarks), 10 finished, {total - 10} to compute in 2 processes: about" in said
     assert "HoliTom (w/o M) at 15%" in said and "figures/tiny/" in said
 
 

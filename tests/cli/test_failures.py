@@ -28,7 +28,14 @@ def test_speed_tier_without_a_gpu(holitom, target):
 
 
 def test_paper_tier_without_a_hub(holitom):
-    closed = {**NO_GPU, "HF_ENDPOINT": "http://127.0.0.1:9", "http_proxy": "", "HTTP_PROXY": ""}
+    closed = {
+        **NO_GPU,
+        "HF_HUB_OFFLINE": "",
+        "TRANSFORMERS_OFFLINE": "",
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "http_proxy": "",
+        "HTTP_PROXY": "",
+    }
     done = holitom("table1", "--tier", "paper", env=closed)
     assert done.returncode == 2
     assert "model hub" in done.stderr and "127.0.0.1 does not answer" in done.stderr
@@ -100,7 +107,7 @@ SLOW = """
     done = set()
     sweep.finished = lambda cells, tier, *, runs: len(done)
 
-    def run_cells(cells, tier, *, runs, fresh):
+    def run_cells(cells, tier, *, runs, fresh, processes):
         for cell in cells:
             if len(done) == 2:
                 print("slow cell", flush=True)

@@ -18,7 +18,8 @@ from holitom import paths
 from holitom.attaching.prefill import whole
 from holitom.errors import BadUsage, CannotRun
 from holitom.evaluation.lmms import ReducedVideoModel, manifest
-from holitom.evaluation.sweep import TASKS, Cell, load_samples, run_cells
+from holitom.evaluation.measuring import TASKS
+from holitom.evaluation.sweep import Cell, load_samples, run_cells
 from holitom.methods import DyCokeDecode, FastV, HoliTom, HoliTomMerge
 from holitom.tiny import benchmarks
 from holitom.types import Reduction, VideoFeatures

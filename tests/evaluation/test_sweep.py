@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from holitom.errors import BadUsage, CannotRun
-from holitom.evaluation import lmms, sweep
+from holitom.evaluation import lmms, measuring, sweep
 from holitom.evaluation.sweep import Cell, load_samples, run_cells
 from holitom.methods import HoliTom, HoliTomMerge, RandomDrop, SaliencyTopK
 from holitom.tiny import benchmarks
@@ -141,7 +141,7 @@ def test_the_tower_sees_a_video_once(model_folder: Path, tmp_path: Path, monkeyp
 def test_saliency_can_be_random_or_of_another_tower(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "CONTROL_TOWER", (str(model_folder.parent / "tower"),))
+    monkeypatch.setattr(measuring, "CONTROL_TOWER", (str(model_folder.parent / "tower"),))
     monkeypatch.setattr("holitom.evaluation.cells.CONTROL_TOWER", (str(model_folder.parent / "tower"),))
     top = Reduction("TopK", SaliencyTopK(), 0.25)
     cells = [cell(model_folder, top, saliency=s) for s in ("own", "random", "control")]

@@ -103,8 +103,10 @@ def test_a_failed_launch_is_told(capfd: pytest.CaptureFixture[str]) -> None:
 def test_the_commands_refuse_what_makes_no_sense(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["table1", "--part", "4/4"]) == 3
     assert main(["method"]) == 3
-    assert cli.main(["table1", "--processes", "2"]) == 3
-    assert "belong to the paper tier" in capsys.readouterr().err
+    assert cli.main(["table1", "--no-gate"]) == 3
+    assert "belongs to the paper tier" in capsys.readouterr().err
+    assert cli.main(["fig-inference", "--tier", "speed", "--processes", "2"]) == 3
+    assert "in one process" in capsys.readouterr().err
 
 
 def test_fastvid_gets_the_pooling_head_or_does_not_start(tmp_path: Path) -> None:

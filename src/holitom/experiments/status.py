@@ -46,20 +46,30 @@ def remember_plan(experiment: Experiment, tier: str, cells: Sequence[Cell]) -> N
 
 
 def remember_run(
-    experiment: Experiment, tier: str, measuring: float | int, notebook: float | int, computed: int
+    experiment: Experiment,
+    tier: str,
+    measuring: float | int,
+    notebook: float | int,
+    computed: int,
+    processes: int = 1,
 ) -> None:
-    """Note how long a run to the end took. The time to compute stays that of the last run that computed something."""
+    """Note how long a run to the end took. The time to compute, and in how many processes, stays that of the last run
+    that computed something."""
     ended = datetime.now(UTC).isoformat(timespec="seconds")
     update: dict[str, Any] = {"ended": ended, "ended_code": code_fingerprint(), "notebook_seconds": round(notebook, 1)}
     if computed:
-        update |= {"measuring_seconds": round(measuring, 1), "computed": computed, "cores": machine.cores()}
+        update |= {"measuring_seconds": round(measuring, 1), "computed": computed, "processes": processes}
+        update |= {"cores": machine.cores()}
     _update(experiment, tier, update)
 
 
 def seconds_per_cell(experiment: Experiment, tier: str) -> float | None:
-    """What a cell of this experiment took here the last time, or None."""
+    """What a cell of this experiment took one process here the last time, or None. N processes need an N-th of it,
+    the time in which they start included, which is what several runs have in common."""
     plan = _plan(experiment, tier)
-    return plan["measuring_seconds"] / plan["computed"] if plan.get("computed") else None
+    if not plan.get("computed"):
+        return None
+    return plan["measuring_seconds"] * plan.get("processes", 1) / plan["computed"]
 
 
 def status(experiment: Experiment, tier: str) -> Status:
