@@ -88,9 +88,12 @@ def _mask_panel(ax: Axes, mask: pd.DataFrame) -> None:
     ax.set_xlim(-max(2.5, 1.1 * widest), max(2.5, 1.1 * widest))
     ax.set(xlabel="minus HoliTom with its mask (points)", title="Measured: the mask")
     if len(mask):
-        remark = (
-            f"bars: 95 % intervals,\npaired, not corrected\nband: within {MARGIN:g} points\nK: layer of the merging"
+        words = (
+            "bars: paired\n95 % intervals,\nnot corrected",
+            f"band: within\n{MARGIN:g} points",
+            "K: layer of\nthe merging",
         )
-        ax.annotate(remark, (0.01, 0.015), xycoords="axes fraction", fontsize=6.5, color=MUTED, va="bottom")
+        place = {"xycoords": "axes fraction", "va": "top", "ha": "right"}
+        ax.annotate("\n\n".join(words), (0.99, 0.985), fontsize=6.5, color=MUTED, **place)
     else:
         ax.annotate("not measured", (0.5, 0.5), xycoords="axes fraction", ha="center", color=MUTED)
