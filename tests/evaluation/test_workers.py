@@ -134,6 +134,11 @@ def test_an_error_of_a_worker_is_raised_as_it_was_and_the_others_stop(
     ("last_deed", "what"),
     [
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", r"was ended from outside \(SIGKILL\)"),
+        (
+            "import os, signal; from holitom.evaluation import workers;"
+            "workers.code_fingerprint = lambda: os.kill(os.getpid(), signal.SIGTERM); workers.work({descriptor})",
+            r"was ended from outside \(SIGTERM\)",
+        ),
         ("import no_such_module", "exit code 1: ModuleNotFoundError: No module named 'no_such_module'"),
     ],
 )

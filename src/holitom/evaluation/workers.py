@@ -87,9 +87,12 @@ def compute(orders: Orders, processes: int, bar: tqdm) -> None:
     """
     shares = Shares(orders.cells)
     with _crew(bar) as crew:
-        for number in range(processes):
-            if (place := shares.take(number)) is not None:
-                crew.append(_started(number, orders, place))
+        first = [place for number in range(processes) if (place := shares.take(number)) is not None]
+        for number in range(len(first)):
+            crew.append(_started(number))
+        for worker, place in zip(crew, first, strict=True):  # while they import: a pipe holds less than all orders
+            _tell(worker, orders)
+            _tell(worker, place)
         done, running = 0, {worker.pipe: worker for worker in crew}
         while running:
             bar.set_description(f"{done} of {len(orders.cells)} cells, {len(crew)} processes")
@@ -108,8 +111,8 @@ def compute(orders: Orders, processes: int, bar: tqdm) -> None:
                         del running[pipe]
 
 
-def _started(number: int, orders: Orders, place: int) -> _Worker:
-    """A worker with its orders and its first cell, in a process group of its own: ctrl-C is for its parent."""
+def _started(number: int) -> _Worker:
+    """A new worker, in a process group of its own: ctrl-C is for its parent."""
     ours, theirs = multiprocessing.Pipe()
     said = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the crew is dismissed)
     program = _PROGRAM.format(path=sys.path, descriptor=theirs.fileno())
@@ -126,10 +129,7 @@ def _started(number: int, orders: Orders, place: int) -> _Worker:
         raise CannotRun(f"a process for the sweep cannot be started ({error.strerror or error})", fix=_FIX) from error
     finally:
         theirs.close()
-    worker = _Worker(number, process, ours, said)
-    _tell(worker, orders)
-    _tell(worker, place)
-    return worker
+    return _Worker(number, process, ours, said)
 
 
 def _tell(worker: _Worker, message: object) -> None:
@@ -211,6 +211,9 @@ def work(descriptor: int) -> None:
             before = cell
     except EOFError:
         os._exit(1)
+    except SystemExit:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)  # so that who waits for this process learns why it ended
     except Exception as error:
         tell("failed", _portable(error))
     sys.stderr.flush()
