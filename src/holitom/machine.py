@@ -14,6 +14,7 @@ from typing import NamedTuple
 from urllib.parse import urlparse
 from urllib.request import getproxies, proxy_bypass
 
+from holitom.caches import OURS
 from holitom.errors import CannotRun
 
 HUB = "https://huggingface.co"
@@ -60,7 +61,7 @@ def hub(timeout: float | int = 2) -> Answer:
 
     Whoever is offline by choice has what is needed in the hub's cache, and is told by name what is not there.
     """
-    if _on("HF_HUB_OFFLINE") or _on("TRANSFORMERS_OFFLINE"):
+    if not _on(OURS) and (_on("HF_HUB_OFFLINE") or _on("TRANSFORMERS_OFFLINE")):
         return Answer(True, "not asked (HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set): only its cache is read")
     address = urlparse(os.environ.get("HF_ENDPOINT") or HUB)
     host, port = address.hostname or "", address.port or (443 if address.scheme == "https" else 80)

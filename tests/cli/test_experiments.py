@@ -181,6 +181,19 @@ def test_whoever_is_offline_by_choice_is_not_sent_to_the_hub(monkeypatch):
     machine.hub.cache_clear()
 
 
+def test_the_tiny_tiers_own_closing_of_the_hub_is_not_taken_for_the_users(runs, monkeypatch):
+    """A page of the tiny tier says what the paper tier lacks."""
+    for variable in (*caches.FOLDERS, *caches.QUIET, *caches.OFFLINE, caches.OURS, "MPLBACKEND"):
+        monkeypatch.setenv(variable, "")  # so that it is put back
+        monkeypatch.delenv(variable)
+    monkeypatch.setattr(machine, "gpu", lambda: machine.Answer(True, "one"))
+    monkeypatch.setenv("HF_ENDPOINT", "https://127.0.0.1:1")
+    machine.hub.cache_clear()
+    caches.keep_inside("tiny")
+    assert os.environ["HF_HUB_OFFLINE"] == "1" and "127.0.0.1 does not answer" in machine.lacking("paper")[0]
+    machine.hub.cache_clear()
+
+
 def test_no_cell_of_the_paper_tier_asks_the_control_tower_of_the_tiny_one():
     asked = [cell for name in EXPERIMENTS for cell in cells(name, "paper") if cell.saliency == "control"]
     assert not asked
