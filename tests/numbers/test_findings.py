@@ -92,7 +92,7 @@ def test_the_mask_needs_all_of_its_trends() -> None:
     assert findings.causal_mask({}).verdict is OPEN
     whole = judged(R)
     assert findings.causal_mask(whole).verdict is R
-    first = findings.MASK_TRENDS[0]
+    first = next(iter(findings.MASK_TRENDS))
     for verdict, expected in ((OPEN, OPEN), (N, N), (Verdict.WITHIN_NOISE, Verdict.WITHIN_NOISE)):
         mixed = whole | {first: dataclasses.replace(whole[first], verdict=verdict)}
         assert findings.causal_mask(mixed).verdict is expected
