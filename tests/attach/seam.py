@@ -73,7 +73,7 @@ class KeepEvery:
     fidelity: str = "control"
 
     def __call__(self, video, budget):
-        flat = torch.arange(video.frames * video.cells)
+        flat = torch.arange(video.frames * video.cells, device=video.tokens.device)
         offset = int(video.tokens[0, 0, 0] > 0)
         flat = flat[(flat + offset) % (self.step + offset) == 0]
         return TokenSet(video.tokens.flatten(0, 1)[flat], flat // video.cells, flat % video.cells)
@@ -84,7 +84,7 @@ class All(KeepEvery):
     """The identity, through the whole machinery."""
 
     def __call__(self, video, budget):
-        flat = torch.arange(video.frames * video.cells)
+        flat = torch.arange(video.frames * video.cells, device=video.tokens.device)
         return TokenSet(video.tokens.flatten(0, 1), flat // video.cells, flat % video.cells)
 
 
@@ -107,7 +107,7 @@ class Drop:
         rank = score.amax((0, 1)) if self.query == "text" else score
         count = round(self.share * len(visual))
         kept = visual[rank[visual].topk(count).indices]
-        keep = torch.ones(len(hidden), dtype=torch.bool)
+        keep = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
         keep[visual] = False
         keep[kept] = True
         ids = keep.nonzero().flatten()

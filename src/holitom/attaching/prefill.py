@@ -29,7 +29,7 @@ class Prefill:
     call: Call
     samples: list[SampleStats]
     beams: int
-    started: float
+    started: Any
     device: torch.device
 
     def finish(self, stats: RunStats) -> None:
@@ -182,7 +182,7 @@ def _describe(
     row: int,
     budget: float | int,
     adapter: Adapter,
-    seconds: dict[str, float],
+    seconds: dict[str, Any],
 ) -> SampleStats:
     kinds, frames = prompt.kinds[row], sum(video.frames for video in videos)
     full = sum(video.frames * video.cells for video in videos)

@@ -4,7 +4,8 @@ On CUDA, torch's own sync debug mode counts what really waited. On a CPU there i
 used: tensors that claim to live on another device (they compute on the CPU) run through the same code, and every
 crossing between that device and the host is counted with the line of this kit that caused it. The stand-in sees copies
 in both directions, single values that are read, and results whose size depends on data; it does not see explicit calls
-of torch.cuda.synchronize, which the kit has none of outside of reading its statistics.
+of torch.cuda.synchronize, which the kit has none of outside of reading its statistics. As strict as CUDA: an operation
+on tensors of both sides is refused, unless the CPU's are single values of a pointwise operation, or indices.
 """
 
 from __future__ import annotations
@@ -29,13 +30,18 @@ HOW_PRETEND = "CPU stand-in: crossings between a pretended device and the host"
 HOW_CUDA = "torch.cuda.set_sync_debug_mode: calls that made the host wait"
 _SIZED = {"aten::nonzero", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive", "aten::masked_select"}
 _PACKAGE, _HERE = str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)
+_MIXING = {"aten::copy_", "aten::_to_copy", "aten::fill_", "aten::where", "aten::set_"}
+"""Operations that take single values from the CPU without being tagged as pointwise, or that copy."""
+_INDEXING = {"aten::index", "aten::index_put_", "aten::index_put", "aten::_index_put_impl_", "aten::_unsafe_index"}
 _CARRIERS = (_HERE, str(Path(_PACKAGE, "ops", "transfer.py")))  # they carry out what others ask for
 
 
 class Crossings:
-    """kinds: how often each kind of crossing happened; places: the same by the line of this kit that asked for it."""
+    """kinds: how often each kind of crossing happened; places: the same by the line of this kit that asked for it;
+    device: the one that is pretended."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device = PRETEND) -> None:
+        self.device = device
         self.kinds: Counter[str] = Counter()
         self.places: Counter[str] = Counter()
 
@@ -65,7 +71,7 @@ class OnDevice(Tensor):
             strides=held.stride(),
             storage_offset=held.storage_offset(),
             dtype=held.dtype,
-            device=PRETEND,
+            device=seen.device,
         )
 
     def __init__(self, held: Tensor, seen: Crossings) -> None:
@@ -81,10 +87,10 @@ class OnDevice(Tensor):
 
 
 @contextmanager
-def pretended_device(model: nn.Module) -> Iterator[Crossings]:
+def pretended_device(model: nn.Module, seen: Crossings | None = None) -> Iterator[Crossings]:
     """While the block lasts the model's weights pretend to live on another device, and crossings are counted. Give
     inputs as ``put(tensor, crossings)``. Gradients are off; the weights are put back at the end."""
-    seen = Crossings()
+    seen = seen or Crossings()
     undo: list[Callable[[], None]] = []
     shared: dict[int, nn.Parameter] = {}
     for module in model.modules():
@@ -98,11 +104,18 @@ def pretended_device(model: nn.Module) -> Iterator[Crossings]:
                 module._buffers[name] = put(buffer, seen)
                 undo.append(lambda m=module, n=name, b=buffer: m._buffers.__setitem__(n, b))
     try:
-        with torch.no_grad(), _Dispatch(seen), _Factories(seen):
+        with torch.no_grad(), crossings_of(seen):
             yield seen
     finally:
         for back in undo:
             back()
+
+
+@contextmanager
+def crossings_of(seen: Crossings) -> Iterator[None]:
+    """Inside the block, what is made for the pretended device lives there, and crossings are counted."""
+    with _Dispatch(seen), _Factories(seen):
+        yield
 
 
 def put(tensor: Tensor, seen: Crossings) -> OnDevice:
@@ -155,7 +168,7 @@ class _Factories(TorchFunctionMode):
         if func is Tensor.tolist and isinstance(args[0], OnDevice):  # refused for subclasses
             self.seen.add(TO_HOST)
             return args[0].held.tolist()
-        if func in (torch.tensor, torch.as_tensor) and _is_pretend(kwargs.get("device")):
+        if func in (torch.tensor, torch.as_tensor) and _is_pretend(kwargs.get("device"), self.seen):
             made = func(*args, **{**kwargs, "device": "cpu"})
             if made.numel():  # an empty one is only allocated
                 self.seen.add(TO_DEVICE)
@@ -168,10 +181,11 @@ def _run(func: Any, args: tuple, kwargs: dict[str, Any], seen: Crossings) -> Any
     name, given = func._schema.name, kwargs.get("device")
     pretending = [t for t in tree_leaves((args, kwargs)) if isinstance(t, OnDevice)]
     there = bool(pretending)
+    _refuse_mixed(func, args, kwargs, seen)
     if given is not None:
         if name == "aten::_to_copy":
             _count_copy(args[0], given, bool(kwargs.get("non_blocking")), seen)
-        there = _is_pretend(given)
+        there = _is_pretend(given, seen)
         kwargs = {**kwargs, "device": torch.device("cpu")}
     elif name == "aten::copy_" and isinstance(args[0], OnDevice) != isinstance(args[1], OnDevice):
         _count_copy(args[1], args[0].device, len(args) > 2 and bool(args[2]), seen)
@@ -191,8 +205,33 @@ def _run(func: Any, args: tuple, kwargs: dict[str, Any], seen: Crossings) -> Any
     )
 
 
+def _refuse_mixed(func: Any, args: tuple, kwargs: dict[str, Any], seen: Crossings) -> None:
+    """RuntimeError for what CUDA refuses; CPU indices, which it copies, are counted."""
+    name, leaves = func._schema.name, tree_leaves((args, kwargs))
+    plain = [t for t in leaves if isinstance(t, Tensor) and not isinstance(t, OnDevice)]
+    if not plain or len(plain) == sum(isinstance(t, Tensor) for t in leaves):
+        return
+    if name in ("aten::copy_", "aten::_to_copy"):
+        return
+    single = torch.Tag.pointwise in func.tags or name in _MIXING
+    if name in _INDEXING and isinstance(args[0], OnDevice):
+        single = True
+        indices = [i for i in args[1] if any(i is t for t in plain)]
+        for _ in indices:
+            seen.add(TO_DEVICE)
+        plain = [t for t in plain if not any(t is i for i in indices)]
+    written = [args[i] for i, a in enumerate(func._schema.arguments[: len(args)]) if _is_written(a)]
+    if any(t.ndim or not single or any(t is w for w in written) for t in plain):
+        shapes = ", ".join(f"{list(t.shape)} on {t.device}" for t in leaves if isinstance(t, Tensor))
+        raise RuntimeError(f"{name}: tensors on two devices ({shapes}), which CUDA refuses; asked for by {caller()}")
+
+
+def _is_written(argument: Any) -> bool:
+    return argument.alias_info is not None and argument.alias_info.is_write
+
+
 def _count_copy(source: Any, target: Any, non_blocking: bool, seen: Crossings) -> None:
-    here, there = isinstance(source, OnDevice), _is_pretend(target)
+    here, there = isinstance(source, OnDevice), _is_pretend(target, seen)
     if here and not there:
         seen.add(TO_HOST)
     elif there and not here and not non_blocking:
@@ -200,13 +239,13 @@ def _count_copy(source: Any, target: Any, non_blocking: bool, seen: Crossings) -
 
 
 def _by_mask(name: str, args: tuple) -> bool:
-    if name not in ("aten::index", "aten::index_put_", "aten::index_put", "aten::_index_put_impl_"):
+    if name not in _INDEXING:
         return False
     return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1] or ())
 
 
-def _is_pretend(device: Any) -> bool:
-    return device is not None and torch.device(device).type == PRETEND.type
+def _is_pretend(device: Any, seen: Crossings) -> bool:
+    return device is not None and torch.device(device).type == seen.device.type
 
 
 def caller(passing: str | tuple[str, ...] = _CARRIERS, otherwise: str = "the model's own code") -> str:

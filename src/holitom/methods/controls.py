@@ -39,7 +39,8 @@ class RandomDrop:
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
         wanted, total = budget_tokens(video, budget), video.frames * video.cells
         dim = video.tokens.shape[-1]
-        places = video.tokens.reshape(total, dim)[:, [0, dim // 2]].argmax(0)
+        flat = video.tokens.reshape(total, dim)
+        places = torch.stack([flat[:, 0], flat[:, dim // 2]], dim=1).argmax(0)  # a list as index would wait for CUDA
         mark = _finite(video, rider=places).tolist()
         name = hashlib.blake2b(repr((self.seed, *mark)).encode(), digest_size=8).digest()
         draw = torch.Generator().manual_seed(int.from_bytes(name, "big") >> 1)

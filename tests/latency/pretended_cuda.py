@@ -1,0 +1,317 @@
+"""A CUDA device on machines that have none: tensors claim to live on it and compute on the CPU, and what the kit asks of
+torch.cuda is answered, as strictly as CUDA would: events that are compared before they have ended, waiting or copying
+while a graph is captured, work of one stream read by another that did not wait for it.
+
+What it cannot say: how fast anything is, which kernels exist (cuda_support.py), how they round, and how much memory
+there is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from holitom.latency.syncs import Crossings, OnDevice, crossings_of, pretended_device, put
+
+CUDA = torch.device("cuda", 0)
+_GUARDS = "_ZN3c104impl26device_guard_impl_registryE"
+_CUDA_SLOT, _META_SLOT = 1, 14  # c10::DeviceType
+UUID = "12345678-0000-0000-0000-000000000000"
+
+
+class Streams:
+    """Which work has been queued where, who has waited for whom, and whether a graph is being captured."""
+
+    def __init__(self) -> None:
+        self.count = itertools.count(1)
+        self.default = Stream(self)
+        self.current = self.default
+        self.settled: dict[Stream, int] = {}
+        self.capturing: Graph | None = None
+        self.written: dict[int, tuple[Stream, int]] = {}
+
+    def settle(self) -> None:
+        self.refuse("synchronize")
+        self.settled = {stream: stream.last for stream in Stream.made}
+
+    def refuse(self, what: str) -> None:
+        if self.capturing is not None:
+            raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({what})")
+
+    def ran(self, read: list[Tensor], wrote: list[Tensor]) -> None:
+        """One operation on the current stream. RuntimeError if it reads what another stream may still be writing."""
+        here = self.current
+        here.last = next(self.count)
+        here.waited[here] = here.last
+        for tensor in read:
+            stream, when = self.written.get(tensor.untyped_storage().data_ptr(), (here, 0))
+            if here.waited.get(stream, 0) < when and self.settled.get(stream, 0) < when:
+                raise RuntimeError("work of another stream is read by one that did not wait for it")
+        for tensor in wrote:
+            self.written[tensor.untyped_storage().data_ptr()] = (here, here.last)
+
+
+class Stream:
+    made: list[Stream] = []
+
+    def __init__(self, streams: Streams) -> None:
+        self.streams, self.last, self.waited = streams, 0, {}
+        self.made.append(self)
+
+    def wait_stream(self, other: Stream) -> None:
+        for stream, when in (*other.waited.items(), (other, other.last)):
+            self.waited[stream] = max(when, self.waited.get(stream, 0))
+
+    def synchronize(self) -> None:
+        self.streams.refuse("synchronize")
+        self.streams.settled[self] = self.last
+
+
+class Event(torch.cuda.Event):
+    """Can be compared once the host has waited for it, or for the device."""
+
+    def __new__(cls, *_: Any) -> Event:
+        return object.__new__(cls)
+
+    def __init__(self, streams: Streams, clock: Iterator[float], enable_timing: bool = False) -> None:
+        self.streams, self.clock, self.timing, self.when = streams, clock, enable_timing, 0
+
+    def record(self, stream: Stream | None = None) -> None:
+        self.stream = stream or self.streams.current
+        self.when = self.stream.last = next(self.streams.count)
+        self.at = next(self.clock)
+
+    def synchronize(self) -> None:
+        self.streams.refuse("synchronize")
+        if self.when:
+            settled = self.streams.settled
+            settled[self.stream] = max(self.when, settled.get(self.stream, 0))
+
+    def elapsed_time(self, end: Event) -> float:
+        if not (self.timing and end.timing and self.when and end.when):
+            raise ValueError("Both events must be recorded, and be created with enable_timing")
+        if any(self.streams.settled.get(event.stream, 0) < event.when for event in (self, end)):
+            raise RuntimeError("CUDA error: device not ready")
+        return 1000 * (end.at - self.at)
+
+
+class Graph:
+    """What ran on tensors during a capture is undone, and done again on the same memory by every replay."""
+
+    def __init__(self, streams: Streams) -> None:
+        self.streams, self.work, self.before = streams, [], {}
+        self.captured = False
+
+    def note(self, func: Any, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
+        self.work.append((func, args, kwargs, result))
+
+    def keep(self, tensor: Tensor) -> None:
+        self.before.setdefault(id(tensor), (tensor, tensor.clone()))
+
+    def begin(self) -> None:
+        assert not self.captured, "one capture per graph"
+        self.streams.capturing = self
+
+    def end(self) -> None:
+        self.streams.capturing = None
+        for tensor, value in reversed(self.before.values()):
+            tensor.copy_(value)
+        self.before, self.captured = {}, True
+
+    def replay(self) -> None:
+        assert self.captured
+        for func, args, kwargs, result in self.work:
+            again = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+class _Work(TorchDispatchMode):
+    """Watches what reaches the device: between which streams, and during a capture."""
+
+    def __init__(self, streams: Streams, operations: Operations) -> None:
+        super().__init__()
+        self.streams, self.operations = streams, operations
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs, graph = kwargs or {}, self.streams.capturing
+        plain = tree_map(lambda t: t.held if isinstance(t, OnDevice) else t, (args, kwargs))
+        there = [t.held for t in tree_leaves((args, kwargs)) if isinstance(t, OnDevice)]
+        arguments = zip(func._schema.arguments, args, strict=False)
+        written = [t for a, t in arguments if a.alias_info is not None and a.alias_info.is_write]
+        written += [kwargs[a.name] for a in func._schema.arguments if a.kwarg_only and a.is_out and a.name in kwargs]
+        written = [t.held for t in tree_leaves(written) if isinstance(t, OnDevice)]
+        if graph is not None:
+            for tensor in written:
+                graph.keep(tensor)
+            if kwargs.get("pin_memory") or len(there) != len([t for t in tree_leaves(plain) if isinstance(t, Tensor)]):
+                self.streams.refuse(func._schema.name)
+        views = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+        if there and not views:
+            self.operations.add(func, args, kwargs)
+        result = func(*args, **{name: value for name, value in kwargs.items() if name != "pin_memory"})
+        made = [t.held for t in tree_leaves(result) if isinstance(t, OnDevice)]
+        if (there or made) and not views:
+            if graph is None:
+                self.streams.ran(there, [*written, *made])
+            else:
+                held = tree_map(lambda t: t.held if isinstance(t, OnDevice) else t, result)
+                plain[1].pop("device", None)
+                graph.note(func, *plain, held)
+        return result
+
+
+@dataclass
+class Operations:
+    """(aten operation, types of its tensors) -> who asked for it first."""
+
+    seen: dict[tuple[str, tuple[torch.dtype, ...]], str] = field(default_factory=dict)
+
+    def add(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        from holitom.latency.syncs import caller
+
+        types = tuple(t.dtype for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+        made = kwargs.get("dtype")
+        key = (func._schema.name.removeprefix("aten::"), (*types, *([made] if made is not None else [])))
+        if key not in self.seen:
+            self.seen[key] = caller(otherwise="the model's own code")
+
+
+class _Names(TorchFunctionMode):
+    """ "cuda" is the first device, also where torch would ask the library for the current one."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is Tensor.cuda:
+            return args[0].to(CUDA)
+        args, kwargs = tree_map(_indexed, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def _indexed(value: Any) -> Any:
+    if isinstance(value, torch.device) and value.type == "cuda":
+        return CUDA
+    return CUDA if isinstance(value, str) and value in ("cuda", "cuda:0") else value
+
+
+class _Watched(Crossings):
+    """Nothing crosses while a graph is captured; in sync debug mode a crossing warns as CUDA's do."""
+
+    def __init__(self, streams: Streams) -> None:
+        super().__init__(CUDA)
+        self.streams, self.debug = streams, 0
+
+    def add(self, kind: str) -> None:
+        self.streams.refuse(kind)
+        super().add(kind)
+        if self.debug:
+            warnings.warn("called a synchronizing CUDA operation (Triggered internally)", UserWarning, stacklevel=1)
+
+
+@dataclass
+class Pretended:
+    seen: Crossings
+    operations: Operations
+    streams: Streams
+
+    def put(self, tensor: Tensor) -> Tensor:
+        return put(tensor, self.seen)
+
+    @contextmanager
+    def model(self, module: nn.Module) -> Iterator[nn.Module]:
+        """The module with its weights on the device."""
+        with pretended_device(module, self.seen):
+            yield module
+
+
+@contextmanager
+def _guard() -> Iterator[None]:
+    """Switching to a CUDA device does nothing; without CUDA in torch nobody else answers for it. Skips the test where
+    this build of torch has no such place."""
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+        slots = (ctypes.c_void_p * (_META_SLOT + 1)).in_dll(library, _GUARDS)
+    except (OSError, ValueError):
+        pytest.skip("this build of torch keeps its device guards elsewhere")
+    if slots[_CUDA_SLOT]:
+        pytest.skip("torch was built for CUDA: the tests marked gpu are for this machine")
+    slots[_CUDA_SLOT] = slots[_META_SLOT]
+    try:
+        yield
+    finally:
+        slots[_CUDA_SLOT] = None
+
+
+@contextmanager
+def pretended_cuda() -> Iterator[Pretended]:
+    streams, operations, clock = Streams(), Operations(), itertools.count(1.0, 0.001)
+    seen = _Watched(streams)
+    graphs = lambda: Graph(streams)  # noqa: E731
+
+    @contextmanager
+    def stream(chosen: Stream) -> Iterator[None]:
+        before, streams.current = streams.current, chosen
+        try:
+            yield
+        finally:
+            streams.current = before
+
+    @contextmanager
+    def capture(graph: Graph, stream: Stream) -> Iterator[None]:
+        streams.settle()
+        before, streams.current = streams.current, stream
+        graph.begin()
+        try:
+            yield
+        finally:
+            graph.end()
+            streams.current = before
+
+    answers = {
+        "_lazy_init": lambda: None,
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "get_device_name": lambda *_: "a pretended device",
+        "get_device_properties": lambda *_: SimpleNamespace(uuid=UUID, name="a pretended device"),
+        "synchronize": lambda *_: streams.settle(),
+        "empty_cache": lambda: streams.refuse("cudaFree"),
+        "memory_allocated": lambda *_: 2**30,
+        "max_memory_allocated": lambda *_: 2**31,
+        "reset_peak_memory_stats": lambda *_: None,
+        "current_stream": lambda *_: streams.current,
+        "set_stream": lambda chosen: setattr(streams, "current", chosen),
+        "Stream": lambda *_: Stream(streams),
+        "stream": stream,
+        "Event": lambda enable_timing=False: Event(streams, clock, enable_timing),
+        "CUDAGraph": graphs,
+        "graph": capture,
+        "get_sync_debug_mode": lambda: seen.debug,
+        "set_sync_debug_mode": lambda mode: setattr(seen, "debug", {"default": 0, "warn": 1}.get(mode, mode)),
+    }
+    generator = torch.Generator
+    with ExitStack() as stack:
+        stack.enter_context(_guard())
+        for name, answer in answers.items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, answer))
+        stack.enter_context(mock.patch.object(torch, "Generator", lambda *_, **__: generator()))
+        stack.enter_context(mock.patch.object(torch._C, "_InferenceMode", lambda _: torch.no_grad()))
+        stack.enter_context(mock.patch.object(torch.__future__, "_overwrite_module_params_on_conversion", True))
+        for mode in (crossings_of(seen), _Work(streams, operations), _Names()):
+            stack.enter_context(mode)
+        yield Pretended(seen, operations, streams)
