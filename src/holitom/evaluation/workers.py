@@ -34,8 +34,8 @@ from holitom.evaluation.sharing import Shares, asked, useful
 from holitom.results import code_fingerprint
 
 GIB_EACH = 1.5
-"""Free memory wanted for a worker. Measured: 0.9 GB resident at 32 frames, of which 0.25 GB are shared libraries."""
-_START = 300  # questions that are answered in the time in which a worker imports and loads (4 to 6 seconds)
+"""Free memory wanted for a worker. Measured at its peak, on a CPU: 0.9 GB resident with 32 frames, 1.2 GB with 64."""
+_START = 300  # questions: about what is answered in the 6 seconds in which a worker imports and loads
 _PATIENCE = 3  # seconds that a worker has to leave by itself
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from holitom.evaluation.workers import work; work({descriptor})"
 _FIX = "run the same command again, it continues; with --processes 1 (in Python: processes=1) it needs least memory"
