@@ -67,9 +67,9 @@ class NotebookPage:
 
     @property
     def command(self) -> str:
-        """What a reader types to execute it."""
+        """What a reader types to execute it; nothing but a report executes the explorer, which is for looking."""
         if self.experiment is None:
-            return "./reproduce.sh explore"
+            return "./reproduce.sh report --execute" + (f" --tier {self.tier}" if self.tier != "tiny" else "")
         return f"./reproduce.sh {self.experiment.target}" + (f" --tier {self.tier}" if self.tier != "tiny" else "")
 
     @property
@@ -107,7 +107,7 @@ class NotebookPage:
 
     @cached_property
     def question(self) -> str:
-        return _first(r"\*\*Question\.\*\* (.+)$", self.notebook).replace("**", "")
+        return _first(r"\*\*Question\.\*\* (.+)$", self.notebook).replace("*", "")
 
 
 def notebooks(tier: str) -> dict[str, list[NotebookPage]]:
