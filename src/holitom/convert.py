@@ -1,4 +1,4 @@
-"""``python -m holitom convert --from DIR --to DIR``: a checkpoint of the original LLaVA-NeXT repository into the format
+"""``./reproduce.sh convert --from DIR --to DIR``: a checkpoint of the original LLaVA-NeXT repository into the format
 of transformers' LLaVA-OneVision class, shard by shard, without the hub.
 
 Weights are renamed, never changed. Added: ids for the image and video placeholders, and where the vocabulary has no
@@ -13,7 +13,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors import safe_open
@@ -220,9 +220,15 @@ def _renamed(shard: Path, placed: dict[str, str], rows: int) -> Iterator[tuple[s
             yield placed[name], weight.contiguous()
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise BadUsage(message, fix="see ./reproduce.sh convert --help")
+
+
 def main(words: Sequence[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m holitom convert", description=__doc__.split("\n\n")[0])
+    about = "A checkpoint of the original LLaVA-NeXT format for transformers, shard by shard, without the hub."
+    parser = _Parser(prog="./reproduce.sh convert", description=about)
     parser.add_argument("--from", dest="source", type=Path, required=True, metavar="DIR", help="the original folder")
     parser.add_argument("--to", dest="target", type=Path, required=True, metavar="DIR", help="a folder to be made")
     parser.add_argument(

@@ -164,7 +164,7 @@ def _in_full(one: Entry, claim: Judged) -> None:
     print(
         f"  {MARKS[str(claim.verdict)]} {claim.verdict}{f' [{claim.tier} tier]' if claim.tier else ''}: {claim.reason}"
     )
-    printed = f"printed {claim.printed:g} {claim.unit}" if claim.printed is not None else "nothing printed"
+    printed = f"printed {claim.printed:g} {claim.unit}" if claim.printed is not None else "no single number is printed"
     here = f", here {claim.computed:.4g} {claim.unit}" if claim.computed is not None else ""
     print(f"  {printed}{here}; allowed: {one.tolerance} ({one.why})")
     for place in evidence(claim)[:4]:
@@ -203,7 +203,7 @@ def _screen(pairs: Sequence[tuple[Entry, Judged]], tier: str) -> None:
     from holitom import screen
     from holitom.claims.entries import OURS, PAPERS
 
-    words = ("reproduced", "within noise", "not", "not run", "quoted")
+    words = ("reproduced", "within noise", "not reproduced", "not run", "quoted")
     rows = []
     for paper in (*PAPERS, OURS):
         mine = [str(claim.verdict) for one, claim in pairs if one.paper == paper]

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from holitom.attach import reduce_tokens
-from holitom.convert import convert
+from holitom.convert import convert, main
 from holitom.errors import BadUsage, CannotRun, UnsupportedModel
 from holitom.forwarded import run
 from holitom.models.processing import VideoProcessor, load_model
@@ -211,3 +211,8 @@ def test_folders_that_are_something_else(original, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     with pytest.raises(BadUsage, match="'qwen2' model, not a checkpoint of the original"):
         convert(tmp_path, tmp_path / "b")
+
+
+def test_what_is_missing_on_the_command_line_is_named():
+    with pytest.raises(BadUsage, match="--from, --to"):
+        main([])
