@@ -34,8 +34,8 @@ ALSO = {"cumsum": frozenset({torch.bool})}
 
 @cache
 def tables() -> dict[str, frozenset[torch.dtype]]:
-    """Operation, as the dispatcher calls it -> the types that CUDA has kernels for, on a device of 2020 or newer. Read in
-    a process of its own, because torch's test modules change settings of the whole process."""
+    """Operation, as the dispatcher calls it -> the types that CUDA has kernels for, on a device of 2020 or newer. Read
+    in a process of its own, because torch's test modules change settings of the whole process."""
     done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=True, timeout=120)
     found = json.loads(done.stdout.splitlines()[-1])
     return {name: frozenset(getattr(torch, kind) for kind in kinds) for name, kinds in found.items()}

@@ -1,6 +1,6 @@
-"""A CUDA device on machines that have none: tensors claim to live on it and compute on the CPU, and what the kit asks of
-torch.cuda is answered, as strictly as CUDA would: events that are compared before they have ended, waiting or copying
-while a graph is captured, work of one stream read by another that did not wait for it.
+"""A CUDA device on machines that have none: tensors claim to live on it and compute on the CPU, and what the kit asks
+of torch.cuda is answered, as strictly as CUDA would: events that are compared before they have ended, waiting or
+copying while a graph is captured, work of one stream read by another that did not wait for it.
 
 What it cannot say: how fast anything is, which kernels exist (cuda_support.py), how they round, and how much memory
 there is.
@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from holitom.latency.static_decoding import _side_stream
 from holitom.latency.syncs import Crossings, OnDevice, crossings_of, pretended_device, put
 
 CUDA = torch.device("cuda", 0)
@@ -41,13 +42,18 @@ class Streams:
         self.count = itertools.count(1)
         self.default = Stream(self)
         self.current = self.default
+        self.made: list[Stream] = [self.default]
         self.settled: dict[Stream, int] = {}
         self.capturing: Graph | None = None
         self.written: dict[int, tuple[Stream, int]] = {}
 
+    def another(self) -> Stream:
+        self.made.append(Stream(self))
+        return self.made[-1]
+
     def settle(self) -> None:
         self.refuse("synchronize")
-        self.settled = {stream: stream.last for stream in Stream.made}
+        self.settled = {stream: stream.last for stream in self.made}
 
     def refuse(self, what: str) -> None:
         if self.capturing is not None:
@@ -67,11 +73,8 @@ class Streams:
 
 
 class Stream:
-    made: list[Stream] = []
-
     def __init__(self, streams: Streams) -> None:
         self.streams, self.last, self.waited = streams, 0, {}
-        self.made.append(self)
 
     def wait_stream(self, other: Stream) -> None:
         for stream, when in (*other.waited.items(), (other, other.last)):
@@ -241,20 +244,20 @@ class Pretended:
 
 @contextmanager
 def _guard() -> Iterator[None]:
-    """Switching to a CUDA device does nothing; without CUDA in torch nobody else answers for it. Skips the test where
-    this build of torch has no such place."""
+    """Switching to a CUDA device does nothing. Skips the test where there is one, and where this build of torch keeps
+    no such table."""
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is here: the tests marked gpu are for this machine")
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
         slots = (ctypes.c_void_p * (_META_SLOT + 1)).in_dll(library, _GUARDS)
     except (OSError, ValueError):
         pytest.skip("this build of torch keeps its device guards elsewhere")
-    if slots[_CUDA_SLOT]:
-        pytest.skip("torch was built for CUDA: the tests marked gpu are for this machine")
-    slots[_CUDA_SLOT] = slots[_META_SLOT]
+    before, slots[_CUDA_SLOT] = slots[_CUDA_SLOT], slots[_META_SLOT]
     try:
         yield
     finally:
-        slots[_CUDA_SLOT] = None
+        slots[_CUDA_SLOT] = before
 
 
 @contextmanager
@@ -296,7 +299,7 @@ def pretended_cuda() -> Iterator[Pretended]:
         "reset_peak_memory_stats": lambda *_: None,
         "current_stream": lambda *_: streams.current,
         "set_stream": lambda chosen: setattr(streams, "current", chosen),
-        "Stream": lambda *_: Stream(streams),
+        "Stream": lambda *_: streams.another(),
         "stream": stream,
         "Event": lambda enable_timing=False: Event(streams, clock, enable_timing),
         "CUDAGraph": graphs,
@@ -314,4 +317,6 @@ def pretended_cuda() -> Iterator[Pretended]:
         stack.enter_context(mock.patch.object(torch.__future__, "_overwrite_module_params_on_conversion", True))
         for mode in (crossings_of(seen), _Work(streams, operations), _Names()):
             stack.enter_context(mode)
+        _side_stream.cache_clear()
+        stack.callback(_side_stream.cache_clear)
         yield Pretended(seen, operations, streams)

@@ -122,8 +122,7 @@ def test_a_stage_that_reads_again_runs_where_a_graph_cannot():
     ],
 )
 def test_what_cuda_has_no_kernel_for_is_told(call, told):
-    with pretended_cuda() as cuda:
-        with suppress(RuntimeError):  # where the CPU has none either
-            call(cuda.put(torch.eye(3, dtype=torch.bfloat16)))
+    with pretended_cuda() as cuda, suppress(RuntimeError):  # where the CPU has none either
+        call(cuda.put(torch.eye(3, dtype=torch.bfloat16)))
     assert any(told in line for line in unsupported(cuda.operations.seen)), unsupported(cuda.operations.seen)
     assert torch.float16 in tables()["mm"] and torch.bool not in tables()["mm"]

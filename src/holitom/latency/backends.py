@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 from collections.abc import Mapping
 from typing import Any
@@ -62,7 +63,8 @@ def choose_backend(
 
 
 def release(loaded: Loaded) -> None:
-    """Give back what a failed pass still holds."""
+    """Give back what a failed pass still holds, also where its error and its frames hold each other."""
+    gc.collect()
     if loaded.device.type == "cuda":
         torch.cuda.empty_cache()
 

@@ -27,6 +27,7 @@ from holitom.latency.machine_state import gpu_state, machine_state
 from holitom.latency.passes import Inputs, prefilled, run_pass
 from holitom.latency.recording import record_of
 from holitom.latency.records import VERSION
+from holitom.latency.saliency_ways import try_ways
 from holitom.latency.shapes import Loaded
 from holitom.latency.subjects import Subject, check_acted, examine, guarded
 from holitom.latency.timeline import Clock, clock_for
@@ -41,7 +42,8 @@ Record = dict[str, Any]
 class Protocol:
     """repeats of every setting after ``warmup`` passes; in the first ``staged_repeats`` of them (None: in all) a second
     pass marks the stages; new_tokens are generated in the first ``decode_repeats`` (0: none), in all of ``ways``.
-    video: a file whose decoding is timed too, and whose pixels are shown."""
+    video: a file whose decoding is timed too, and whose pixels are shown; saliency_ways: whether both ways to the
+    saliency are timed as well (holitom.latency.saliency_ways)."""
 
     repeats: int = 20
     warmup: int = 5
@@ -51,6 +53,7 @@ class Protocol:
     staged_repeats: int | None = None
     video: Path | None = None
     seed: int = 0
+    saliency_ways: bool = False
 
     @property
     def staged(self) -> int:
@@ -89,7 +92,7 @@ def measure(
     side = loaded.config.vision_config.image_size
     host, host_note, pixels = host_stages(protocol.video, frames, side, min(5, protocol.repeats))
     subjects = [Subject.of(at, made, loaded) for at, made in settings]
-    inputs, backend, tried, attending = None, "", {}, {}
+    inputs, backend, tried, attending, saliency = None, "", {}, {}, {}
     try:
         inputs = make_inputs(loaded, frames, batch, similarity, seed=protocol.seed, pixels=pixels)
         backend, tried = choose_backend(loaded, inputs, clock, skip=slower or {})
@@ -104,6 +107,7 @@ def measure(
         _repeat(loaded, subjects, inputs, clock, protocol, attending, advance)
         for subject in subjects:
             examine(loaded, subject, inputs, clock)
+        saliency = _saliency_ways(loaded, inputs, clock, protocol)  # last: a kernel that fails spoils nothing else
     common = {
         "version": VERSION,
         "kind": "latency",
@@ -119,6 +123,7 @@ def measure(
         "attention": backend,
         "attention_tried": tried,
         "decode_attention_tried": attending,
+        "saliency_tried": saliency,
         "clock": getattr(clock, "name", type(clock).__name__),
         "frames": frames,
         "cells_per_frame": math.prod(pooled_grid(loaded.config)),
@@ -208,6 +213,17 @@ def _decode_attention(loaded: Loaded, inputs: Inputs, clock: Clock, protocol: Pr
             raise
         release(loaded)
         return {"best": "sdpa", "sdpa": "out of memory before it was tried"}
+
+
+def _saliency_ways(loaded: Loaded, inputs: Inputs, clock: Clock, protocol: Protocol) -> dict[str, Any]:
+    """What the ways to the saliency take, or in words why not; empty where nobody asked."""
+    if not protocol.saliency_ways:
+        return {}
+    try:
+        return try_ways(loaded, inputs, clock, protocol.repeats)
+    except (KitError, RuntimeError) as error:
+        release(loaded)
+        return {"maps": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"}
 
 
 def _check_decode_stages(settings: Sequence[tuple[str, Reduction]], protocol: Protocol) -> None:

@@ -130,7 +130,7 @@ def _speed() -> Iterator[Size]:
     def batch(number: int) -> Size:
         return Size("batches", model, dtype, frames, sweep, number, ("HoliTom",), (0.25, EQUAL))
 
-    yield Size("aims", model, dtype, frames, replace(whole, ways=WAYS))
+    yield Size("aims", model, dtype, frames, replace(whole, ways=WAYS, saliency_ways=True))
     yield Size("rows", model, dtype, frames, whole, rows=AT_ONE, printed=True)
     yield from (batch(number) for number in (1, 2, 4, 8))
     yield from (Size("frames", model, dtype, count, sweep) for count in (8, 16, 32, 64, 128))

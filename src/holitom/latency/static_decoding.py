@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -128,7 +129,7 @@ class StaticDecoder:
         if device.type != "cuda":
             raise CannotRun("CUDA graphs need a CUDA device", fix="decode with a static cache, or eagerly")
         graph = torch.cuda.CUDAGraph()
-        before, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        before, side = torch.cuda.current_stream(device), _side_stream(device)
         side.wait_stream(before)
         try:
             with self._using_attention():
@@ -181,6 +182,12 @@ class StaticDecoder:
             yield
         finally:
             self._config._attn_implementation = before
+
+
+@cache
+def _side_stream(device: torch.device) -> Any:
+    """One for all captures: what cuBLAS keeps for every stream that it has met, 32 MiB and more, stays allocated."""
+    return torch.cuda.Stream(device)
 
 
 def grouped_attention(
