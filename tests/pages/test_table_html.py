@@ -82,6 +82,12 @@ def test_values_are_words_and_never_markup():
     assert Cells(html).rows[2][0][2] == "<0.001a & b"
 
 
+def test_quoted_and_measured_differ_without_a_style_sheet():
+    cells = (Text("a"), Text("58.4", "quoted"), Text("97.2", "measured", second="−0.4"))
+    html = table_html("key", COLUMNS, [Row(cells)])
+    assert "<em>58.4</em>" in html and "<b>97.2</b><br><small>−0.4</small>" in html and ">a<" in html
+
+
 def test_a_section_for_each_heading():
     rows = [Row(heading="a"), Row((Text("x"), Text(), Text())), Row(heading="b"), Row((Text("y"), Text(), Text()))]
     assert table_html("key", COLUMNS, rows).count("<tbody>") == 2

@@ -26,6 +26,8 @@ CSS: dict[str, str] = {
 """The look of each kind; drawing.py has the same for pictures."""
 ON_DARK = {"quoted": "#b5b5b5", "measured": "#8ecbf2", "good": "#7fd6a4", "bad": "#ff9d94", "muted": "#a6a6a6"}
 """The same in JupyterLab's dark theme."""
+STRONG = ("measured", "good", "bad")
+"""Kinds in bold type."""
 NAME = "holitom-table"
 MANY = 12
 """Columns beyond which the type is smaller."""
@@ -47,6 +49,7 @@ RULES = (
     (f".{NAME} tbody th.across", "font-weight: 700; text-align: left; white-space: normal; padding-top: 6px"),
     (f".{NAME} th.across div", "width: 0; min-width: 100%"),  # as wide as the columns make the table, never wider
     (f".{NAME} .bold", "font-weight: 700"),
+    (f".{NAME} tbody b", "font-weight: inherit"),  # the class says how bold
     (f".{NAME} small", "font-size: 88%; font-weight: normal"),
 )
 
@@ -119,10 +122,17 @@ def _side(column: Column) -> str:
     return ' style="text-align: left"' if column.align == "left" else ""
 
 
+def _stressed(text: Text) -> str:
+    """Quoted and measured differ without a style sheet too: italics and bold type."""
+    words = escape(text.value)
+    tag = "em" if text.kind == "quoted" else "b" if text.bold or text.kind in STRONG else ""
+    return f"<{tag}>{words}</{tag}>" if tag and words else words
+
+
 def _cell(text: Text, column: Column, *, row: bool) -> str:
     brief = len(text.value) <= SHORT and not text.second  # what stands below a name may wrap
     short = ["short"] if column.align == "left" and brief else []
     classes = " ".join([column.align, text.kind, *short, *(["bold"] if text.bold else [])])
-    words = escape(text.value) + (f"<br><small>{escape(text.second)}</small>" if text.second else "")
+    words = _stressed(text) + (f"<br><small>{escape(text.second)}</small>" if text.second else "")
     tag, scope = ("th", ' scope="row"') if row and text.value else ("td", "")
     return f'<{tag} class="{classes}"{_side(column)}{scope}>{words}</{tag}>'
