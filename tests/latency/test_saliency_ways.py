@@ -4,14 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pretended_cuda import pretended_cuda
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from holitom.errors import UnsupportedModel
+from holitom.latency.inputs import make_inputs
 from holitom.latency.measuring import measure
 from holitom.latency.plan import sizes
 from holitom.latency.saliency_ways import _log_sums, received_by_sums, try_ways
-from holitom.latency.timeline import HostClock
+from holitom.latency.shapes import load
+from holitom.latency.timeline import EventClock, HostClock
 from holitom.models.encoding import received_attention
 from holitom.types import Reduction
 
@@ -67,6 +70,18 @@ def test_both_ways_are_timed(tiny, inputs):
     assert found["maps"] > 0 and found["flash"] > 0 and found["frames"] == 6 and found["repeats"] == 3
     assert 0 <= found["largest_difference"] < 1e-5
     assert not tiny.model.model.vision_tower._forward_pre_hooks
+
+
+def test_on_cuda_its_own_kernel_is_called():
+    with pretended_cuda():
+        loaded = load("tiny", dtype="bfloat16", device="cuda")
+        found = try_ways(loaded, make_inputs(loaded, 4, 1, None), EventClock(), repeats=2)
+        assert found["largest_difference"] < 1e-3 and found["flash"] > 0, found
+        exact = load("tiny", dtype="float32", device="cuda")
+        assert (
+            "no flash attention for torch.float32"
+            in try_ways(exact, make_inputs(exact, 4, 1, None), EventClock(), repeats=2)["flash"]
+        )
 
 
 def test_a_way_that_fails_is_told_and_costs_nothing_else(tiny, quick, monkeypatch):
