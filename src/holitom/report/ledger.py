@@ -66,12 +66,13 @@ class Line:
 
     @property
     def here(self) -> str:
-        """Our value with its interval."""
+        """Our value with its interval, which may stand in a line of its own but is never broken."""
         claim = self.claim
         if claim.computed is None:
             return "–"
         text = f"{claim.computed:.2f} {unit(claim.unit)}".strip()
-        return text if claim.low is None or claim.high is None else f"{text} [{claim.low:.2f}, {claim.high:.2f}]"
+        known = claim.low is not None and claim.high is not None
+        return f"{text} [{claim.low:.2f},\N{NO-BREAK SPACE}{claim.high:.2f}]" if known else text
 
     @property
     def reason(self) -> str:

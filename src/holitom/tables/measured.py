@@ -62,7 +62,7 @@ def columns(tier: str, *, printed: bool = True) -> tuple[Column, ...]:
             per.append(Column(SHORT[column], task, 0.98))
         else:
             per += [Column(f"{SHORT[column]} · {task}", *rest) for rest in (("quoted", 0.52), ("measured", 0.98))]
-    mean = [Column("average", "measured", 0.98), Column("% of Vanilla", "measured", 0.68)]
+    mean = [Column("average", "measured", 0.98), Column("% of Vanilla", "measured", 0.68 if printed else 0.95)]
     if printed:
         mean = [wide for one in mean for wide in (Column(one.group, "quoted", 0.52), one)]
     return (
