@@ -16,6 +16,7 @@ from holitom.figures.style import DOUBLE, INK, MUTED, require_sources, styled
 LOOKS = {-1: ("#B3261E", "v", "below the default"), 0: (MUTED, "o", "not told apart"), 1: ("#1B7F4B", "^", "above")}
 LINE, TOP, BOTTOM = 0.155, 0.45, 1.05  # inches
 ABOVE, BELOW = 0.5, 1.25  # a heading's distance from the line before it and the one after, in lines
+ALIKE = 0.02  # tokens that differ by no more than this share are not named
 ROOM = 1.3  # the widest difference is this far from the edge
 
 
@@ -69,9 +70,9 @@ def _heading(ax: Axes, finding: Finding, y: float) -> None:
 
 
 def _label(row: pd.Series, table: pd.DataFrame) -> str:
-    """The variant, with its tokens per layer where they differ by more than 2 % from the default's."""
+    """The variant, with its tokens per layer where they are not ``ALIKE`` the default's."""
     base = float(table[(table["factor"] == "") & (table["variant"] == DEFAULT)]["tokens"].iloc[0])
-    return f"{row['variant']} ({row['tokens']:.0f} tokens)" if abs(row["tokens"] / base - 1) > 0.02 else row["variant"]
+    return f"{row['variant']} ({row['tokens']:.0f} tokens)" if abs(row["tokens"] / base - 1) > ALIKE else row["variant"]
 
 
 def _legend(fig: Figure, *, tested: int) -> None:
@@ -81,7 +82,7 @@ def _legend(fig: Figure, *, tested: int) -> None:
     names.append(f"within {MARGIN:g} points")
     told = (
         f"Told apart: p < {LEVEL:g} after Holm's correction for {tested} comparisons. Bars are 95 % intervals without "
-        "it,\nso one may leave out 0. In brackets: tokens per layer, where they differ from the default's."
+        f"it,\nso one may leave out 0. In brackets: tokens per layer, where over {100 * ALIKE:g} % from the default's."
     )
     place = {"loc": "outside lower center", "borderaxespad": 2.4}
     fig.legend(handles, names, ncols=4, title=told, title_fontproperties={"size": 6.5}, **place)
