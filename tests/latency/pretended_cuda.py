@@ -24,10 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from holitom.latency.static_decoding import _side_stream
-from holitom.latency.syncs import Crossings, OnDevice, crossings_of, pretended_device, put
+from holitom.latency.syncs import Crossings, OnDevice, crossings_of, leaves, mapped, pretended_device, put
 
 CUDA = torch.device("cuda", 0)
 _GUARDS = "_ZN3c104impl26device_guard_impl_registryE"
@@ -140,7 +139,7 @@ class Graph:
         assert self.captured
         for func, args, kwargs, result in self.work:
             again = func(*args, **kwargs)
-            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+            for old, new in zip(leaves(result), leaves(again), strict=True):
                 if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
 
@@ -154,16 +153,16 @@ class _Work(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs, graph = kwargs or {}, self.streams.capturing
-        plain = tree_map(lambda t: t.held if isinstance(t, OnDevice) else t, (args, kwargs))
-        there = [t.held for t in tree_leaves((args, kwargs)) if isinstance(t, OnDevice)]
+        plain = mapped(lambda t: t.held if isinstance(t, OnDevice) else t, (args, kwargs))
+        there = [t.held for t in leaves((args, kwargs)) if isinstance(t, OnDevice)]
         arguments = zip(func._schema.arguments, args, strict=False)
         written = [t for a, t in arguments if a.alias_info is not None and a.alias_info.is_write]
         written += [kwargs[a.name] for a in func._schema.arguments if a.kwarg_only and a.is_out and a.name in kwargs]
-        written = [t.held for t in tree_leaves(written) if isinstance(t, OnDevice)]
+        written = [t.held for t in leaves(written) if isinstance(t, OnDevice)]
         if graph is not None:
             for tensor in written:
                 graph.keep(tensor)
-            if kwargs.get("pin_memory") or len(there) != len([t for t in tree_leaves(plain) if isinstance(t, Tensor)]):
+            if kwargs.get("pin_memory") or len(there) != len([t for t in leaves(plain) if isinstance(t, Tensor)]):
                 self.streams.refuse(func._schema.name)
         views = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
         if there and not views:
@@ -171,12 +170,12 @@ class _Work(TorchDispatchMode):
         if func is _FLASH:
             return _flash(*args, **kwargs)
         result = func(*args, **{name: value for name, value in kwargs.items() if name != "pin_memory"})
-        made = [t.held for t in tree_leaves(result) if isinstance(t, OnDevice)]
+        made = [t.held for t in leaves(result) if isinstance(t, OnDevice)]
         if (there or made) and not views:
             if graph is None:
                 self.streams.ran(there, [*written, *made])
             else:
-                held = tree_map(lambda t: t.held if isinstance(t, OnDevice) else t, result)
+                held = mapped(lambda t: t.held if isinstance(t, OnDevice) else t, result)
                 plain[1].pop("device", None)
                 graph.note(func, *plain, held)
         return result
@@ -203,7 +202,7 @@ class Operations:
     def add(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         from holitom.latency.syncs import caller
 
-        types = tuple(t.dtype for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+        types = tuple(t.dtype for t in leaves((args, kwargs)) if isinstance(t, Tensor))
         made = kwargs.get("dtype")
         key = (func._schema.name.removeprefix("aten::"), (*types, *([made] if made is not None else [])))
         if key not in self.seen:
@@ -216,7 +215,9 @@ class _Names(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is Tensor.cuda:
             return args[0].to(CUDA)
-        args, kwargs = tree_map(_indexed, (args, kwargs or {}))
+        if func is torch.device:
+            return func(*args, **(kwargs or {}))
+        args, kwargs = mapped(_indexed, (args, kwargs or {}))
         return func(*args, **kwargs)
 
 

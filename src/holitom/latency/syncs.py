@@ -16,13 +16,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 PRETEND = torch.device("meta")  # the one device type besides the CPU that every build of torch lets a tensor claim
 TO_HOST, TO_DEVICE, VALUE, SIZE = "copy to the host", "blocking copy to the device", "value read", "size from data"
@@ -82,8 +81,8 @@ class OnDevice(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, OnDevice)]
-        return _run(func, args, kwargs or {}, tensors[0].seen)
+        first = next(t for t in leaves((args, kwargs or {})) if isinstance(t, OnDevice))
+        return _run(func, args, kwargs or {}, first.seen)
 
 
 @contextmanager
@@ -179,7 +178,7 @@ class _Factories(TorchFunctionMode):
 def _run(func: Any, args: tuple, kwargs: dict[str, Any], seen: Crossings) -> Any:
     """One operation on the CPU; its result pretends when an input did, or when it was made for the device."""
     name, given = func._schema.name, kwargs.get("device")
-    pretending = [t for t in tree_leaves((args, kwargs)) if isinstance(t, OnDevice)]
+    pretending = [t for t in leaves((args, kwargs)) if isinstance(t, OnDevice)]
     there = bool(pretending)
     _refuse_mixed(func, args, kwargs, seen)
     if given is not None:
@@ -195,21 +194,43 @@ def _run(func: Any, args: tuple, kwargs: dict[str, Any], seen: Crossings) -> Any
         seen.add(VALUE)
     elif pretending and (name in _SIZED or _by_mask(name, args)):
         seen.add(SIZE)
-    plain_args, plain_kwargs = tree_map(lambda t: t.held if isinstance(t, OnDevice) else t, (args, kwargs))
+    plain_args, plain_kwargs = mapped(lambda t: t.held if isinstance(t, OnDevice) else t, (args, kwargs))
     result = func(*plain_args, **plain_kwargs)
     if not there:
         return result
     known = {id(t.held): t for t in pretending}  # in-place operations give back the tensor they were given
-    return tree_map(
+    return mapped(
         lambda t: (known.get(id(t)) if id(t) in known else OnDevice(t, seen)) if isinstance(t, Tensor) else t, result
     )
 
 
+@no_type_check  # called several times for every operation: tests that check types would take twice as long
+def leaves(value: Any) -> Iterator[Any]:
+    """What a dispatcher's arguments hold: lists, tuples and dictionaries are all that they nest in."""
+    if isinstance(value, (tuple, list)):
+        for each in value:
+            yield from leaves(each)
+    elif isinstance(value, dict):
+        yield from leaves(list(value.values()))
+    else:
+        yield value
+
+
+@no_type_check
+def mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """The same nest with ``function`` of every leaf."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(mapped(function, each) for each in value) if type(value) in (tuple, list) else value
+    if isinstance(value, dict):
+        return {name: mapped(function, each) for name, each in value.items()}
+    return function(value)
+
+
 def _refuse_mixed(func: Any, args: tuple, kwargs: dict[str, Any], seen: Crossings) -> None:
     """RuntimeError for what CUDA refuses; CPU indices, which it copies, are counted."""
-    name, leaves = func._schema.name, tree_leaves((args, kwargs))
-    plain = [t for t in leaves if isinstance(t, Tensor) and not isinstance(t, OnDevice)]
-    if not plain or len(plain) == sum(isinstance(t, Tensor) for t in leaves):
+    name, given = func._schema.name, list(leaves((args, kwargs)))
+    plain = [t for t in given if isinstance(t, Tensor) and not isinstance(t, OnDevice)]
+    if not plain or len(plain) == sum(isinstance(t, Tensor) for t in given):
         return
     if name in ("aten::copy_", "aten::_to_copy"):
         return
@@ -222,7 +243,7 @@ def _refuse_mixed(func: Any, args: tuple, kwargs: dict[str, Any], seen: Crossing
         plain = [t for t in plain if not any(t is i for i in indices)]
     written = [args[i] for i, a in enumerate(func._schema.arguments[: len(args)]) if _is_written(a)]
     if any(t.ndim or not single or any(t is w for w in written) for t in plain):
-        shapes = ", ".join(f"{list(t.shape)} on {t.device}" for t in leaves if isinstance(t, Tensor))
+        shapes = ", ".join(f"{list(t.shape)} on {t.device}" for t in given if isinstance(t, Tensor))
         raise RuntimeError(f"{name}: tensors on two devices ({shapes}), which CUDA refuses; asked for by {caller()}")
 
 
