@@ -63,7 +63,7 @@ def _anywhere(minutes: float | int) -> dict[str, Cost]:
 
 
 def _timed(minutes: int) -> Cost:
-    """The tiny tier's cost, as timed cell by cell with one thread on one of two busy cores."""
+    """The tiny tier's cost on two cores: half of what its cells took two processes of one thread together."""
     return Cost(minutes, CPU)
 
 
@@ -100,29 +100,29 @@ _ALL = (
         "table1",
         "Table 1: how much of the score is left at 25, 20, 15 and 10 % of the tokens?",
         _TABLE,
-        _timed(12),
+        _timed(6),
         40,
     ),
-    _measuring("table2", "Table 2: does it hold on LLaVA-Video and on 72B?", _TABLE, _timed(13), 60, "8 GPUs of 80 GB"),
+    _measuring("table2", "Table 2: does it hold on LLaVA-Video and on 72B?", _TABLE, _timed(7), 60, "8 GPUs of 80 GB"),
     _measuring(
         "fig_tradeoff",
         "Teaser figure: score over prefill FLOPs for every method, down to 2 % of the tokens",
         "trends (tiny tier)",
-        _timed(18),
+        _timed(9),
         60,
     ),
     _measuring(
         "fig_inner",
         "Inner-LLM ablation: which layer K, which ratio R, and does merging beat dropping?",
         "merging against dropping over K and R: trends (tiny tier)",
-        _timed(5),
+        _timed(3),
         30,
     ),
     _measuring(
         "fig_frames",
         "More frames: does reduction pay for a longer look at the video?",
         "trends (tiny tier)",
-        _timed(9),
+        _timed(5),
         30,
     ),
     Experiment(
@@ -137,28 +137,28 @@ _ALL = (
         "mmg_vid",
         "MMG-Vid: does its reconstruction keep the score, and does the sign of its marginal gain matter?",
         "its FLOPs, averages and shares (derived); headline score and speed-up (quoted); trends (tiny tier)",
-        _timed(16),
+        _timed(8),
         30,
     ),
     _measuring(
         "hieravid",
         "HieraVid: what do its percentages mean, and what is left of the score at each?",
         "its FLOPs and mean shares (derived); headline scores (quoted); trends (tiny tier)",
-        _timed(27),
+        _timed(14),
         10,
     ),
     _measuring(
         "ablations",
         "Ablations of HoliTom: which of its parts and settings does the score depend on?",
         "trends (tiny tier); the paper's own ablation tables were not seen",
-        _timed(8),
+        _timed(4),
         40,
     ),
     _measuring(
         "findings",
         "Consistency: what do the printed numbers count, how far do they carry, what does the release change?",
         "findings of this kit about the printed numbers (derived, trends of the tiny tier)",
-        _timed(10),
+        _timed(5),
         30,
     ),
 )
