@@ -12,12 +12,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
 
 from holitom import __version__
 from holitom.errors import BadUsage, KitError
 from holitom.experiments.registry import EXPERIMENTS, TIERS, find
 from holitom.suggestions import nearest
+from holitom.usage import Parser
 
 PROG = "./reproduce.sh"
 FORWARDED = {  # targets with a parser of their own: everything after the name is theirs
@@ -36,11 +36,6 @@ exit codes: 0 ran to its end, 1 a checked claim does not hold (--strict), 2 coul
 start with: ./reproduce.sh list, then ./reproduce.sh table2"""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise BadUsage(message, fix=f"{self.prog} --help shows what is allowed")
-
-
 def _tier(text: str) -> str:
     if text not in TIERS:
         raise argparse.ArgumentTypeError(
@@ -57,7 +52,7 @@ def _positive(text: str) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of every target but the forwarded ones, which it only lists."""
-    top = _Parser(
+    top = Parser(
         prog=PROG, description="Reproduce HoliTom's tables and figures.", epilog=EPILOG, formatter_class=_Plain
     )
     top.add_argument("--version", action="version", version=f"holitom {__version__}")

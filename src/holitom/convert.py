@@ -6,14 +6,13 @@ free row for them, rows that hold the mean of the others (they are never read, a
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from holitom.errors import BadUsage, CannotRun, UnsupportedModel
 from holitom.models import original
 from holitom.models.llava_onevision import newline_order, pool_mode
+from holitom.usage import Parser
 from holitom.versions import require_transformers
 
 TOKENS = {"image": "<image>", "video": "<video>"}
@@ -220,15 +220,10 @@ def _renamed(shard: Path, placed: dict[str, str], rows: int) -> Iterator[tuple[s
             yield placed[name], weight.contiguous()
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise BadUsage(message, fix="see ./reproduce.sh convert --help")
-
-
 def main(words: Sequence[str]) -> int:
     """The command line."""
     about = "A checkpoint of the original LLaVA-NeXT format for transformers, shard by shard, without the hub."
-    parser = _Parser(prog="./reproduce.sh convert", description=about)
+    parser = Parser(prog="./reproduce.sh convert", description=about)
     parser.add_argument("--from", dest="source", type=Path, required=True, metavar="DIR", help="the original folder")
     parser.add_argument("--to", dest="target", type=Path, required=True, metavar="DIR", help="a folder to be made")
     parser.add_argument(

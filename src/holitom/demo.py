@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -17,19 +17,15 @@ from holitom.figures.method import method_figure
 from holitom.figures.saving import Saved, here, save
 from holitom.methods import HoliTom
 from holitom.types import check_budget
+from holitom.usage import Parser
 from holitom.video import Frames, load_frames
 from holitom.walkthrough import CARRIED, DROPPED, DYNAMIC, MERGED, Walk, walk
 
 NO_MODEL = "colour statistics of the frames, no model"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise BadUsage(message, fix="see ./reproduce.sh demo --help")
-
-
 def parser() -> argparse.ArgumentParser:
-    p = _Parser(prog="./reproduce.sh demo", description="Show on a video which tokens HoliTom merges, keeps and drops.")
+    p = Parser(prog="./reproduce.sh demo", description="Show on a video which tokens HoliTom merges, keeps and drops.")
     p.add_argument("--video", type=Path, help="a video file (default: the clip that comes with the kit)")
     p.add_argument("--frames", type=int, default=32, help="frames sampled evenly from it (default 32)")
     p.add_argument("--budget", type=float, default=0.1, help="share of visual tokens to keep, in (0, 1] (default 0.1)")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from holitom.latency.content import forced, recorded_similarity
+from holitom.latency.crossings import cuda_waits
 from holitom.latency.inputs import make_inputs
 from holitom.latency.measuring import Protocol, measure
 from holitom.latency.passes import run_pass
@@ -12,7 +13,6 @@ from holitom.latency.saliency_ways import try_ways
 from holitom.latency.settings import setting
 from holitom.latency.shapes import SHAPES, Loaded, build
 from holitom.latency.static_decoding import ATTENTIONS
-from holitom.latency.syncs import cuda_waits
 from holitom.latency.timeline import EventClock
 from holitom.types import Reduction
 

@@ -14,11 +14,11 @@ from holitom.latency.decoding import check_ways, fastest_attention
 from holitom.latency.inputs import make_inputs
 from holitom.latency.measuring import Protocol, measure
 from holitom.latency.passes import prefilled, run_pass
+from holitom.latency.pretending import pretended_device, put
 from holitom.latency.records import check
 from holitom.latency.settings import setting
 from holitom.latency.shapes import Loaded, Shape, build
 from holitom.latency.static_decoding import ATTENTIONS, Prompt, StaticDecoder
-from holitom.latency.syncs import pretended_device, put
 from holitom.methods import DyCoke, DyCokeDecode, FastV, HoliTom, HoliTomMerge
 from holitom.models import adapter_for
 from holitom.types import Reduction

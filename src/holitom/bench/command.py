@@ -14,6 +14,7 @@ from holitom.bench.against_loop import SCALING, bench_loop, table
 from holitom.bench.methods import NAMES, bench_methods, methods_table
 from holitom.errors import CannotRun
 from holitom.types import check_budget
+from holitom.usage import Parser
 
 
 def run(argv: Sequence[str] = ()) -> int:
@@ -47,7 +48,7 @@ def _say(line: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="./reproduce.sh bench ops",
         description="Time and memory of every method, as ratios to one reading of the tokens and to HoliTom's outer "
         "stage; then HoliTom's outer stage (tau 0.8) against plain loops, and over videos of growing length.",

@@ -20,6 +20,7 @@ from holitom.latency.running import described, record_plan
 from holitom.latency.settings import FULL, NAMES, PRINTED, printed_setting, row_of, setting
 from holitom.latency.shapes import DTYPES, FOLDERS, SHAPES, Loaded, load
 from holitom.types import Reduction, check_budget
+from holitom.usage import Parser
 
 DESCRIPTION = """\
 Time to the first token, per stage and end to end, decode rate, peak memory and cache size of one model under several
@@ -38,7 +39,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="./reproduce.sh bench latency",
         description=DESCRIPTION,
         epilog=EPILOG,

@@ -20,13 +20,14 @@ from torch.utils._pytree import tree_leaves
 
 from holitom.attach import reduce_tokens
 from holitom.latency.content import recorded_similarity
+from holitom.latency.crossings import caller
 from holitom.latency.inputs import make_inputs
 from holitom.latency.marks import MarkedOuter, marked_stages
 from holitom.latency.passes import STAGES, Inputs
+from holitom.latency.pretending import OnDevice, pretended_device, put
 from holitom.latency.settings import setting
 from holitom.latency.shapes import SHAPES, Loaded, build
 from holitom.latency.subjects import pretending
-from holitom.latency.syncs import OnDevice, caller, pretended_device, put
 from holitom.latency.timeline import Timeline
 from holitom.models import adapter_for
 from holitom.types import Reduction

@@ -6,7 +6,6 @@ says what is taken from it.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
@@ -25,6 +24,7 @@ from holitom.latency.records import spread
 from holitom.latency.release_code import Released
 from holitom.latency.timeline import Clock, ProcessClock, clock_for
 from holitom.methods import HoliTom, HoliTomMerge
+from holitom.usage import Parser
 
 
 def compare(
@@ -103,7 +103,7 @@ def _equal_share(first: Tensor, second: Tensor) -> float | None:
 
 def run(argv: Sequence[str] = ()) -> int:
     """The command line of ``bench released``."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="./reproduce.sh bench released",
         description="The released code's outer and inner stage beside ours, on the same drawn video.",
     )

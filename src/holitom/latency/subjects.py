@@ -11,11 +11,12 @@ import torch
 from holitom.attach import reduce_tokens
 from holitom.errors import CannotRun, KitError
 from holitom.latency.backends import full_setting, release
+from holitom.latency.crossings import HOW_CUDA, HOW_PRETEND, Crossings, cuda_waits
 from holitom.latency.decoding import Decoded
 from holitom.latency.faults import out_of_memory
 from holitom.latency.passes import Inputs, Pass, run_pass
+from holitom.latency.pretending import pretended_device, put
 from holitom.latency.shapes import Loaded
-from holitom.latency.syncs import HOW_CUDA, HOW_PRETEND, Crossings, cuda_waits, pretended_device, put
 from holitom.latency.timeline import Clock
 from holitom.types import Reduction, VideoFeatures
 

@@ -7,15 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from holitom import caches
 from holitom.errors import BadUsage, KitError
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise BadUsage(message, fix=f"{self.prog} --help shows what is allowed")
+from holitom.usage import Parser
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -26,7 +21,7 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = _Parser(prog="python -m holitom.paper_tier", description=__doc__.strip("`").split("``: ")[-1])
+    p = Parser(prog="python -m holitom.paper_tier", description=__doc__.strip("`").split("``: ")[-1])
     p.add_argument("experiment", help="table1, table2, fig-frames, ... (./reproduce.sh list)")
     p.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each task: a trial, no gate")
     p.add_argument("--part", type=_part, default=(0, 1), metavar="I/N", help="one of N shares of the cells, from 0")

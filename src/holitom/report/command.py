@@ -11,17 +11,13 @@ from holitom.errors import BadUsage, KitError
 from holitom.experiments.registry import TIERS
 from holitom.experiments.status import status
 from holitom.suggestions import nearest
+from holitom.usage import Parser
 
 STEPS_BESIDE_NOTEBOOKS = 2
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise BadUsage(message, fix=f"{self.prog} --help shows what is allowed")
-
-
 def parser() -> argparse.ArgumentParser:
-    made = _Parser(
+    made = Parser(
         prog="./reproduce.sh report",
         description="A static site: every claim with its verdict, the method, a page for each notebook. "
         "It opens from disk, without a server and without the internet.",

@@ -7,20 +7,16 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
 from holitom.errors import BadUsage
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise BadUsage(message, fix="see ./reproduce.sh export-embeds --help")
+from holitom.usage import Parser
 
 
 def parser() -> argparse.ArgumentParser:
-    p = _Parser(prog="./reproduce.sh export-embeds", description="Write a reduced prompt as embeddings for an engine.")
+    p = Parser(prog="./reproduce.sh export-embeds", description="Write a reduced prompt as embeddings for an engine.")
     p.add_argument("--model", required=True, help="folder or hub id of a LLaVA-OneVision checkpoint")
     p.add_argument("--video", required=True, type=Path, help="a video file")
     p.add_argument("--prompt", required=True, help="the question; the chat template is put around it")

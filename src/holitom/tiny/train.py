@@ -23,6 +23,7 @@ from holitom.tiny.model import build
 from holitom.tiny.packing import use_block_attention
 from holitom.tiny.recipes import FRAMES_PER_STEP, QUESTIONS_PER_CLIP, RECIPES, Recipe
 from holitom.tiny.world import development_rng, training_rng
+from holitom.usage import Parser
 
 # glibc gives every large buffer back to the system by default; keeping them makes the vision stage 3 to 5 times faster
 MALLOC = {
@@ -115,7 +116,7 @@ def train(name: str, out: Path, work: Path, device: str, workers: int, scale: fl
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="train-tiny", description="Rebuild the tiny models from their seeds (resumable).")
+    p = Parser(prog="train-tiny", description="Rebuild the tiny models from their seeds (resumable).")
     p.add_argument(
         "--only", nargs="+", metavar="NAME", help=f"one or more of: {', '.join(RECIPES)} (default: all, in order)"
     )

@@ -1,21 +1,15 @@
-"""How often one video makes the host wait for the device: counted, not timed.
+"""A device that is pretended on a CPU: its tensors compute here, and every crossing to the host and back is counted.
 
-On CUDA, torch's own sync debug mode counts what really waited. On a CPU there is nothing to wait for, so a stand-in is
-used: tensors that claim to live on another device (they compute on the CPU) run through the same code, and every
-crossing between that device and the host is counted with the line of this kit that caused it. The stand-in sees copies
-in both directions, single values that are read, and results whose size depends on data; it does not see explicit calls
-of torch.cuda.synchronize, which the kit has none of outside of reading its statistics. As strict as CUDA: an operation
-on tensors of both sides is refused, unless the CPU's are single values of a pointwise operation, or indices.
+They run through the same code as a GPU's. Seen: copies in both directions, single values that are read, and results
+whose size depends on data; not seen: explicit calls of torch.cuda.synchronize, which the kit has none of outside
+of reading its statistics. As strict as CUDA: an operation on tensors of both sides is refused, unless the CPU's are
+single values of a pointwise operation, or indices.
 """
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, no_type_check
 
 import torch
@@ -23,37 +17,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-PRETEND = torch.device("meta")  # the one device type besides the CPU that every build of torch lets a tensor claim
-TO_HOST, TO_DEVICE, VALUE, SIZE = "copy to the host", "blocking copy to the device", "value read", "size from data"
-HOW_PRETEND = "CPU stand-in: crossings between a pretended device and the host"
-HOW_CUDA = "torch.cuda.set_sync_debug_mode: calls that made the host wait"
+from holitom.latency.crossings import SIZE, TO_DEVICE, TO_HOST, VALUE, Crossings, caller
+
 _SIZED = {"aten::nonzero", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive", "aten::masked_select"}
-_PACKAGE, _HERE = str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)
 _MIXING = {"aten::copy_", "aten::_to_copy", "aten::fill_", "aten::where", "aten::set_"}
 """Operations that take single values from the CPU without being tagged as pointwise, or that copy."""
 _INDEXING = {"aten::index", "aten::index_put_", "aten::index_put", "aten::_index_put_impl_", "aten::_unsafe_index"}
-_CARRIERS = (_HERE, str(Path(_PACKAGE, "ops", "transfer.py")))  # they carry out what others ask for
-
-
-class Crossings:
-    """kinds: how often each kind of crossing happened; places: the same by the line of this kit that asked for it;
-    device: the one that is pretended."""
-
-    def __init__(self, device: torch.device = PRETEND) -> None:
-        self.device = device
-        self.kinds: Counter[str] = Counter()
-        self.places: Counter[str] = Counter()
-
-    def add(self, kind: str) -> None:
-        self.kinds[kind] += 1
-        self.places[f"{caller()}: {kind}"] += 1
-
-    @property
-    def total(self) -> int:
-        return sum(self.kinds.values())
-
-    def describe(self, how: str) -> dict[str, Any]:
-        return {"count": self.total, "kinds": dict(self.kinds), "places": dict(self.places.most_common()), "how": how}
 
 
 class OnDevice(Tensor):
@@ -120,28 +89,6 @@ def crossings_of(seen: Crossings) -> Iterator[None]:
 def put(tensor: Tensor, seen: Crossings) -> OnDevice:
     """The tensor on the pretended device; not counted."""
     return OnDevice(tensor, seen)
-
-
-@contextmanager
-def cuda_waits() -> Iterator[Crossings]:
-    """Counts, on CUDA, every call in the block that made the host wait for the device."""
-    seen = Crossings()
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("warn")
-    shown = warnings.showwarning
-
-    def note(message: Any, *_: Any, **__: Any) -> None:
-        if "synchroniz" in str(message):
-            seen.add("wait")
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.showwarning = note
-            yield seen
-    finally:
-        warnings.showwarning = shown
-        torch.cuda.set_sync_debug_mode(before)
 
 
 class _Dispatch(TorchDispatchMode):
@@ -267,14 +214,3 @@ def _by_mask(name: str, args: tuple) -> bool:
 
 def _is_pretend(device: Any, seen: Crossings) -> bool:
     return device is not None and torch.device(device).type == seen.device.type
-
-
-def caller(passing: str | tuple[str, ...] = _CARRIERS, otherwise: str = "the model's own code") -> str:
-    """The innermost function of this kit on the stack, files below ``passing`` left out ("layout.py, arrange")."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        path = frame.f_code.co_filename
-        if path.startswith(_PACKAGE) and not path.startswith(passing):
-            return f"{Path(path).relative_to(_PACKAGE).as_posix()}, {frame.f_code.co_name}"
-        frame = frame.f_back
-    return otherwise
