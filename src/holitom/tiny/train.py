@@ -116,7 +116,7 @@ def train(name: str, out: Path, work: Path, device: str, workers: int, scale: fl
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser(prog="train-tiny", description="Rebuild the tiny models from their seeds (resumable).")
+    p = Parser(prog="./reproduce.sh train-tiny", description="Rebuild the tiny models from their seeds (resumable).")
     p.add_argument(
         "--only", nargs="+", metavar="NAME", help=f"one or more of: {', '.join(RECIPES)} (default: all, in order)"
     )
