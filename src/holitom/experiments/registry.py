@@ -130,7 +130,7 @@ _ALL = (
         "TTFT and decode figure: where does the time go, with which method, frames, budget and batch?",
         "fig_inference",
         "sums and ratios of the printed TTFT figure (derived); times of the speed tier are measured or recorded",
-        {"tiny": Cost(6, CPU, measured=False), "speed": Cost(25, "1 H200", measured=False)},
+        {"tiny": Cost(2, CPU), "speed": Cost(25, "1 H200", measured=False)},
         times=True,
     ),
     _measuring(
