@@ -8,7 +8,7 @@ import torch
 from cuda_support import tables, unsupported
 from pretended_cuda import pretended_cuda
 
-from holitom.bench.methods import DECODE, INNER, OUTER
+from holitom.bench.methods import DECODE
 from holitom.bench.videos import prompt_of, synthetic_video, with_every_field
 from holitom.latency.content import recorded_similarity
 from holitom.latency.inputs import make_inputs
@@ -16,44 +16,11 @@ from holitom.latency.passes import run_pass
 from holitom.latency.settings import setting
 from holitom.latency.shapes import load
 from holitom.latency.timeline import EventClock
-from holitom.methods import (
-    DyCoke,
-    DyCokeDecode,
-    FastVID,
-    HieraVid,
-    HieraVidSelect,
-    HoliTom,
-    HoliTomMerge,
-    MMGVid,
-    PruneVid,
-    PyramidDropStage,
-    SaliencyTopK,
-    ToMe,
-    VisionZip,
-)
+from holitom.methods import DyCoke, DyCokeDecode
 from holitom.types import Reduction
+from stages import INNER, OUTER, reach
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-OUTERS = [
-    *OUTER.values(),
-    HoliTom(counts="exact", segmentation="fixed", max_window=4, static_by="saliency", dynamic_by="cluster"),
-    HoliTom(segmentation="threshold", cluster_share=0.5, beta=None),
-    FastVID(head="siglip"),
-    FastVID(released=True),
-    PruneVid(released=True),
-    MMGVid(exact=False, uniqueness="frame", frame_share="novelty"),
-    HieraVid(scope="segment"),
-    VisionZip(released=True),
-    ToMe(metric="tokens", rounds=3),
-    ToMe(released=True),
-    SaliencyTopK(lowest=True),
-]
-INNERS = [
-    *(stage for stage, _ in INNER.values()),
-    HoliTomMerge(3, 0.8, "mean"),
-    PyramidDropStage(2, 0.25, released=True),
-    HieraVidSelect(2, 0.57, released=True),
-]
 MANNERS = [
     ("tiny", "bfloat16", ("HoliTom", "PDrop", "PruneVid", "HieraVid", "FastVID")),
     ("tiny", "float16", ("Vanilla",)),
@@ -61,21 +28,17 @@ MANNERS = [
 ]
 
 
-def shares(stage):
-    return (0.25,) if isinstance(stage, DyCoke) else (0.1, 1.0)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_stages(dtype):
     with pretended_cuda() as cuda:
         video = synthetic_video(8, (4, 4), 32, dtype=dtype, device="cuda")
         video = with_every_field(video, key_dim=24)
-        for stage in OUTERS:
-            for share in shares(stage):
+        for stage in OUTER:
+            for share in {reach(stage, 0.1), 1.0}:
                 kept = stage(video, share)
                 assert kept.tokens.is_cuda and kept.frame.is_cuda and kept.cell.is_cuda and kept.size.is_cuda
         prompt = prompt_of(video, heads=3)
-        for stage in INNERS:
+        for stage in INNER:
             score = prompt.text_score if stage.query == "text" else prompt.score
             extra = {"group": prompt.group, "gain": prompt.gain} if getattr(stage, "reads_groups", False) else {}
             ids, rows = stage(prompt.hidden, score, prompt.visual, len(prompt.visual), **extra)
