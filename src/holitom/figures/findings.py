@@ -89,7 +89,7 @@ def _mask_panel(ax: Axes, mask: pd.DataFrame) -> None:
     ax.set(xlabel="minus HoliTom with its mask (points)", title="Measured: the mask")
     if len(mask):
         words = (
-            "bars: paired\n95 % intervals,\nnot corrected",
+            "bars: paired\n95 % inter-\nvals, not\ncorrected",
             f"band: within\n{MARGIN:g} points",
             "K: layer of\nthe merging",
         )

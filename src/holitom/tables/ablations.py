@@ -35,7 +35,7 @@ def ablation_table(table: pd.DataFrame, findings: Sequence[Finding], tier: str) 
         *(Column("difference to the default (points)", name, 0.95) for name in names),
         Column("difference to the default (points)", "average", 1.55),
         Column("", "p (Holm)", 0.68),
-        Column("", "answers changed", 0.8),
+        Column("answers", "changed", 0.8),
         Column("", "beside the default", 1.2, "left"),
     )
     rows = [Row(_cells(row, names)) for _, row in table[table["factor"] == ""].iterrows()]
