@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stages import INNER, OUTER, call, reach
 
 from holitom import methods
 from holitom.bench import peak_bytes, prompt_of, synthetic_video, with_every_field
@@ -24,6 +23,7 @@ from holitom.methods import (
 )
 from holitom.methods.inputs import budget_tokens
 from holitom.types import Inner, Outer, VideoFeatures
+from stages import INNER, OUTER, call, reach
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 BUDGETS = st.one_of(st.sampled_from([0.01, 0.05, 0.1, 0.15, 0.25, 0.5, 0.9, 1.0]), st.floats(0.01, 1.0))

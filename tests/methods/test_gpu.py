@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from stages import INNER, OUTER, call, reach
 
 from holitom.bench import NAMES, bench_methods, prompt_of, synthetic_video, with_every_field
 from holitom.layout import arrange
 from holitom.methods import DyCokeDecode, HoliTom, HoliTomMerge
+from stages import INNER, OUTER, call, reach
 
 pytestmark = pytest.mark.gpu
 METHODS = [*OUTER, HoliTom(static_by="saliency", dynamic_by="cluster")]
