@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holitom import caches, execution, machine, paths, screen, verdicts
+from holitom import caches, execution, machine, paths, planned, screen, verdicts
 from holitom.errors import CannotRun, KitError
 from holitom.experiments import inference
 from holitom.experiments.registry import EXPERIMENTS, ORDER, Experiment, check_tier, missing_models
-from holitom.experiments.status import remember_plan, remember_run, seconds_per_cell
+from holitom.experiments.status import remember_plan, remember_run
 
 if TYPE_CHECKING:
     from holitom.evaluation.cells import Cell
@@ -52,7 +52,7 @@ def run(experiment: Experiment, options: Options) -> int:
     """One experiment; returns the exit code. Raises KitError before any work when it cannot run here."""
     _prepare([experiment], options)
     if options.dry_run:
-        plan(experiment, options)
+        planned.show(experiment, options)
         _say_what_lacks(options.tier)
         return 0
     outcome = perform(experiment, options)
@@ -65,8 +65,7 @@ def run_all(options: Options) -> int:
     chosen = [EXPERIMENTS[name] for name in ORDER if options.tier in EXPERIMENTS[name].costs]
     _prepare(chosen, options)
     if options.dry_run:
-        for experiment in chosen:
-            plan(experiment, options)
+        planned.show_all(chosen, options)
         _say_what_lacks(options.tier)
         return 0
     outcomes = []
@@ -95,42 +94,6 @@ def closing_screen(outcomes: Sequence[Outcome], *, strict: bool) -> int:
     print()
     code = verdicts.summary([verdict for outcome in outcomes for verdict in outcome.judged], strict=strict)
     return 2 if any(outcome.error for outcome in outcomes) else code
-
-
-def plan(experiment: Experiment, options: Options) -> None:
-    """Print what a run would compute and write; computes nothing."""
-    from holitom.evaluation import sweep
-    from holitom.experiments import cells
-
-    wanted = cells(experiment.name, options.tier, options.limit)
-    print(f"{experiment.target}: {experiment.question}")
-    if wanted:
-        lacking = sweep.unfinished(wanted, options.tier, runs=paths.runs(), fresh=options.fresh)
-        print(f"  cells     {_plan_line(experiment, options, wanted, lacking, _processes(lacking, options))}")
-        settings = dict.fromkeys((c.model, f"{c.frames} frames", c.row, c.reduction.budget) for c in wanted)
-        for model, frames, row, budget in settings:
-            print(f"            {model}, {frames}: {row}{f' at {budget:.0%}' if budget < 1 else ''}")
-        for line in _paper_plan(wanted, options) if options.tier == "paper" else ():
-            print(f"  {line}")
-    elif experiment.times:
-        print(f"  timing    what runs/{options.tier}/latency.jsonl lacks ({experiment.costs[options.tier]})")
-    else:
-        print(f"  cells     none: it only calculates ({experiment.costs[options.tier]})")
-    copies = f"runs/{options.tier}/notebooks/" if options.limit is None else f"runs/{options.tier}/trial/notebooks/"
-    print(f"  notebook  notebooks/{experiment.notebook}.ipynb -> {copies}")
-    place = f"figures/{options.tier}/" if options.limit is None else f"runs/{options.tier}/trial/"
-    print(f"  writes    {place}\n")
-
-
-def _paper_plan(cells: Sequence[Cell], options: Options) -> list[str]:
-    """Disk and time; a download that does not fit is said, not raised: the run itself may be meant for elsewhere."""
-    from holitom.evaluation.cells import CellFiles
-    from holitom.paper_tier import planning
-
-    try:
-        return planning.describe(cells, CellFiles(paths.runs(), options.tier), options.processes or 1)[1:]
-    except CannotRun as error:
-        return [f"disk   {line}" for line in str(error).splitlines()]
 
 
 def _say_what_lacks(tier: str) -> None:
@@ -191,21 +154,14 @@ def _measure(experiment: Experiment, cells: Sequence[Cell], options: Options) ->
     if options.limit is None:
         remember_plan(experiment, options.tier, cells)
     lacking = sweep.unfinished(cells, options.tier, runs=paths.runs(), fresh=options.fresh)
-    processes = _processes(lacking, options)
-    print(f"{experiment.target}: {_plan_line(experiment, options, cells, lacking, processes)}", file=sys.stderr)
+    processes = planned.processes(lacking, options)
+    print(f"{experiment.target}: {planned.line(experiment, options, cells, lacking, processes)}", file=sys.stderr)
     with _interruptible(cells, options.tier):
         if options.tier == "paper":
             records = _measure_paper(experiment, cells, options)
         else:
             records = sweep.run_cells(cells, options.tier, runs=paths.runs(), fresh=options.fresh, processes=processes)
     return records, len(lacking), processes
-
-
-def _processes(lacking: Sequence[Cell], options: Options) -> int:
-    """How many processes will share the cells that are not finished."""
-    from holitom.evaluation import workers
-
-    return (options.processes or 1) if options.tier == "paper" else workers.suited(lacking, options.processes)
 
 
 def _measure_paper(experiment: Experiment, cells: Sequence[Cell], options: Options) -> list[Record]:
@@ -218,23 +174,6 @@ def _measure_paper(experiment: Experiment, cells: Sequence[Cell], options: Optio
     words += [*([] if options.gate else ["--no-gate"]), *(["--fresh"] if options.fresh else [])]
     launching.run(options.processes, words, gpus=machine.gpu().ok)
     return measure(cells, Settings(gate=False))
-
-
-def _plan_line(
-    experiment: Experiment, options: Options, cells: Sequence[Cell], lacking: Sequence[Cell], processes: int
-) -> str:
-    left = len(lacking)
-    text = f"{len(cells)} cells (settings x benchmarks), {len(cells) - left} finished, {left} to compute"
-    if not left:
-        return text
-    text += f" in {processes} processes" if processes > 1 else ""
-    if options.limit:
-        return f"{text}, {options.limit} questions each"
-    here = seconds_per_cell(experiment, options.tier)
-    cost = experiment.costs[options.tier]
-    each = here / processes if here else 60 * cost.minutes / len(cells)
-    basis = "as timed here" if here else f"on {cost.hardware}" + ("" if cost.measured else ", a guess")
-    return f"{text}: about {screen.duration(each * left)} ({basis})"
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from holitom import caches, machine, paper, paths, runner, screen
+from holitom import caches, machine, paper, paths, planned, runner, screen
 from holitom.errors import BadUsage, CannotRun
 from holitom.evaluation.cells import Cell
 from holitom.experiments import EXPERIMENTS, cells, find, status
@@ -152,11 +152,27 @@ def test_dry_run_says_what_would_be_computed(monkeypatch, capsys, runs):
     from holitom.evaluation import sweep
 
     monkeypatch.setattr(sweep, "unfinished", lambda cells, tier, *, runs, fresh: cells[10:])
-    runner.plan(EXPERIMENTS["table1"], runner.Options(processes=2))
+    planned.show(EXPERIMENTS["table1"], runner.Options(processes=2))
     said = capsys.readouterr().out
     total = len(cells("table1", "tiny"))
     assert f"{total} cells (settings x benchmarks), 10 finished, {total - 10} to compute in 2 processes: about" in said
-    assert "HoliTom (w/o M) at 15%" in said and "figures/tiny/" in said
+    assert "HoliTom (w/o M) at 25, 20, 15, 10%" in said and "figures/tiny/" in said
+
+
+def test_dry_run_of_all_counts_every_shared_cell_once(monkeypatch, capsys, runs):
+    from holitom.evaluation import sweep
+    from holitom.evaluation.cells import key
+
+    monkeypatch.setattr(sweep, "unfinished", lambda cells, tier, *, runs, fresh: list(cells))
+    assert runner.run_all(runner.Options(dry_run=True, processes=2)) == 0
+    said = capsys.readouterr().out
+    sweeps = [cells(name, "tiny") for name, experiment in EXPERIMENTS.items() if experiment.measures]
+    different = len({key(cell, "tiny") for one in sweeps for cell in one})
+    assert different < sum(map(len, sweeps))
+    assert f"{different} different cells (settings x benchmarks) in all, {different} to compute: about" in said
+    to_compute = [int(row.split()[2]) for row in said.splitlines() if len(row.split()) > 2 and row.split()[1].isdigit()]
+    assert len(to_compute) == len(sweeps) and sum(to_compute) == different
+    assert all(experiment.target in said for experiment in EXPERIMENTS.values())
 
 
 def test_a_dry_run_of_the_paper_tier_needs_nothing_and_says_what_lacks(monkeypatch, capsys, runs):

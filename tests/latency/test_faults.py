@@ -25,6 +25,20 @@ def test_what_an_error_says(error, memory, lost):
     assert (out_of_memory(error), device_lost(error)) == (memory, lost)
 
 
+def test_lack_of_memory_is_seen_behind_the_error_of_a_broken_off_capture():
+    def capture(fault):
+        try:
+            raise fault
+        finally:  # as torch.cuda.graph ends a capture
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    with pytest.raises(RuntimeError, match="during capture") as lack:
+        capture(torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.raises(RuntimeError, match="during capture") as other:
+        capture(RuntimeError("operation not permitted when stream is capturing"))
+    assert out_of_memory(lack.value) and not out_of_memory(other.value)
+
+
 def test_no_backend_is_tried_on_a_lost_device(monkeypatch):
     def lost(*args, **more):
         raise RuntimeError("CUDA error: device-side assert triggered")

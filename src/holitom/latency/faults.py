@@ -8,11 +8,16 @@ _MEMORY = ("out of memory", "cublas_status_alloc_failed", "cudahostalloc", "cuda
 _LOST = ("device-side assert", "illegal memory access", "unspecified launch failure")
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """torch's own error, and those of CUDA's libraries, which say it in words."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _MEMORY)
-    )
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory lacked: torch's own error, or those of CUDA's libraries, which say it in words; also behind an
+    error that came on its way out (a graph's capture that is broken off raises one of its own)."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        if isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _MEMORY):
+            return True
+        error = error.__context__
+    return False
 
 
 def device_lost(error: BaseException) -> bool:
