@@ -8,8 +8,7 @@ from pathlib import Path
 
 from holitom import caches, execution, machine, paths
 from holitom.errors import BadUsage, KitError
-from holitom.experiments.registry import TIERS
-from holitom.experiments.status import status
+from holitom.experiments.registry import TIERS, Experiment
 from holitom.suggestions import nearest
 from holitom.usage import Parser
 
@@ -69,16 +68,22 @@ def _execute(tier: str, names: list[str]) -> None:
 
     for name in names:
         experiment = NotebookPage(name, tier).experiment
-        if experiment is not None:
-            if tier not in experiment.costs or experiment.times:
-                continue
-            found = status(experiment, tier)
-            if experiment.measures and not (found.total and found.done == found.total):
-                continue
-            if machine.lacking(tier):
-                continue
+        if experiment is not None and not _only_reads(experiment, tier):
+            continue
         try:
             copy = execution.execute(name, tier, {"tier": tier}, progress=sys.stderr.isatty())
             print(f"executed {copy.relative_to(paths.root())}", file=sys.stderr)
         except KitError as error:
             print(f"{name}: {error}", file=sys.stderr)
+
+
+def _only_reads(experiment: Experiment, tier: str) -> bool:
+    """Whether its notebook would measure nothing: asked of the cells, for a plan may be that of earlier code."""
+    if tier not in experiment.costs or experiment.times or machine.lacking(tier):
+        return False
+    if not experiment.measures:
+        return True
+    from holitom.evaluation import sweep
+    from holitom.experiments import cells
+
+    return not sweep.unfinished(cells(experiment.name, tier), tier, runs=paths.runs())
