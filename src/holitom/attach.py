@@ -46,13 +46,17 @@ def reduce_tokens(
     padded on the left.
 
     Hooks and two instance attributes (``generate``, ``get_video_features``) are set on this model object and removed
-    when the block ends, also after an exception. A cache filled inside the block can only be continued inside such a
-    block. Raises UnsupportedModel (unknown family, training mode, compiled model, static or offloaded cache, chunked
-    prefill, assisted decoding, sliding-window layers for stages inside the decoder) and BadUsage (budget, layers,
-    labels, inputs). On a GPU, what a stage inside the decoder refuses (values that are not finite, ids that it must not
-    drop) is raised at the next call, when ``run.stats`` is read, or at the end of the block: looking earlier would make
-    the host wait for the device. On a CPU it is raised at once.
+    when the block ends, also after an exception; copying the model inside the block is refused, and so is a second
+    thread while a call is under way. A cache filled inside the block can only be continued inside such a block; without
+    a cache, stages inside the decoder choose anew at every step. Raises UnsupportedModel (unknown family, training
+    mode, compiled model, static or offloaded cache, chunked prefill, assisted decoding, sliding-window layers for
+    stages inside the decoder) and BadUsage (budget, layers, attributes of a stage, labels, inputs). On a GPU, what a
+    stage inside the decoder refuses (values that are not finite, ids that it must not drop) is raised at the next call,
+    when ``run.stats`` is read, or at the end of the block: looking earlier would make the host wait for the device. On
+    a CPU it is raised at once.
     """
+    if reduction is not None and not isinstance(reduction, Reduction):
+        raise BadUsage(f"reduction is a {type(reduction).__name__}", fix="give a Reduction: preset(...).reduction")
     chosen = reduction or Reduction("custom", outer, budget, tuple(_as_sequence(inner)), decode)
     if reduction is not None and (outer is not None or budget != 1.0 or inner or decode is not None):
         raise BadUsage("a reduction is given, and stages beside it", fix="give one of the two")

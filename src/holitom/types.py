@@ -16,6 +16,9 @@ from torch import Tensor
 from holitom.errors import BadUsage
 
 Positions = Literal["contiguous", "original"]
+POSITIONS: tuple[Positions, ...] = ("contiguous", "original")
+OPTIONAL_FIELDS = ("saliency", "keys", "frame_embed")
+"""Of VideoFeatures: what an outer stage may require."""
 Fidelity = Literal["golden", "port", "reconstruction", "control"]
 
 
@@ -161,12 +164,21 @@ class Reduction:
     inner: tuple[Inner, ...] = field(default_factory=tuple)
     decode: Decode | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.inner, tuple):
+            raise BadUsage(f"inner is {self.inner!r}", fix="give a tuple of stages, also for a single one")
+
     def describe(self) -> dict[str, Any]:
         """Every parameter, as JSON: what a record stores and what identifies a result."""
 
         def spec(stage: Any) -> Any:
             if stage is None:
                 return None
+            if not dataclasses.is_dataclass(stage):
+                raise BadUsage(
+                    f"{type(stage).__name__} does not tell its parameters, which a record needs",
+                    fix="make it a frozen dataclass",
+                )
             values = {f.name: _plain(getattr(stage, f.name)) for f in dataclasses.fields(stage)}
             return {"method": type(stage).__name__, **values}
 
@@ -194,7 +206,9 @@ def _plain(value: Any) -> Any:
 
 def check_budget(budget: float) -> float:
     """A budget is the share of visual tokens that survive the outer stage: above 0, at most 1."""
-    if not isinstance(budget, (int, float)) or isinstance(budget, bool) or not 0.0 < float(budget) <= 1.0:
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)):
+        raise BadUsage(f"budget {budget!r} is no python number", fix="give an int or a float in (0, 1]")
+    if not 0.0 < float(budget) <= 1.0:
         raise BadUsage(
             f"budget {budget!r} is outside (0, 1]", fix="give the share of visual tokens to keep, for instance 0.10"
         )

@@ -104,7 +104,7 @@ def test_stats_and_acted(sdpa):
     assert last.as_dict()["off_per_frame"] == (last.kept - 16) / 4
     assert (last.budget, last.full_newlines, last.newlines_per_layer) == (0.25, 1, (1,) * 5)
     assert run.stats.calls == {"outer": 1, "inner@2": 1, "inner@4": 1}
-    with reduce_tokens(sdpa, decode=Drop(2)) as run:
+    with reduce_tokens(sdpa, decode=DyCokeDecode(2, 0.5)) as run:
         sdpa.generate(**inputs(), max_new_tokens=1, do_sample=False)
         with pytest.raises(CannotRun, match="decode@2 never ran"):
             run.stats.check_acted()

@@ -112,6 +112,7 @@ class LlavaRun(Run):
 
     def _before_core(self, core: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         check_not_training(core)
+        self._enter_thread()
         kwargs = named(core.forward, args) | kwargs
         self._decoder.call = self._prefill = None
         self.settle()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from holitom.attaching.calls import Call
 from holitom.attaching.kinds import Kinds, video_runs
+from holitom.attaching.precision import own_precision
 from holitom.attaching.prompt import GivenPrompt, Insert, SplicedPrompt, insert_of, splice
 from holitom.attaching.stats import RunStats, SampleStats
 from holitom.errors import BadUsage
@@ -46,13 +47,18 @@ class Prefill:
 
 
 def begin_prefill(
-    kwargs: dict[str, Any], encoded: EncodedVideos, adapter: Adapter, reduction: Reduction, stats: RunStats
+    kwargs: dict[str, Any],
+    encoded: EncodedVideos,
+    adapter: Adapter,
+    reduction: Reduction,
+    stats: RunStats,
+    repeats: int = 1,
 ) -> Prefill | None:
     """Reduce the videos of a batch and rewrite the core's arguments in ``kwargs`` for the shorter prompts; None, and
     nothing is rewritten, if no prompt has a place for a video.
 
-    With beams or several returned sequences, rows are already repeated; every video is reduced once all the same. The
-    prompts reach the host in the copy that the outer stage makes.
+    repeats: how many rows generation has made of each prompt (beams, returned sequences); every video is reduced once
+    all the same. The prompts reach the host in the copy that the outer stage makes.
     """
     videos, device = encoded.videos, kwargs["input_ids"].device
     on_grid = adapter.grid_positions(kwargs)
@@ -68,11 +74,11 @@ def begin_prefill(
     total = sum(map(len, runs))
     if not total:
         return None
-    beams = total // len(videos)
-    if total != beams * len(videos) or len(ids) % beams or not _repeated(ids, beams):
+    if total != repeats * len(videos) or len(ids) % repeats:
         raise BadUsage(
-            f"{len(videos)} videos, but {total} runs of video placeholders in {len(ids)} prompts",
-            fix="give one unbroken run of placeholders per video, with text between two videos",
+            f"{len(videos)} videos, but {total // repeats} runs of video placeholders in {len(ids) // repeats} prompts",
+            fix="give one unbroken run of placeholders per video, with text between two videos; a video that several "
+            "prompts ask about is given once for each",
         )
     if reduction.outer is not None:
         stats.calls["outer"] += 1
@@ -81,9 +87,9 @@ def begin_prefill(
     per_row: list[list[Insert]] = []
     per_prompt: list[list[VideoFeatures]] = []
     cursor = 0
-    for first in range(0, len(runs), beams):
+    for first in range(0, len(runs), repeats):
         stop = cursor + len(runs[first])
-        per_row += [inserts[cursor:stop]] * beams
+        per_row += [inserts[cursor:stop]] * repeats
         per_prompt.append(list(videos[cursor:stop]))
         cursor = stop
     if [len(run) for run in runs] != [len(insert) for insert in per_row]:
@@ -115,11 +121,11 @@ def begin_prefill(
     now = clock(device)
     seconds = {**(encoded.seconds or {}), "outer": now - started}
     samples = [
-        _describe(per_prompt[i], per_row[i * beams], prompt, i * beams, reduction.budget, adapter, dict(seconds))
+        _describe(per_prompt[i], per_row[i * repeats], prompt, i * repeats, reduction.budget, adapter, dict(seconds))
         for i in range(len(per_prompt))
     ]
     call = Call(prompt.state, prefill=True, kinds=prompt.kinds, initial=prompt.kinds, groups=prompt.groups)
-    return Prefill(call, samples, beams, now, device)
+    return Prefill(call, samples, repeats, now, device)
 
 
 def keep_on_grid(prompt: SplicedPrompt, positions: Tensor) -> Tensor:
@@ -145,11 +151,6 @@ def _check_placeholders(runs: Sequence[Sequence[tuple[int, int]]], inserts: Sequ
                 )
 
 
-def _repeated(ids: Tensor, beams: int) -> bool:
-    """Whether every prompt stands there ``beams`` times in a row, as beam search repeats them."""
-    return beams == 1 or bool((ids.unflatten(0, (-1, beams)) == ids[::beams, None]).all())
-
-
 def _reduced(video: VideoFeatures, adapter: Adapter, reduction: Reduction) -> Insert:
     """One video through the outer stage (or whole), with newlines, ready to be spliced in."""
     outer = reduction.outer
@@ -162,7 +163,8 @@ def _reduced(video: VideoFeatures, adapter: Adapter, reduction: Reduction) -> In
                 f"{type(outer).__name__} needs {', '.join(missing)}, which the given features lack",
                 fix="take the features from run.encode(...) inside this reduce_tokens block",
             )
-        kept = outer(video, reduction.budget)
+        with own_precision(video.tokens.device):
+            kept = outer(video, reduction.budget)
     if not len(kept):
         raise BadUsage(f"budget {reduction.budget} leaves no token of {video.frames} frames", fix="raise the budget")
     placed = arrange(kept, video.grid, adapter.newline, adapter.newline_order)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from holitom.attaching.checks import check_cache, check_generation, check_not_training
+from holitom.attaching.checks import check_cache, check_generation, check_not_training, rows_per_prompt
 from holitom.attaching.continuation import continue_prompt
 from holitom.attaching.decoder import DecoderHooks
 from holitom.attaching.embedding import as_embeddings, takes_encoded_videos
@@ -37,7 +38,15 @@ class Run:
         self._requires = frozenset(reduction.outer.requires) if reduction.outer is not None else frozenset()
         self._provided: EncodedVideos | None = None
         self._prefill: Prefill | None = None
+        self._rows_per_prompt = 1  # other than that inside generate only
+        self._thread: dict[str, int] = {}  # which thread's forward is under way
         self._undo: list[Callable[[], None]] = []
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A copy of an attached model would stay reduced, and its stages would act on the original."""
+        raise BadUsage(
+            "a model is copied or pickled inside its reduce_tokens block", fix="copy it outside of the block"
+        )
 
     def provide(self, videos: Sequence[VideoFeatures]) -> None:
         """Features for the next prefill, one per video in prompt order, instead of ``pixel_values_videos``."""
@@ -91,7 +100,8 @@ class Run:
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         require_transformers()
-        check_generation(self._model, named(original, args) | kwargs)
+        given = named(original, args) | kwargs
+        check_generation(self._model, given)
         if self._provided is not None:
             if kwargs.get("pixel_values_videos") is not None:
                 raise BadUsage(
@@ -100,7 +110,11 @@ class Run:
             # carried along by generate, so that generation without a cache finds them at every step
             kwargs["mm_encoder_outputs"] = {**(kwargs.get("mm_encoder_outputs") or {}), "video": self._provided}
             self._provided = None
-        return original(*args, **kwargs)
+        self._rows_per_prompt = rows_per_prompt(self._model, given)
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self._rows_per_prompt = 1
 
     def _get_video_features(
         self, original: Callable[..., Any], pixel_values_videos: Any, **kwargs: Any
@@ -116,6 +130,7 @@ class Run:
 
     def _before_core(self, core: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         check_not_training(core)
+        self._enter_thread()
         kwargs = named(core.forward, args) | kwargs
         self._decoder.call = self._prefill = None
         self.settle()
@@ -127,8 +142,11 @@ class Run:
         if self._brings_video(kwargs):
             inside = bool(self._decoder.stages) or self._decoder.decode is not None
             check_cache(cache, needs_plain_layers=inside)
+            # generate encodes before it repeats the prompts; what is encoded here was repeated with them, if at all
+            early = (kwargs.get("mm_encoder_outputs") or {}).get("video") is not None
+            repeats = self._rows_per_prompt if early else 1
             provided, encoded = self._provided, self._encoded(core, kwargs)
-            self._prefill = begin_prefill(kwargs, encoded, self._adapter, self.reduction, self.stats)
+            self._prefill = begin_prefill(kwargs, encoded, self._adapter, self.reduction, self.stats, repeats)
             if self._prefill is None:
                 if encoded is not provided:
                     raise BadUsage(
@@ -139,9 +157,16 @@ class Run:
             self._decoder.call = self._prefill.call
             if self._embeds_itself(core, kwargs):
                 as_embeddings(core, kwargs, self._adapter.video_token_id)
+        elif self._video_in(kwargs):
+            raise BadUsage(
+                "a video is given with inputs_embeds, or with a prompt of one token", fix="give the prompt as input_ids"
+            )
         return (), kwargs
 
     def _after_core(self, core: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        if self._thread.get("running") != threading.get_ident():
+            return  # refused before it began
+        del self._thread["running"]
         if output is None:  # the call has failed
             self.stats.later.drop()
         elif self._prefill is not None:
@@ -153,12 +178,7 @@ class Run:
         state = recall(kwargs["past_key_values"])
         if state is not None:
             self._decoder.call = continue_prompt(kwargs, state)
-        video = (kwargs.get("mm_encoder_outputs") or {}).get("video")
-        if (
-            self._has_video(kwargs.get("input_ids"))
-            or video is not None
-            or kwargs.get("pixel_values_videos") is not None
-        ):
+        if self._has_video(kwargs.get("input_ids")) or self._video_in(kwargs):
             self._decoder.call = None
             raise BadUsage(
                 "a video is given on top of a cache that already holds a conversation",
@@ -171,8 +191,20 @@ class Run:
         ids = kwargs.get("input_ids")
         if ids is None or ids.shape[1] <= 1:
             return False
-        given = (kwargs.get("mm_encoder_outputs") or {}).get("video"), kwargs.get("pixel_values_videos")
-        return any(value is not None for value in (*given, self._provided)) or self._has_video(ids)
+        return self._video_in(kwargs) or self._provided is not None or self._has_video(ids)
+
+    def _video_in(self, kwargs: dict[str, Any]) -> bool:
+        """Whether the call itself brings a video, as pixels or encoded."""
+        encoded = (kwargs.get("mm_encoder_outputs") or {}).get("video")
+        return encoded is not None or kwargs.get("pixel_values_videos") is not None
+
+    def _enter_thread(self) -> None:
+        """BadUsage while another thread's forward is under way: the hooks hold what belongs to one call."""
+        me = threading.get_ident()
+        if self._thread.setdefault("running", me) != me:
+            raise BadUsage(
+                "another thread is using this model", fix="use a lock around its calls, or a model for each thread"
+            )
 
     def _embeds_itself(self, core: nn.Module, kwargs: dict[str, Any]) -> bool:
         """Whether the prompt goes to the core as embeddings: where the core takes no encoded videos, and where it would

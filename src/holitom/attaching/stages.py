@@ -11,6 +11,7 @@ from holitom.attaching.calls import Call
 from holitom.attaching.groups import NO_GROUPS
 from holitom.attaching.kinds import Kinds
 from holitom.attaching.library import held, set_held
+from holitom.attaching.precision import own_precision
 from holitom.attaching.scores import attention_rows
 from holitom.attaching.views import PromptState, View, pad_left, select_slots
 from holitom.errors import BadUsage
@@ -65,7 +66,8 @@ def reduce_samples(
             if reads_groups:
                 mine = call.groups[b]
                 given = NO_GROUPS if mine is None else mine.at(visual).arguments(hidden.device)
-            keep, states = stage(states, scores[b], visual.to(hidden.device), n0, **given)
+            with own_precision(hidden.device):
+                keep, states = stage(states, scores[b], visual.to(hidden.device), n0, **given)
             kept = _checked(stage, keep, states, kinds)
             after = kinds.after(stage, kept)
         place = kept.to(number.device)

@@ -15,7 +15,9 @@ from holitom.ops.selection import keep_count, mask_ids, topk_ids
 
 def check_stage(layer: int, ratio: float) -> None:
     """A stage begins at layer 1 or later (its score comes from the layer before) and removes a share in [0, 1)."""
-    if not isinstance(layer, int) or isinstance(layer, bool) or layer < 1:
+    if not isinstance(layer, int) or isinstance(layer, bool):
+        raise BadUsage(f"layer {layer!r} is no int", fix="give the number of a layer, 1 or more")
+    if layer < 1:
         raise BadUsage(
             f"layer {layer!r} cannot be reduced: the score comes from the layer before it", fix="use 1 or more"
         )

@@ -39,6 +39,11 @@ def adapter_for(model: nn.Module) -> Adapter:
     for module in model.modules():
         for parent in type(module).__mro__:
             if parent.__name__ in ADAPTERS:
+                if not hasattr(model, "config"):
+                    raise UnsupportedModel(
+                        f"a {type(model).__name__} around a {type(module).__name__} hides its config",
+                        fix=f"give reduce_tokens the {type(module).__name__} itself",
+                    )
                 return _built(ADAPTERS[parent.__name__], model)
     families = sorted({name for name in ADAPTERS if not name.endswith("Model")})
     kind = getattr(getattr(model, "config", None), "model_type", None)
