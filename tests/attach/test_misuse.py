@@ -126,6 +126,13 @@ def test_a_video_with_embeddings_is_refused(sdpa):
         assert torch.equal(sdpa.generate(inputs_embeds=embeds, **GENERATE), expected)
 
 
+def test_a_prompt_that_is_padding_only_is_refused(sdpa):
+    given = {**batch(prompt(5, 7), prompt(5, 7)), "pixel_values_videos": pixels(2)}
+    given["attention_mask"][1] = 0
+    with reduce_tokens(sdpa, KeepEvery(), 0.3), pytest.raises(BadUsage, match="all padding"):
+        sdpa(**given)
+
+
 @pytest.mark.parametrize("outer", [PruneVid(), MMGVid()])
 def test_an_autocast_around_the_block_leaves_stages_their_precision(sdpa, outer):
     class Watched:

@@ -91,7 +91,7 @@ def insert_of(placed: Arranged, tokens: int, *, frames: int, grid: tuple[int, in
 
 
 def left_pads(mask: Tensor | None, samples: int) -> list[int]:
-    """Padding columns per sample of a 2-D mask; BadUsage for right padding or holes."""
+    """Padding columns per sample of a 2-D mask; BadUsage for right padding, holes, and a prompt that is padding only."""
     if mask is None:
         return [0] * samples
     if mask.ndim != 2:
@@ -101,6 +101,8 @@ def left_pads(mask: Tensor | None, samples: int) -> list[int]:
         raise BadUsage(
             "the prompts are padded on the right or in the middle", fix="pad on the left (padding_side='left')"
         )
+    if not real.any(1).all():
+        raise BadUsage("a prompt of the batch is all padding", fix="leave it out of the batch")
     return (~real).sum(1).tolist()
 
 
