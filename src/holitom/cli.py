@@ -128,6 +128,7 @@ def names() -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code and lets no expected failure escape as a traceback."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _writable_streams()
     debug = "--debug" in words
     try:
         code = _dispatch(words)
@@ -148,6 +149,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         return _explain(error)
+
+
+def _writable_streams() -> None:
+    """Something to write to where a stream is closed (>&-), and "?" for what a terminal's encoding does not have."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            try:
+                os.fstat(number)
+            except OSError:  # else the next file to be opened would take the number, and what others print
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+                os.set_inheritable(number, True)
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure") and not (stream.encoding or "").lower().startswith("utf"):
+            stream.reconfigure(errors="replace")
 
 
 def _explain(error: Exception) -> int:

@@ -85,7 +85,7 @@ def _opened(source: Path) -> tuple[dict[str, Any], list[Path]]:
     """The config and the weight files of an original checkpoint."""
     if not (source / "config.json").is_file():
         raise BadUsage(f"{source} is not a model folder: it has no config.json", fix="give the downloaded checkpoint")
-    stored = json.loads((source / "config.json").read_text())
+    stored = _json(source / "config.json")
     if not original.is_original(stored):
         raise BadUsage(
             f"{source} is a {stored.get('model_type')!r} model, not a checkpoint of the original LLaVA-NeXT repository",
@@ -93,7 +93,10 @@ def _opened(source: Path) -> tuple[dict[str, Any], list[Path]]:
         )
     original.check(stored)
     if (source / INDEX).is_file():
-        names = sorted(set(json.loads((source / INDEX).read_text())["weight_map"].values()))
+        where = _json(source / INDEX).get("weight_map")
+        if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+            raise CannotRun(f"{source / INDEX} has no weight_map", fix="download the file again")
+        names = sorted(set(where.values()))
     else:
         names = sorted(path.name for path in source.glob("*.safetensors"))
     missing = [name for name in names if not (source / name).is_file()]
@@ -103,6 +106,17 @@ def _opened(source: Path) -> tuple[dict[str, Any], list[Path]]:
             fix="download the whole checkpoint (model-*.safetensors and their index)",
         )
     return stored, [source / name for name in names]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a file; CannotRun names a file that is cut off or holds something else."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CannotRun(f"{path} is not JSON ({error})", fix="download the file again") from error
+    if not isinstance(held, dict):
+        raise CannotRun(f"{path} holds no JSON object", fix="download the file again")
+    return held
 
 
 def _shapes(shard: Path) -> dict[str, tuple[int, ...]]:
@@ -132,7 +146,7 @@ def _config(stored: dict[str, Any], shapes: Any, ids: dict[str, int], pool: str 
 
     tower = str(stored.get("mm_vision_tower", ""))
     local = next((f for f in (source / tower / "config.json", Path(tower) / "config.json") if f.is_file()), None)
-    given = json.loads(local.read_text()) if local is not None else {}
+    given = _json(local) if local is not None else {}
     vision = original.vision_settings(shapes, tower, given.get("vision_config", given))
     tied = "lm_head.weight" not in shapes
     return LlavaOnevisionConfig(

@@ -7,6 +7,7 @@ follows from them. Texts follow from files that are committed with them, never f
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from holitom import paths
 from holitom.claims import Judged, Verdict, all_claims
 from holitom.claims import recorded as recorded_claims
 from holitom.claims.groups import GROUPS, group_of
+from holitom.errors import KitError
 from holitom.results import write_atomic
+from holitom.usage import Parser
 
 NAMES = ("results", "methods")
 _DECIDED = (Verdict.REPRODUCED, Verdict.WITHIN_NOISE, Verdict.NOT_REPRODUCED, Verdict.NOT_RUN)
@@ -105,7 +108,18 @@ def generated() -> dict[Path, str]:
     }
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
+    """The command line; an error of the kit is one message, and its exit code."""
+    try:
+        Parser(prog="python -m holitom.readme", description=__doc__.replace("``", "")).parse_args(words)
+        _write()
+    except KitError as error:
+        print(f"holitom.readme: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _write() -> None:
     from holitom import catalogue, verdicts
     from holitom.claims import entries, write
     from holitom.experiments import EXPERIMENTS
@@ -119,7 +133,6 @@ def main() -> int:
     write_atomic(entries.path(), write.current())
     for path, text in generated().items():
         write_atomic(path, text)
-    return 0
 
 
 if __name__ == "__main__":

@@ -128,11 +128,11 @@ class Record:
 
     @classmethod
     def from_json(cls, line: str) -> Record:
-        """The record of one line. BadUsage when it is not JSON, or has a field that a record has not, or lacks
-        one."""
+        """The record of one line. BadUsage when it is not JSON, has a field that a record has not, lacks one, or holds
+        another kind of value in one."""
         try:
             values = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise BadUsage(f"not a JSON line ({error})", fix="a records file holds one JSON object per line") from error
         return cls.from_dict(values)
 
@@ -156,6 +156,7 @@ class Record:
             )
         if missing:
             raise BadUsage(f"a record needs {', '.join(map(repr, missing))}", fix="add what is missing")
+        _kinds(values)
         return cls(**values)
 
     def _plain(self) -> dict[str, Any]:
@@ -260,6 +261,28 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("model", "model_revision", "benchmark", "scorer", "decoder", "dtype"), (str,)),
+    **dict.fromkeys(("attention", "created", "code"), (str,)),
+    **dict.fromkeys(("frames", "seed"), (int, type(None))),
+    **dict.fromkeys(("provenance", "extra"), (Mapping,)),
+    **dict.fromkeys(("method", "budget"), (Mapping, type(None))),
+    "tokens_per_layer": (list, tuple),
+}
+"""What a field holds in a file, for the fields that ``Record`` itself takes as they are."""
+
+
+def _kinds(values: Mapping[str, Any]) -> None:
+    """A file is written by anybody: what has another shape is refused here, not where it is used."""
+    for name, kinds in _KINDS.items():
+        if name in values and not isinstance(values[name], kinds):
+            raise BadUsage(f"a record's {name} is {values[name]!r}", fix="write the file again with holitom.results")
+    for name in ("budget", "tokens_per_layer"):
+        held = values.get(name) or ()
+        for number in held.values() if isinstance(held, Mapping) else held:
+            _number(name, number, optional=False)
 
 
 def _number(name: str, value: Any, *, optional: bool) -> None:

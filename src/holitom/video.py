@@ -65,7 +65,7 @@ def load_frames(path: str | os.PathLike[str], frames: int) -> Frames:
     if path.is_dir():
         raise BadVideo(f"{path} is a directory", fix="give one video file")
     try:
-        with av.open(str(path)) as container:
+        with _opened(path) as container:
             stream = _video_stream(container, path)
             announced = stream.frames
             pts, keys, complete = _scan(container, stream)
@@ -125,11 +125,18 @@ def write_video(
 _Found = tuple[list[np.ndarray], list[float], int, float]
 
 
+def _opened(path: Path) -> InputContainer:
+    """For reading. Titles and the like may be in any encoding, or damaged: nobody reads them."""
+    return av.open(str(path), metadata_errors="replace")
+
+
 def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     if not container.streams.video:
         what = "holds sound but no picture" if container.streams.audio else "holds no picture"
         raise BadVideo(f"{path} {what}", fix=_ANY_VIDEO)
     stream = container.streams.video[0]
+    if stream.codec_context is None:  # the file's head names a codec that FFmpeg does not know
+        raise BadVideo(f"{path} is not a video that can be decoded (its codec is not known)", fix=_ANY_VIDEO)
     if stream.codec_context.name in _TEXT_CODECS:
         raise BadVideo(f"{path} is a text file, not a video", fix=_ANY_VIDEO)
     large = stream.codec_context.width * stream.codec_context.height >= 320 * 240
@@ -190,7 +197,7 @@ def _by_time_stamp(
 
 def _from_start_to_end(path: Path, expected: int, frames: int) -> tuple[_Found, int]:
     """Decode every packet in order, skipping damaged ones; a second pass when fewer frames come out than expected."""
-    with av.open(str(path)) as container:
+    with _opened(path) as container:
         stream = _video_stream(container, path)
         rate = float(stream.average_rate or stream.guessed_rate or 1)
         wanted = {int(i) for i in sample_index(expected, frames)}

@@ -141,6 +141,17 @@ def test_status_follows_the_cells_on_disk(runs):
     assert status.seconds_per_cell(table1, "tiny") == 10.0  # of one process, however many there were
 
 
+@pytest.mark.parametrize("text", ["[]", "null", '{"keys": 5}', '{"keys": [5]}', '{"measuring_seconds": "x"}', "{"])
+def test_a_damaged_plan_counts_as_none(runs, text):
+    path = status.plan_path(EXPERIMENTS["table2"], "tiny")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    assert status.status(EXPERIMENTS["table2"], "tiny").words == "not run"
+    assert status.seconds_per_cell(EXPERIMENTS["table2"], "tiny") is None
+    status.remember_run(EXPERIMENTS["table2"], "tiny", measuring=1.0, notebook=4.0, computed=1)
+    assert status.seconds_per_cell(EXPERIMENTS["table2"], "tiny") == 1.0
+
+
 def test_status_knows_when_the_code_changed(runs, monkeypatch):
     status.remember_run(EXPERIMENTS["flops"], "tiny", measuring=0.0, notebook=4.0, computed=0)
     assert status.status(EXPERIMENTS["flops"], "tiny").words == "done"

@@ -114,6 +114,19 @@ def test_all_runs_every_experiment_once():
     assert sorted(ORDER) == sorted(EXPERIMENTS)
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_letters_that_a_terminal_has_not_are_replaced(holitom, encoding):
+    done = holitom("claims", "--only", "*", env={"PYTHONIOENCODING": encoding}, encoding="latin-1")
+    assert done.returncode == 0 and done.stderr == "" and "?" in done.stdout
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_stream_is_quiet(closed):
+    command = f"{sys.executable} -P -m holitom list {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_closed_pipe_is_quiet():
     command = f"{sys.executable} -P -m holitom list | head -n 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from holitom import paths
 from holitom.errors import BadUsage
 from holitom.evaluation.arguments import reduction_from
 from holitom.methods import FastV, HoliTom, HoliTomMerge
@@ -30,6 +33,23 @@ def test_a_preset_is_scaled_to_the_model() -> None:
     assert reduction_from(preset="table2:HoliTom:video-7b", budget=0.15, layers=6).outer is not None
 
 
+def test_a_preset_may_name_its_budget() -> None:
+    wanted = preset("table1", "HoliTom", 0.1).scaled(6)
+    assert reduction_from(preset="table1:HoliTom:0.10", layers=6) == wanted
+    assert reduction_from(preset="table1:HoliTom:ov-7b:0.10", layers=6) == wanted
+    assert reduction_from(preset="table1:HoliTom:ov-7b", budget=0.1, layers=6) == wanted
+
+
+def test_the_readmes_command_names_a_setting() -> None:
+    from lmms_eval.utils import simple_parse_args_string
+
+    text = (paths.root() / "README.md").read_text(encoding="utf-8")
+    (words,) = re.findall(r"lmms_eval --model holitom --model_args (\S+)", text)
+    given = simple_parse_args_string(words)
+    assert (paths.root() / given.pop("pretrained") / "config.json").is_file()
+    assert reduction_from(**given, layers=6) == preset("table1", "HoliTom", 0.1).scaled(6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -40,6 +60,10 @@ def test_a_preset_is_scaled_to_the_model() -> None:
         ({"method": "HoliTom", "fields": {"inner_layer": 3}}, "inner=HoliTomMerge"),
         ({"method": "HoliTom", "preset": "table1:HoliTom"}, "preset fixes"),
         ({"preset": "table1"}, "table:row"),
+        ({"preset": "table1:HoliTom:0.10", "budget": 0.1}, "stands beside it.*one of them"),
+        ({"preset": "table1:HoliTom:0.10:ov-7b"}, "cannot be read.*table:row:model:budget"),
+        ({"preset": "table1:HoliTom:ov-7b:many"}, "cannot be read"),
+        ({"preset": "table1:HoliTom:0.11"}, "no budget 0.11 here"),
         ({"preset": "table9:HoliTom"}, "choose"),
     ],
 )

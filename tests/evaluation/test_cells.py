@@ -99,6 +99,34 @@ def test_a_record_without_its_samples_counts_as_not_finished(cell: Cell, tmp_pat
     assert files.load(cell) is None
 
 
+@pytest.mark.parametrize("line", ["a \u2028 separator", "plain"])
+def test_a_log_that_is_whole_is_read(cell: Cell, tmp_path: Path, line: str) -> None:
+    files = CellFiles(tmp_path, "tiny")
+    samples = [{"doc_id": i, "answer": line} for i in range(3)]
+    files.save(cell, dataclasses.replace(record(cell), n=3), samples)
+    assert files.load(cell) is not None and load_samples(cell, "tiny", runs=tmp_path) == samples
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda log: b"",
+        lambda log: log[:-1],
+        lambda log: log[:-8],
+        lambda log: log[: log.index(b"\n") + 1],
+        lambda log: log.replace(b'"doc_id": 1', b'"doc_id": \0'),
+        lambda log: log + b'{"doc_id": 3}\n',
+        lambda log: b"1\n2\n3\n",
+    ],
+)
+def test_a_damaged_log_counts_as_not_finished(cell: Cell, tmp_path: Path, damage) -> None:
+    files = CellFiles(tmp_path, "tiny")
+    files.save(cell, dataclasses.replace(record(cell), n=3), [{"doc_id": i} for i in range(3)])
+    path = files.samples_path(cell)
+    path.write_bytes(damage(path.read_bytes()))
+    assert files.load(cell) is None
+
+
 def test_samples_are_on_disk_before_the_record(cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from holitom import results
 

@@ -136,6 +136,20 @@ def test_an_mp4_without_its_index_is_refused(tmp_path: Path) -> None:
         load_frames(path, 4)
 
 
+def test_a_codec_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", counted(10))
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(BadVideo, match=r"clip\.mp4 is not a video that can be decoded"):
+        load_frames(path, 4)
+
+
+def test_a_title_in_another_encoding_is_no_fault(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", counted(10))
+    assert b"Lavf" in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(b"Lavf", b"L\xe9vf"))
+    assert len(load_frames(path, 4)) == 4
+
+
 @pytest.mark.parametrize("frames", [0, -1, True])
 def test_a_number_of_frames_must_be_one(tmp_path: Path, frames) -> None:
     with pytest.raises(BadUsage):

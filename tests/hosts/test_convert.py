@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -211,6 +212,22 @@ def test_folders_that_are_something_else(original, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     with pytest.raises(BadUsage, match="'qwen2' model, not a checkpoint of the original"):
         convert(tmp_path, tmp_path / "b")
+
+
+@pytest.mark.parametrize(("text", "match"), [("{", "is not JSON"), ("[]", "holds no JSON object")])
+def test_a_damaged_config_is_named(tmp_path, text, match):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CannotRun, match=rf"config\.json {match}"):
+        convert(tmp_path, tmp_path / "b")
+
+
+@pytest.mark.parametrize("text", ["{}", '{"weight_map": [1]}'])
+def test_a_damaged_index_is_named(original, tmp_path, text):
+    copy = tmp_path / "a"
+    shutil.copytree(original, copy)
+    (copy / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(CannotRun, match="has no weight_map"):
+        convert(copy, tmp_path / "b")
 
 
 def test_what_is_missing_on_the_command_line_is_named():

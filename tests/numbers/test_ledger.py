@@ -16,13 +16,33 @@ from holitom.claims.defaults import method_defaults
 from holitom.claims.entries import NOWHERE, OURS, PAPERS, entries
 from holitom.claims.finished import finished_cells
 from holitom.claims.points import SPEED_TOLERANCE, judge_ratio, time_claims
-from holitom.errors import BadUsage
+from holitom.errors import BadUsage, CannotRun
 from holitom.experiments import EXPERIMENTS, TIERS
 from holitom.provenance import code_fingerprint
 from holitom.results import Record, save_records
 
 LEDGER = entries()
 R, W, N, OPEN = Verdict.REPRODUCED, Verdict.WITHIN_NOISE, Verdict.NOT_REPRODUCED, Verdict.NOT_RUN
+
+
+@pytest.mark.parametrize("text", ["{", "null", "[1]", '{"claims": 5}', '{"claims": [{}]}'])
+def test_damaged_verdicts_are_named(tmp_path, text) -> None:
+    file = tmp_path / "tiny_claims.json"
+    file.write_text(text)
+    with pytest.raises(CannotRun, match=r"tiny_claims\.json holds no verdicts"):
+        recorded.read(file)
+
+
+def test_a_cell_of_another_shape_is_left_out(tmp_path) -> None:
+    cells = tmp_path / "tiny" / "cells"
+    cells.mkdir(parents=True)
+    kept = Record(
+        value=1.0, unit="points", metric="accuracy", experiment="table1", row="HoliTom", tier="tiny", source="measured",
+        provenance={"cpu": "test"}, code=code_fingerprint(),
+    )  # fmt: skip
+    (cells / "a.json").write_text(kept.to_json())
+    (cells / "b.json").write_text(json.dumps(json.loads(kept.to_json()) | {"extra": 1}))
+    assert [record.row for record in finished_cells(tmp_path, "tiny")] == ["HoliTom"]
 
 
 def test_every_entry_is_complete_and_has_a_number_of_its_own() -> None:

@@ -69,6 +69,19 @@ def test_unknown_and_missing_fields_are_refused_by_name() -> None:
         Record.from_json("[1]")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"extra": 1}, {"extra": None}, {"provenance": [1]}, {"method": "HoliTom"}, {"tokens_per_layer": 5},
+        {"tokens_per_layer": ["5"]}, {"budget": 5}, {"model": None}, {"created": 5}, {"frames": "32"}, {"code": []},
+    ],
+)  # fmt: skip
+def test_another_kind_of_value_in_a_file_is_refused(changes: dict) -> None:
+    line = json.dumps(json.loads(record().to_json()) | changes)
+    with pytest.raises(BadUsage, match=next(iter(changes))):
+        Record.from_json(line)
+
+
 def test_what_is_not_json_is_refused_when_written() -> None:
     with pytest.raises(BadUsage, match="not JSON"):
         record(extra={"where": Path("x")}).to_json()

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from holitom import catalogue, paper, paths, readme
+from holitom.errors import CannotRun
 
 TEXT = (paths.root() / "README.md").read_text(encoding="utf-8")
 
@@ -63,3 +64,23 @@ def test_links_lead_somewhere():
 def test_every_verdict_is_counted(monkeypatch):
     monkeypatch.setattr(readme, "stored", lambda: paths.root() / "no such file")
     assert "Trends" not in readme.table() and "**72 of 72 REPRODUCED**" in readme.table()
+
+
+@pytest.mark.parametrize(("words", "said"), [(["--help"], "usage: python -m holitom.readme"), (["--chek"], "--chek")])
+def test_its_command_line_writes_nothing_unasked(monkeypatch, capsys, words, said):
+    monkeypatch.setattr(readme, "_write", lambda: pytest.fail("files were written"))
+    if words == ["--help"]:
+        with pytest.raises(SystemExit, match="0"):
+            readme.main(words)
+        assert said in capsys.readouterr().out
+    else:
+        assert readme.main(words) == 3 and said in capsys.readouterr().err
+
+
+def test_an_error_of_the_kit_is_one_message(monkeypatch, capsys):
+    def full():
+        raise CannotRun("the disk is full", fix="free some space")
+
+    monkeypatch.setattr(readme, "_write", full)
+    assert readme.main([]) == 2
+    assert capsys.readouterr().err == "holitom.readme: the disk is full. Free some space.\n"

@@ -15,6 +15,7 @@ from typing import Any
 
 from holitom import paths
 from holitom.claims.judging import Judged, Verdict
+from holitom.errors import CannotRun
 from holitom.provenance import code_fingerprint
 from holitom.results import Record, write_atomic
 
@@ -38,10 +39,16 @@ def path() -> Path:
 
 
 def read(file: Path) -> Recorded:
-    """An empty one where there is no file; a bare list of claims, as first kept, is of no known code."""
-    held: Any = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    held = {"claims": held} if isinstance(held, list) else held
-    claims = tuple(Judged.from_dict(values) for values in held.get("claims", []))
+    """An empty one where there is no file; a bare list of claims, as first kept, is of no known code. CannotRun names
+    a damaged file: it came with the checkout, so nothing here writes it again by itself."""
+    try:
+        held: Any = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        held = {"claims": held} if isinstance(held, list) else held
+        claims = tuple(Judged.from_dict(values) for values in held.get("claims", []))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CannotRun(
+            f"{file} holds no verdicts, it is damaged", fix=f"restore it: git checkout -- {file}"
+        ) from error
     return Recorded(held.get("code", ""), held.get("day", ""), held.get("hardware", ""), claims)
 
 

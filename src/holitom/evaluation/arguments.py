@@ -24,10 +24,11 @@ def reduction_from(
 ) -> Reduction:
     """The setting that a command line names.
 
-    preset: "table1:HoliTom" (with ``budget``, for rows that have several; optionally ":" and a model of that table),
-    scaled to a decoder of ``layers`` layers. Otherwise method: a class of ``holitom.methods`` in any spelling of case,
-    or "full"; fields: its parameters, and ``inner=HoliTomMerge, inner_layer=4, inner_ratio=0.5`` (likewise ``decode``)
-    for further stages. BadUsage names what there is.
+    preset: "table1:HoliTom:0.10", "table2:HoliTom:video-7b" or "table2:HoliTom:video-7b:0.15", scaled to a decoder of
+    ``layers`` layers; model and budget are only needed where a row has several, and the budget may stand in ``budget``
+    instead. Otherwise method: a class of ``holitom.methods`` in any spelling of case, or "full"; fields: its
+    parameters, and ``inner=HoliTomMerge, inner_layer=4, inner_ratio=0.5`` (likewise ``decode``) for further stages.
+    BadUsage names what there is.
     """
     fields = dict(fields or {})
     if preset is not None:
@@ -59,11 +60,32 @@ def reduction_from(
 def _preset(text: str, budget: float | int, layers: int) -> Reduction:
     from holitom.methods.presets import preset
 
-    table, _, rest = text.partition(":")
-    row, _, model = rest.partition(":")
+    table, row, model, own = _parts(text)
+    if own is not None and budget < 1:
+        raise BadUsage(f"preset {text!r} has a budget, and budget={budget:g} stands beside it", fix="give one of them")
+    beside = budget if budget < 1 else None  # 1 is what stands there when nobody names one
+    return preset(table, row, beside if own is None else own, model).scaled(layers)
+
+
+def _parts(text: str) -> tuple[str, str, str | None, float | None]:
+    """Table, row, model and budget of ``table:row[:model][:budget]``: no model's name is a number."""
+    table, row, *rest = text.split(":") if ":" in text else (text, "")
     if not row:
         raise BadUsage(f"preset {text!r} names no row", fix="write table:row, for instance preset=table1:HoliTom")
-    return preset(table, row, budget if budget < 1 else None, model or None).scaled(layers)
+    model = rest.pop(0) if rest and _number(rest[0]) is None else None
+    budget = _number(rest[0]) if rest else None
+    if len(rest) > 1 or (rest and budget is None):
+        raise BadUsage(
+            f"preset {text!r} cannot be read", fix="write table:row, table:row:budget or table:row:model:budget"
+        )
+    return table, row, model or None, budget
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _build(name: str, fields: Mapping[str, Any]) -> Any:

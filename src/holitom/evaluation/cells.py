@@ -174,7 +174,10 @@ class CellFiles:
             return None
         try:
             found = Record.from_json(record.read_text(encoding="utf-8"))
-        except (KitError, UnicodeDecodeError):
+            whole = _whole(samples.read_bytes(), found.n)
+        except (KitError, OSError, UnicodeDecodeError):
+            return None
+        if not whole:
             return None
         return dataclasses.replace(
             found, experiment=cell.experiment, row=cell.row, method=cell.reduction.describe(), model=cell.model
@@ -187,6 +190,21 @@ class CellFiles:
         write_atomic(self.record_path(cell), record.to_json() + "\n")
 
 
+def _whole(log: bytes, n: int | float | None) -> bool:
+    """Whether a log has an object on each of its n lines (n None: of an unknown number), the last one ended. Parsed at
+    once, because a sweep looks at hundreds of logs before it starts."""
+    lines = log.split(b"\n")
+    try:
+        rows = json.loads(b"[" + b",".join(lines[:-1]) + b"]")
+    except ValueError:
+        return False
+    return (
+        not lines[-1]
+        and len(rows) == len(lines) - 1 == (len(rows) if n is None else n)
+        and all(isinstance(row, dict) for row in rows)
+    )
+
+
 def load_samples(cell: Cell, tier: str, *, runs: Path = Path("runs")) -> list[dict[str, Any]]:
     """The per-question log of a finished cell: doc_id, video, type, question, target, answer, correct, prompt, kept.
 
@@ -195,4 +213,4 @@ def load_samples(cell: Cell, tier: str, *, runs: Path = Path("runs")) -> list[di
     path = CellFiles(runs, tier).samples_path(cell)
     if not path.is_file():
         raise BadUsage(f"the cell {cell.title} is not finished", fix="run it first: run_cells([cell], tier)")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]  # text has further ends of lines, as U+2028

@@ -20,6 +20,8 @@ from holitom.results import write_atomic
 if TYPE_CHECKING:
     from holitom.evaluation.cells import Cell
 
+_NUMBERS = ("measuring_seconds", "notebook_seconds", "computed", "processes", "cores")
+
 
 @dataclass(frozen=True)
 class Status:
@@ -93,10 +95,24 @@ def status(experiment: Experiment, tier: str) -> Status:
 
 
 def _plan(experiment: Experiment, tier: str) -> dict[str, Any]:
+    """What was noted, or nothing where it is damaged: the next run notes it again."""
     try:
-        return json.loads(plan_path(experiment, tier).read_text())
-    except (OSError, ValueError):
+        plan = json.loads(plan_path(experiment, tier).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    return plan if isinstance(plan, dict) and _readable(plan) else {}
+
+
+def _readable(plan: dict[str, Any]) -> bool:
+    keys = plan.get("keys", [])
+    numbers = [plan[name] for name in _NUMBERS if name in plan]
+    return (
+        isinstance(keys, list)
+        and all(isinstance(key, str) for key in keys)
+        and all(isinstance(number, (int, float)) for number in numbers)
+        and isinstance(plan.get("ended"), (str, type(None)))
+        and ("computed" not in plan or "measuring_seconds" in plan)
+    )
 
 
 def _update(experiment: Experiment, tier: str, values: dict[str, Any]) -> None:
