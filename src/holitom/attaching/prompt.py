@@ -91,7 +91,7 @@ def insert_of(placed: Arranged, tokens: int, *, frames: int, grid: tuple[int, in
 
 
 def left_pads(mask: Tensor | None, samples: int) -> list[int]:
-    """Padding columns per sample of a 2-D mask; BadUsage for right padding, holes, and a prompt that is padding only."""
+    """Padding columns per sample of a 2-D mask; BadUsage for right padding, holes, and prompts of padding only."""
     if mask is None:
         return [0] * samples
     if mask.ndim != 2:
