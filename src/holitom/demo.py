@@ -16,6 +16,7 @@ from holitom.errors import BadUsage
 from holitom.figures.method import method_figure
 from holitom.figures.saving import Saved, here, save
 from holitom.methods import HoliTom
+from holitom.refusals import folder_to_write, given
 from holitom.types import check_budget
 from holitom.usage import Parser
 from holitom.video import Frames, load_frames
@@ -26,7 +27,7 @@ NO_MODEL = "colour statistics of the frames, no model"
 
 def parser() -> argparse.ArgumentParser:
     p = Parser(prog="./reproduce.sh demo", description="Show on a video which tokens HoliTom merges, keeps and drops.")
-    p.add_argument("--video", type=Path, help="a video file (default: the clip that comes with the kit)")
+    p.add_argument("--video", type=given, help="a video file (default: the clip that comes with the kit)")
     p.add_argument("--frames", type=int, default=32, help="frames sampled evenly from it (default 32)")
     p.add_argument("--budget", type=float, default=0.1, help="share of visual tokens to keep, in (0, 1] (default 0.1)")
     p.add_argument("--tau", type=float, default=0.8, help="cosine above which a cell counts as unchanged (default 0.8)")
@@ -34,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         "--model", help="folder or id of a LLaVA-OneVision checkpoint; without it, cells are described by their colours"
     )
     p.add_argument("--question", help="asked about the video; needs --model")
-    p.add_argument("--out", type=Path, help="folder for the picture (default figures/<tier>)")
+    p.add_argument("--out", type=given, help="folder for the picture (default figures/<tier>)")
     return p
 
 
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "a question needs a model to answer it",
             fix="add --model with a LLaVA-OneVision checkpoint, or leave --question out",
         )
+    if args.out is not None:
+        folder_to_write(args.out, "--out")
     video = args.video or paths.data("videos", "three_shots.mp4")
     frames = load_frames(video, args.frames)
     method = HoliTom(tau=args.tau)

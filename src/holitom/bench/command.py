@@ -6,13 +6,14 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from holitom.bench.against_loop import SCALING, bench_loop, table
 from holitom.bench.methods import NAMES, bench_methods, methods_table
 from holitom.errors import CannotRun
+from holitom.refusals import at_least_one, file_to_write, given
+from holitom.results import write_atomic
 from holitom.types import check_budget
 from holitom.usage import Parser
 
@@ -22,6 +23,8 @@ def run(argv: Sequence[str] = ()) -> int:
     args = _parser().parse_args(list(argv))
     if args.device == "cuda" and not torch.cuda.is_available():
         raise CannotRun("no CUDA device here", fix="leave --device out to measure the CPU")
+    if args.json:
+        file_to_write(args.json, "--json")
     if args.threads:
         torch.set_num_threads(args.threads)
     check_budget(args.budget)
@@ -33,13 +36,14 @@ def run(argv: Sequence[str] = ()) -> int:
     if not args.method:
         videos = [(frames, (14, 14), args.dim) for frames in args.frames]
         rows += bench_loop(videos, args.scaling, loop=args.loop, progress=_say, **setting)
-    if args.json:
-        Path(args.json).write_text("".join(json.dumps(row) + "\n" for row in rows))
     print(f"{args.dtype} on {args.device}, {torch.get_num_threads()} threads; medians of {args.repeats}\n")
     print(f"Every method at 32 x 196 x {args.dim}\n\n{methods_table(rows)}")
     if not args.method:
         print(f"\nHoliTom's outer stage, budget {args.budget:g}, against plain loops and over longer videos\n")
         print(table(rows))
+    if args.json:  # after the tables: a full disk must not cost what was timed
+        sys.stdout.flush()
+        write_atomic(args.json, "".join(json.dumps(row) + "\n" for row in rows))
     return 0
 
 
@@ -55,19 +59,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--method", nargs="+", metavar="NAME", help=f"only these methods: {', '.join(NAMES)}")
     parser.add_argument("--budget", type=float, default=0.15, help="share of tokens that outer stages keep")
-    parser.add_argument("--frames", type=int, nargs="*", default=[32, 128], help="videos compared with the loop")
-    parser.add_argument("--dim", type=int, default=3584, help="token size (default 3584, a 7B model)")
-    parser.add_argument("--scaling", type=int, nargs="*", default=list(SCALING), help="frames of the scaling table")
-    parser.add_argument("--repeats", type=_positive, default=5, help="timed runs; the median counts")
+    parser.add_argument("--frames", type=at_least_one, nargs="*", default=[32, 128], help="compared with the loop")
+    parser.add_argument("--dim", type=at_least_one, default=3584, help="token size (default 3584, a 7B model)")
+    parser.add_argument(
+        "--scaling", type=at_least_one, nargs="*", default=list(SCALING), help="frames of the scaling table"
+    )
+    parser.add_argument("--repeats", type=at_least_one, default=5, help="timed runs; the median counts")
     parser.add_argument("--no-loop", dest="loop", action="store_false", help="do not run the plain loops")
-    parser.add_argument("--threads", type=_positive, help="CPU threads (default: torch's own choice)")
+    parser.add_argument("--threads", type=at_least_one, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--json", metavar="FILE", help="also write the rows as JSON lines")
+    parser.add_argument("--json", type=given, metavar="FILE", help="also write the rows as JSON lines")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)

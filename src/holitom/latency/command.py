@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from holitom.errors import BadUsage
@@ -15,10 +14,12 @@ from holitom.latency.content import similarity_of
 from holitom.latency.decoding import check_ways
 from holitom.latency.measuring import Protocol, Record, measure
 from holitom.latency.plan import PARTS, TIERS
-from holitom.latency.records import write
+from holitom.latency.records import stored_lines, write
 from holitom.latency.running import described, record_plan
 from holitom.latency.settings import FULL, NAMES, PRINTED, printed_setting, row_of, setting
 from holitom.latency.shapes import DTYPES, FOLDERS, SHAPES, Loaded, load
+from holitom.refusals import device as known_device
+from holitom.refusals import file_to_write, given
 from holitom.types import Reduction, check_budget
 from holitom.usage import Parser
 
@@ -60,9 +61,9 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", choices=list(DTYPES), default="bfloat16", help="(bfloat16)")
     add("--layers", type=int, help="cut the decoder to so many layers; the total is extrapolated and says so")
     add("--content", default="clip", help="clip: as alike as the shipped clip; clip-tower; static:SHARE; own (clip)")
-    add("--video", type=Path, help="also time decoding and preprocessing of this file, and use its pixels")
+    add("--video", type=given, help="also time decoding and preprocessing of this file, and use its pixels")
     add("--seed", type=int, default=0, help="of weights and inputs (0)")
-    add("--out", type=Path, metavar="FILE", help="append the records to this JSON lines file")
+    add("--out", type=given, metavar="FILE", help="append the records to this JSON lines file")
     add(
         "--plan",
         choices=TIERS,
@@ -82,6 +83,8 @@ def run(argv: Sequence[str] = ()) -> int:
     _check(args)
     import torch
 
+    if args.device:
+        known_device(args.device)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.plan:
         return _plan(args, device)
@@ -211,6 +214,10 @@ def _check(args: argparse.Namespace) -> None:
         raise BadUsage("a negative number of tokens or repeats", fix="give 0 to leave decoding out")
     if not args.plan and (args.dry_run or args.part or args.minutes is not None):
         raise BadUsage("--part, --minutes and --dry-run belong to a plan", fix="add --plan speed or --plan tiny")
+    if args.minutes is not None and not args.minutes >= 0:  # nan is refused, too
+        raise BadUsage(f"--minutes {args.minutes:g}", fix="give a number of minutes, or leave it out")
+    if args.out is not None and file_to_write(args.out, "--out").exists():
+        stored_lines(args.out)  # what cannot be appended to is refused before anything is measured
     if args.video is not None and not args.video.is_file():
         raise BadUsage(f"there is no file {args.video}", fix="check the path, or leave --video out")
 

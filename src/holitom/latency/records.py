@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -167,18 +168,44 @@ def write(path: Path, records: Iterable[Mapping[str, Any]], *, append: bool = Fa
     from holitom.results import write_atomic
 
     lines = "".join(json.dumps(check(record), ensure_ascii=False) + "\n" for record in records)
-    before = path.read_text(encoding="utf-8") if append and path.is_file() else ""
+    before = "".join(line + "\n" for _, line, _ in stored_lines(path)) if append and path.is_file() else ""
     return write_atomic(path, before + lines)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The checked records of a file. CannotRun names the file and the line of a broken one."""
+    """The checked records of a file. A last line that was cut off is left out, with a warning: its setting counts as
+    not measured. CannotRun names the file and the line of any other broken one."""
     if not path.is_file():
         raise CannotRun(f"there is no file {path}", fix="record it: python -m holitom bench latency --help")
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, _, stored in stored_lines(path):
+        if not isinstance(stored, dict):
+            raise _broken(path, number, "no latency record")
         try:
-            found.append(dict(check(json.loads(line))))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # BadUsage is a ValueError
-            raise CannotRun(f"{path}, line {number}: {error}", fix="record it again") from error
+            found.append(dict(check(stored)))
+        except BadUsage as error:
+            raise _broken(path, number, error.what) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _broken(path, number, f"no whole latency record ({type(error).__name__}: {error})") from error
     return found
+
+
+def stored_lines(path: Path) -> list[tuple[int, str, Any]]:
+    """Number, text and value of every line; without a last one that is no JSON, which a kill while writing leaves."""
+    raw = [(number, line) for number, line in enumerate(path.read_bytes().split(b"\n"), start=1) if line.strip()]
+    found = []
+    for number, line in raw:
+        try:
+            text = line.decode("utf-8")
+            found.append((number, text, json.loads(text)))
+        except ValueError as error:  # of both: UnicodeDecodeError and JSONDecodeError
+            if (number, line) != raw[-1]:
+                raise _broken(path, number, f"no JSON ({error})") from error
+            print(f"warning: {path}, line {number}: cut off, left out and measured again", file=sys.stderr)
+    return found
+
+
+def _broken(path: Path, number: int, what: str) -> CannotRun:
+    return CannotRun(
+        f"{path}, line {number}: {what}", fix="delete that line, or measure everything anew (experiments: --fresh)"
+    )

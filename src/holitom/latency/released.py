@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holitom.errors import CannotRun
 from holitom.latency.content import drawn_video, recorded_similarity
 from holitom.latency.machine_state import machine_state
 from holitom.latency.records import spread
 from holitom.latency.release_code import Released
 from holitom.latency.timeline import Clock, ProcessClock, clock_for
 from holitom.methods import HoliTom, HoliTomMerge
+from holitom.refusals import file_to_write, given, present
 from holitom.usage import Parser
 
 
@@ -114,13 +114,13 @@ def run(argv: Sequence[str] = ()) -> int:
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     made.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(float32)")
     made.add_argument("--repeats", type=int, default=20, help="(20)")
-    made.add_argument("--out", type=Path, metavar="FILE", help="append the rows to this JSON lines file")
+    made.add_argument("--out", type=given, metavar="FILE", help="append the rows to this JSON lines file")
     args = made.parse_args(list(argv))
     from holitom.provenance import provenance
 
-    device = torch.device(args.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise CannotRun("no CUDA device here", fix="give --device cpu")
+    device = present(args.device)
+    if args.out is not None:
+        file_to_write(args.out, "--out")
     released = Released(args.released)
     common = {
         "kind": "released",

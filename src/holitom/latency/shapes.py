@@ -18,6 +18,7 @@ from torch import nn
 
 from holitom import paths
 from holitom.errors import BadUsage, CannotRun, UnsupportedModel
+from holitom.refusals import device as known_device
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 SIGLIP = {
@@ -132,7 +133,7 @@ def load(
     Raises BadUsage (unknown name, layers of a checkpoint), CannotRun (no such device) and UnsupportedModel (a folder
     that holds something else). torch.OutOfMemoryError passes through: the caller records it.
     """
-    device = torch.device(device)
+    device = known_device(str(device))
     if device.type == "cuda" and device.index:
         raise BadUsage(
             f"--device {device}: clocks and events would be those of another GPU",

@@ -6,21 +6,18 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from holitom.errors import BadUsage
+from holitom.refusals import file_to_write, given, present
 from holitom.usage import Parser
 
 
 def parser() -> argparse.ArgumentParser:
     p = Parser(prog="./reproduce.sh export-embeds", description="Write a reduced prompt as embeddings for an engine.")
     p.add_argument("--model", required=True, help="folder or hub id of a LLaVA-OneVision checkpoint")
-    p.add_argument("--video", required=True, type=Path, help="a video file")
+    p.add_argument("--video", required=True, type=given, help="a video file")
     p.add_argument("--prompt", required=True, help="the question; the chat template is put around it")
-    p.add_argument("--out", required=True, type=Path, help="the safetensors file to write")
+    p.add_argument("--out", required=True, type=given, help="the safetensors file to write")
     p.add_argument("--frames", type=int, default=32, help="frames sampled evenly (default 32)")
     p.add_argument("--method", default="HoliTom", help="a method that acts before the language model (default HoliTom)")
     p.add_argument("--budget", type=float, default=0.1, help="share of visual tokens to keep (default 0.1)")
@@ -31,35 +28,42 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--outer-only", action="store_true", help="leave out stages inside the language model, and say so")
     p.add_argument("--device", help="cuda or cpu (default: the GPU if there is one)")
     p.add_argument("--dtype", default="auto", help="auto (as stored), float32, float16 or bfloat16")
-    p.add_argument("--language-model", type=Path, metavar="DIR", help="also write the language model for the engine")
+    p.add_argument("--language-model", type=given, metavar="DIR", help="also write the language model for the engine")
     return p
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; errors are holitom.errors."""
     args = parser().parse_args(words)
+    file_to_write(args.out, "--out")
+    if args.device:
+        present(args.device)
     from holitom.evaluation.arguments import reduction_from
     from holitom.evaluation.cells import model_path, revision
-    from holitom.models import adapter_for
-    from holitom.models.processing import VideoProcessor, load_model
+    from holitom.models.processing import VideoProcessor, load_config, load_model
     from holitom.provenance import code_fingerprint
     from holitom.serving import prompt_embeds, save
-    from holitom.serving.language_model import export
+    from holitom.serving.embeds import check_travels
+    from holitom.serving.language_model import check_new, export
+    from holitom.serving.options import fields_of
     from holitom.video import DECODER, load_frames
 
     place = model_path(args.model)
-    model, processor = load_model(place, dtype=args.dtype, device=args.device), VideoProcessor.from_pretrained(place)
-    layers = len(adapter_for(model).layers)
+    layers = load_config(place).text_config.num_hidden_layers
+    if args.language_model:
+        check_new(args.language_model)
     if args.preset:
         fields: dict[str, Any] = {"preset": args.preset}
     else:
-        fields = {"method": args.method, "fields": _fields(args.option)}
+        fields = {"method": args.method, "fields": fields_of(args.method, args.option)}
     reduction = reduction_from(budget=args.budget, layers=layers, **fields)
     left_out = [type(stage).__name__ for stage in (*reduction.inner, *filter(None, [reduction.decode]))]
     if args.outer_only and left_out:
         _warn(f"left out: {', '.join(left_out)}; this is not the whole of {reduction.name}")
         reduction = dataclasses.replace(reduction, inner=(), decode=None)
+    check_travels(reduction)
     frames = load_frames(args.video, args.frames)
+    model, processor = load_model(place, dtype=args.dtype, device=args.device), VideoProcessor.from_pretrained(place)
     inputs = {name: value.to(model.device) for name, value in processor(frames.pixels, args.prompt).items()}
     made = prompt_embeds(model, inputs, reduction)
     made.provenance.update(
@@ -85,16 +89,6 @@ def main(words: Sequence[str] | None = None) -> int:
     if args.language_model:
         print(f"language model: {export(model, processor.tokenizer, args.language_model)}")
     return 0
-
-
-def _fields(options: Sequence[str]) -> dict[str, Any]:
-    found = {}
-    for option in options:
-        name, equals, value = option.partition("=")
-        if not equals:
-            raise BadUsage(f"--option {option}", fix="write NAME=VALUE, for instance --option tau=0.65")
-        found[name] = yaml.safe_load(value)
-    return found
 
 
 def _warn(text: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,16 @@ class _Reached(Exception):
     """The language model is about to run: its arguments are what was wanted."""
 
 
+def check_travels(reduction: Reduction) -> None:
+    """BadUsage for stages inside the decoder, which the engine runs."""
+    if reduction.inner or reduction.decode is not None:
+        named = ", ".join([f"inner stage at layer {s.layer}" for s in reduction.inner])
+        raise BadUsage(
+            f"{reduction.name} acts inside the language model ({named or 'while generating'}), which the engine runs",
+            fix="export its outer stage alone, or run it here with reduce_tokens",
+        )
+
+
 @torch.inference_mode()
 def prompt_embeds(model: nn.Module, inputs: Mapping[str, Any], reduction: Reduction) -> PromptEmbeds:
     """What the language model of ``model`` gets for one prompt with a video under ``reduction``.
@@ -52,12 +63,7 @@ def prompt_embeds(model: nn.Module, inputs: Mapping[str, Any], reduction: Reduct
     BadUsage: stages inside the decoder, several prompts, or positions of several axes (Qwen2.5-VL), which no engine
     takes beside embeddings.
     """
-    if reduction.inner or reduction.decode is not None:
-        named = ", ".join([f"inner stage at layer {s.layer}" for s in reduction.inner])
-        raise BadUsage(
-            f"{reduction.name} acts inside the language model ({named or 'while generating'}), which the engine runs",
-            fix="export its outer stage alone, or run it here with reduce_tokens",
-        )
+    check_travels(reduction)
     if len(inputs["input_ids"]) != 1:
         raise BadUsage(f"{len(inputs['input_ids'])} prompts at once", fix="export one prompt per file")
     text, found = adapter_for(model).text, {}
@@ -89,14 +95,29 @@ def prompt_embeds(model: nn.Module, inputs: Mapping[str, Any], reduction: Reduct
 
 
 def save(prompt: PromptEmbeds, path: Path | str) -> Path:
-    """Write ``prompt_embeds``, ``position_ids`` and the provenance (in the file's metadata, as JSON)."""
+    """Write ``prompt_embeds``, ``position_ids`` and the provenance (in the file's metadata, as JSON), the whole file or
+    nothing. CannotRun when it cannot be written."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"prompt_embeds": prompt.embeds.contiguous(), "position_ids": prompt.position_ids.contiguous()}
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, {"format": FORMAT, "provenance": json.dumps(prompt.provenance, default=str)})
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, {"format": FORMAT, "provenance": json.dumps(prompt.provenance, default=str)})
+        partial.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink()
+        if isinstance(error, (OSError, SafetensorError)):
+            raise cannot_write(path, error) from error
+        raise
     return path
+
+
+def cannot_write(path: Path, error: Exception) -> CannotRun:
+    """In the kit's words; safetensors' own error keeps the system's only as text."""
+    if any(sign in str(error) for sign in ("No space left", "uota exceeded")):
+        return CannotRun(f"the disk is full: {path} could not be written", fix="free some space and run it again")
+    return CannotRun(f"{path} cannot be written ({error})", fix="name a place where you may write")
 
 
 def load(path: Path | str) -> PromptEmbeds:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from dataclasses import asdict
@@ -16,7 +17,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from holitom import paths
 from holitom.errors import BadUsage, CannotRun
+from holitom.refusals import at_least_one, folder_to_write, given, present
 from holitom.tiny import instruct, pretrain
 from holitom.tiny.loop import Stage, decayed, run_stage
 from holitom.tiny.model import build
@@ -115,18 +118,32 @@ def train(name: str, out: Path, work: Path, device: str, workers: int, scale: fl
     (out / name / "training.json").write_text(json.dumps(log, indent=1) + "\n")
 
 
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 (1: all steps of the recipe)")
+    return share
+
+
+def _count(text: str) -> int:
+    return 0 if text.strip() == "0" else at_least_one(text)
+
+
 def parser() -> argparse.ArgumentParser:
     p = Parser(prog="./reproduce.sh train-tiny", description="Rebuild the tiny models from their seeds (resumable).")
     p.add_argument(
         "--only", nargs="+", metavar="NAME", help=f"one or more of: {', '.join(RECIPES)} (default: all, in order)"
     )
-    p.add_argument("--out", type=Path, help="where the finished models go (default: data/tiny)")
-    p.add_argument("--work", type=Path, help="where unfinished training is kept (default: runs/train)")
+    p.add_argument("--out", type=given, help="where the finished models go (default: data/tiny)")
+    p.add_argument("--work", type=given, help="where unfinished training is kept (default: runs/train)")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all cores)")
-    p.add_argument("--workers", type=int, default=0, help="processes that draw clips ahead (useful with a GPU)")
+    p.add_argument("--threads", type=at_least_one, default=os.cpu_count(), help="CPU threads (default: all cores)")
+    p.add_argument("--workers", type=_count, default=0, help="processes that draw clips ahead (useful with a GPU)")
     p.add_argument(
-        "--steps", type=float, default=1.0, metavar="SHARE", help="share of the recipe's steps, for a trial run"
+        "--steps", type=_share, default=1.0, metavar="SHARE", help="share of the recipe's steps, for a trial run"
     )
     return p
 
@@ -136,22 +153,25 @@ def main(argv: list[str]) -> int:
     names = args.only or list(RECIPES)
     if unknown := [n for n in names if n not in RECIPES]:
         raise BadUsage(f"no tiny model is called {unknown[0]!r}", fix=f"choose from {', '.join(RECIPES)}")
+    present(args.device)
+    out = folder_to_write(args.out or paths.data("tiny"), "--out")
+    work = folder_to_write(args.work or paths.runs("train"), "--work")
+    for name in names:  # found now, not after hours of training
+        folder_to_write(out / name, "--out")
+        folder_to_write(work / name, "--work")
     if args.device == "cpu" and any(os.environ.get(k) != v for k, v in MALLOC.items()):
-        command = [sys.executable, "-m", "holitom.tiny.train", *argv]
+        # glibc reads these when a process starts; through the command line, which puts errors and ctrl-C into words
+        debug = ["--debug"] if "--debug" in sys.argv else []
+        command = [sys.executable, "-P", "-m", "holitom", "train-tiny", *argv, *debug]
+        sys.stdout.flush()
         os.execve(sys.executable, command, os.environ | MALLOC)
-    from holitom import paths
     from holitom.tiny.card import measure
     from holitom.tiny.card_text import write_card
 
-    out = args.out or paths.data("tiny")
     torch.set_num_threads(args.threads)
     for name in names:
-        train(name, out, args.work or paths.runs("train"), args.device, args.workers, args.steps)
+        train(name, out, work, args.device, args.workers, args.steps)
     for name in names:
         measure(out / name)
     write_card(out)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
