@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,7 @@ def execute(notebook: str, tier: str, parameters: dict[str, Any], *, progress: b
 
     kernel()
     known = set(_parameters(source))
-    with _kernel_environment():
+    with _kernel_environment(), _kernel_manager() as manager:
         try:
             papermill.execute_notebook(
                 str(source),
@@ -50,6 +51,7 @@ def execute(notebook: str, tier: str, parameters: dict[str, Any], *, progress: b
                 start_timeout=KERNEL_START_SECONDS,
                 extra_arguments=["--log-level=ERROR"],  # ipykernel warns about its own default transport otherwise
                 request_save_on_cell_execute=False,
+                kernel_manager_class=manager,
             )
         except PapermillExecutionError as error:
             raise _explained(error, notebook, copy) from error
@@ -130,3 +132,30 @@ def _kernel_environment() -> Iterator[None]:
     finally:
         if kept is not None:
             os.environ["MPLBACKEND"] = kept
+
+
+@contextmanager
+def _kernel_manager() -> Iterator[type]:
+    """A class of kernel managers. What the kernel itself writes to stderr (a failed start, for instance) is shown at
+    the end, but not after ctrl-C: a kernel that is ended at work complains about its closed sockets."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    with tempfile.TemporaryFile() as words:
+
+        class Manager(AsyncKernelManager):
+            async def start_kernel(self, **options: Any) -> None:
+                await super().start_kernel(**{**options, "stderr": words})
+
+        try:
+            yield Manager
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            _show(words)
+            raise
+        _show(words)
+
+
+def _show(words: Any) -> None:
+    words.seek(0)
+    sys.stderr.write(words.read().decode(errors="replace"))

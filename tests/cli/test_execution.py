@@ -102,3 +102,20 @@ def test_every_experiment_has_a_notebook_with_parameters(root):
         known = execution._parameters(root / "notebooks" / f"{experiment.notebook}.ipynb")
         assert "tier" in known
         assert not experiment.measures or "limit" in known
+
+
+@pytest.mark.parametrize(("stop", "shown"), [(KeyboardInterrupt, False), (CannotRun, True)])
+def test_a_kernel_that_is_interrupted_says_nothing(kit, capfd, monkeypatch, stop, shown):
+    import papermill
+
+    run = papermill.execute_notebook
+
+    def ended(*words, **options):
+        run(*words, **options)
+        raise stop("")
+
+    monkeypatch.setattr(papermill, "execute_notebook", ended)
+    kit("loud", "import sys\nprint('complaint', file=sys.__stderr__, flush=True)")
+    with pytest.raises(stop):
+        execution.execute("loud", "tiny", {"tier": "tiny"}, progress=False)
+    assert ("complaint" in capfd.readouterr().err) == shown
