@@ -111,7 +111,7 @@ def generated() -> dict[Path, str]:
 def main(words: Sequence[str] | None = None) -> int:
     """The command line; an error of the kit is one message, and its exit code."""
     try:
-        Parser(prog="python -m holitom.readme", description=__doc__.replace("``", "")).parse_args(words)
+        Parser(prog=".venv/bin/python -m holitom.readme", description=__doc__.replace("``", "")).parse_args(words)
         _write()
     except KitError as error:
         print(f"holitom.readme: {error}", file=sys.stderr)

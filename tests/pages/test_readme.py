@@ -66,7 +66,9 @@ def test_every_verdict_is_counted(monkeypatch):
     assert "Trends" not in readme.table() and "**72 of 72 REPRODUCED**" in readme.table()
 
 
-@pytest.mark.parametrize(("words", "said"), [(["--help"], "usage: python -m holitom.readme"), (["--chek"], "--chek")])
+@pytest.mark.parametrize(
+    ("words", "said"), [(["--help"], "usage: .venv/bin/python -m holitom.readme"), (["--chek"], "--chek")]
+)
 def test_its_command_line_writes_nothing_unasked(monkeypatch, capsys, words, said):
     monkeypatch.setattr(readme, "_write", lambda: pytest.fail("files were written"))
     if words == ["--help"]:
