@@ -216,8 +216,8 @@ def _check(args: argparse.Namespace) -> None:
         raise BadUsage("--part, --minutes and --dry-run belong to a plan", fix="add --plan speed or --plan tiny")
     if args.minutes is not None and not args.minutes >= 0:  # nan is refused, too
         raise BadUsage(f"--minutes {args.minutes:g}", fix="give a number of minutes, or leave it out")
-    if args.out is not None and file_to_write(args.out, "--out").exists():
-        stored_lines(args.out)  # what cannot be appended to is refused before anything is measured
+    if args.out is not None and file_to_write(args.out, "--out").exists() and not args.plan:
+        stored_lines(args.out)  # refuses what cannot be appended to; a plan reads it itself
     if args.video is not None and not args.video.is_file():
         raise BadUsage(f"there is no file {args.video}", fix="check the path, or leave --video out")
 

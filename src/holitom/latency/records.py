@@ -168,7 +168,7 @@ def write(path: Path, records: Iterable[Mapping[str, Any]], *, append: bool = Fa
     from holitom.results import write_atomic
 
     lines = "".join(json.dumps(check(record), ensure_ascii=False) + "\n" for record in records)
-    before = "".join(line + "\n" for _, line, _ in stored_lines(path)) if append and path.is_file() else ""
+    before = "".join(line + "\n" for _, line, _ in stored_lines(path, warn=False)) if append and path.is_file() else ""
     return write_atomic(path, before + lines)
 
 
@@ -190,7 +190,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def stored_lines(path: Path) -> list[tuple[int, str, Any]]:
+def stored_lines(path: Path, *, warn: bool = True) -> list[tuple[int, str, Any]]:
     """Number, text and value of every line; without a last one that is no JSON, which a kill while writing leaves."""
     raw = [(number, line) for number, line in enumerate(path.read_bytes().split(b"\n"), start=1) if line.strip()]
     found = []
@@ -201,7 +201,8 @@ def stored_lines(path: Path) -> list[tuple[int, str, Any]]:
         except ValueError as error:  # of both: UnicodeDecodeError and JSONDecodeError
             if (number, line) != raw[-1]:
                 raise _broken(path, number, f"no JSON ({error})") from error
-            print(f"warning: {path}, line {number}: cut off, left out and measured again", file=sys.stderr)
+            if warn:  # whoever appends has been told when the file was read
+                print(f"warning: {path}, line {number}: cut off, left out and measured again", file=sys.stderr)
     return found
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from holitom import paths
 from holitom.errors import BadUsage, CannotRun
@@ -169,8 +170,13 @@ def main(argv: list[str]) -> int:
     from holitom.tiny.card_text import write_card
 
     torch.set_num_threads(args.threads)
-    for name in names:
-        train(name, out, work, args.device, args.workers, args.steps)
+    try:
+        for name in names:
+            train(name, out, work, args.device, args.workers, args.steps)
+    except KeyboardInterrupt as stop:
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.close()  # or the message stands in the bar's line, and the bar is drawn again below it
+        raise KeyboardInterrupt("stopped; the last minute at most is lost; run the same command to continue") from stop
     for name in names:
         measure(out / name)
     write_card(out)
