@@ -174,7 +174,7 @@ def misused(match, **settings):
         misused("has score 'prv'", inner=[Drop(2, score="prv")]),
         misused("NoDefaults has no attribute 'score'", inner=[NoDefaults()]),
         misused("DyCokeDecode has no attribute 'score'", inner=[DyCokeDecode(2, 0.5)]),
-        misused("FastV is an inner stage, given as decode", decode=FastV(2, 0.5)),
+        misused("FastV is no decode stage", decode=FastV(2, 0.5)),
         misused(r"layer 2\.5, which is no int", inner=[Drop(2.5)]),
         misused("layer '2', which is no int", inner=[Drop("2")]),
         misused("reduction is a Preset", reduction=preset("table1", "HoliTom", 0.10)),

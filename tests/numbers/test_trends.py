@@ -187,6 +187,14 @@ def test_a_lost_log_is_named(world: World) -> None:
     assert "only its score" in world.verdict("trend-keeps-score-at-10")[1]
 
 
+def test_a_damaged_log_is_named(world: World) -> None:
+    world.measure(0.95)
+    world.measure(0.94, OUTER, 0.10)
+    log = max(world.runs.rglob("*.samples.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+    log.write_bytes(log.read_bytes()[:-20])
+    assert "are damaged" in world.verdict("trend-keeps-score-at-10")[1]
+
+
 def test_results_of_older_code_are_used_last_and_said(world: World) -> None:
     world.measure(0.95)
     world.measure(0.70, OUTER, 0.10, code="old")

@@ -113,8 +113,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     stored = load(out)
     assert f"[{len(stored.embeds)}, {stored.embeds.shape[1]}]" in capsys.readouterr().out
     assert stored.provenance["method"]["outer"]["tau"] == 0.8
-    assert main(["export-embeds", *words, "--preset", "table1:HoliTom"]) == 3
-    assert main(["export-embeds", *words, "--preset", "table1:HoliTom", "--outer-only"]) == 0
+    assert main(["export-embeds", *words, "--preset", "table1:HoliTom:0.10"]) == 3
+    assert main(["export-embeds", *words, "--preset", "table1:HoliTom:0.10", "--outer-only"]) == 0
     assert load(out).provenance["left_out"] == ["HoliTomMerge"]
     assert "left out: HoliTomMerge" in capsys.readouterr().err
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -81,8 +82,14 @@ def check_stages(
             )
     for stage in inner:
         _check_attributes(stage, _INNER)
-    if hasattr(decode, "score"):
-        raise BadUsage(f"{type(decode).__name__} is an inner stage, given as decode=", fix="give it as inner=")
+    if decode is not None:
+        try:
+            inspect.signature(decode).bind("row", "visual")
+        except TypeError:
+            raise BadUsage(
+                f"{type(decode).__name__} is no decode stage: it cannot be called with a row and ids",
+                fix="give a stage inside the decoder's prefill as inner=",
+            ) from None
     layers = [stage.layer for stage in inner]
     if len(set(layers)) < len(layers):
         raise BadUsage(f"two inner stages at one layer: {layers}", fix="give every inner stage a layer of its own")

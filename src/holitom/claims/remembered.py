@@ -29,9 +29,10 @@ class Memory:
         self.path = path
         self.new: dict[str, Any] = {}
         try:
-            self.held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            held = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            self.held = {}
+            held = {}
+        self.held: dict[str, Any] = held if isinstance(held, dict) else {}
 
     def get(self, key: str) -> Judged | None:
         """What was judged under this key; None for nothing, or for something that is no verdict any more."""

@@ -161,10 +161,13 @@ def answers(chosen: Sequence[Chosen], runs: Path) -> tuple[list[list[float]], li
                 return (
                     f"the answers of {record.row} on {record.benchmark} are not in {path.parent.name}/, only its score"
                 )
-            for line in path.read_text(encoding="utf-8").splitlines():
-                sample = json.loads(line)
-                video = f"{record.benchmark}/{sample['video']}"
-                log[record.benchmark, sample["doc_id"]] = (float(sample["correct"]), video)
+            try:
+                for line in path.read_bytes().splitlines():
+                    sample = json.loads(line)
+                    video = f"{record.benchmark}/{sample['video']}"
+                    log[record.benchmark, sample["doc_id"]] = (float(sample["correct"]), video)
+            except (ValueError, TypeError, KeyError):
+                return f"the answers of {record.row} on {record.benchmark} are damaged; its experiment writes them anew"
         logs.append(log)
     common = [question for question in logs[0] if all(question in log for log in logs)]
     if not common:

@@ -20,11 +20,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", required=True, type=given, help="the safetensors file to write")
     p.add_argument("--frames", type=int, default=32, help="frames sampled evenly (default 32)")
     p.add_argument("--method", default="HoliTom", help="a method that acts before the language model (default HoliTom)")
-    p.add_argument("--budget", type=float, default=0.1, help="share of visual tokens to keep (default 0.1)")
+    p.add_argument("--budget", type=float, help="share of visual tokens to keep (default 0.1, or the preset's own)")
     p.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="a field of the method: tau=0.65"
     )
-    p.add_argument("--preset", help="a row of a table instead, e.g. table1:HoliTom, with --outer-only if it has more")
+    p.add_argument(
+        "--preset", help="a row of a table instead, e.g. table1:HoliTom:0.10, with --outer-only if it has more"
+    )
     p.add_argument("--outer-only", action="store_true", help="leave out stages inside the language model, and say so")
     p.add_argument("--device", help="cuda or cpu (default: the GPU if there is one)")
     p.add_argument("--dtype", default="auto", help="auto (as stored), float32, float16 or bfloat16")
@@ -53,10 +55,11 @@ def main(words: Sequence[str] | None = None) -> int:
     if args.language_model:
         check_new(args.language_model)
     if args.preset:
-        fields: dict[str, Any] = {"preset": args.preset}
+        fields: dict[str, Any] = {"preset": args.preset, "budget": 1.0}  # 1: the preset's own
     else:
-        fields = {"method": args.method, "fields": fields_of(args.method, args.option)}
-    reduction = reduction_from(budget=args.budget, layers=layers, **fields)
+        fields = {"method": args.method, "fields": fields_of(args.method, args.option), "budget": 0.1}
+    fields |= {} if args.budget is None else {"budget": args.budget}
+    reduction = reduction_from(layers=layers, **fields)
     left_out = [type(stage).__name__ for stage in (*reduction.inner, *filter(None, [reduction.decode]))]
     if args.outer_only and left_out:
         _warn(f"left out: {', '.join(left_out)}; this is not the whole of {reduction.name}")
