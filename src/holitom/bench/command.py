@@ -11,8 +11,7 @@ import torch
 
 from holitom.bench.against_loop import SCALING, bench_loop, table
 from holitom.bench.methods import NAMES, bench_methods, methods_table
-from holitom.errors import CannotRun
-from holitom.refusals import at_least_one, file_to_write, given
+from holitom.refusals import at_least_one, file_to_write, given, present
 from holitom.results import write_atomic
 from holitom.types import check_budget
 from holitom.usage import Parser
@@ -21,8 +20,7 @@ from holitom.usage import Parser
 def run(argv: Sequence[str] = ()) -> int:
     """Measure, print the tables, progress on stderr. With --method only the methods' table."""
     args = _parser().parse_args(list(argv))
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise CannotRun("no CUDA device here", fix="leave --device out to measure the CPU")
+    present(args.device)
     if args.json:
         file_to_write(args.json, "--json")
     if args.threads:
