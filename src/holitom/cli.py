@@ -137,6 +137,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse's --help and --version, or a forwarded parser's own error
         return {None: 0, 0: 0, 2: 3}.get(stop.code, 2) if not isinstance(stop.code, str) else _say(stop.code, 2)
     except KeyboardInterrupt as stop:
+        # CPython remembers that code compiled from text (a dataclass being made, say) was interrupted, and would end by
+        # the signal whatever is returned here; running other text makes it forget
+        exec("")
         if debug:
             traceback.print_exc()
         elif sys.unraisablehook is sys.__unraisablehook__:

@@ -20,7 +20,7 @@ case "$*" in
   *"-m venv"*) [ "${FAKE_FAILS:-}" != venv ] || { echo "${FAKE_SAYS:-no}" >&2; exit 1; }
     mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python" ;;
   *"-m pip install"*"-e "*) touch "$(dirname "$0")/../complete" ;;
-  *"-m pip install"*core.txt*) [ "${FAKE_FAILS:-}" != slow ] || sleep 30 ;;
+  *"-m pip install"*core.txt*) [ "${FAKE_FAILS:-}" != slow ] || { touch "$(dirname "$0")/slow"; sleep 30; } ;;
   *"-m pip"*) [ "${FAKE_FAILS:-}" != pip ] || { echo "${FAKE_SAYS:-no}" >&2; exit 1; } ;;
   *) echo "ran: $*" ;;
 esac
@@ -58,7 +58,8 @@ def door(checkout, tmp_path):
             env={**kept, **tools, **environment},
         )
         if environment.get("FAKE_FAILS") == "slow":
-            time.sleep(3)
+            while not any(tmp_path.rglob("bin/slow")) and process.poll() is None:
+                time.sleep(0.05)
             os.killpg(process.pid, signal.SIGINT)  # what ctrl-C in a terminal does
         out, err = process.communicate(timeout=60)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)

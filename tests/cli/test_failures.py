@@ -136,6 +136,34 @@ def test_ctrl_c_in_a_sweep_says_what_is_kept(tmp_path):
     assert "Traceback" not in said
 
 
+TEXT = """
+    import sys, time
+    from holitom import cli
+
+    def target(words):
+        exec("print('begun', flush=True)\\ntime.sleep(60)")
+
+    cli._dispatch = target
+    sys.exit(cli.main(["list"]))
+"""
+
+
+def test_ctrl_c_while_code_made_from_text_runs(tmp_path):
+    """As while a dataclass is made: Python would end by the signal, whatever the handler returns."""
+    (tmp_path / "interrupted_text.py").write_text(textwrap.dedent(TEXT))
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "interrupted_text"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130 and said == "stopped; run the same command to continue\n"
+
+
 HALF_MADE = """
     import sys
     from holitom import cli, runner

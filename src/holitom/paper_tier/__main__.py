@@ -51,6 +51,7 @@ def main(words: Sequence[str] | None = None) -> int:
             print(f"paper tier: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
+        exec("")  # see cli.main
         return 130
     if os.environ.get("RANK", "0") == "0":
         print(f"{len(records)} cells are finished", file=sys.stderr)
