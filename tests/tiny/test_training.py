@@ -1,6 +1,7 @@
 """Training: packed questions give the plain forward's logits, and a stopped run continues as if it had not stopped."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_dense_labels_find_the_objects():
 
 
 def test_a_stopped_run_continues_bit_for_bit(tmp_path, monkeypatch):
-    """One run of four steps against two of two: same weights, same curve of steps."""
+    """One run of four steps against two of two, with a full disk between: same weights, same curve of steps."""
     monkeypatch.setattr(train, "FRAMES_PER_STEP", 8)
 
     def run(steps, folder):
@@ -89,6 +90,12 @@ def test_a_stopped_run_continues_bit_for_bit(tmp_path, monkeypatch):
     whole = run(4, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run(2, tmp_path / "stopped")
+    if Path("/dev/full").exists():
+        part = tmp_path / "stopped" / "vision.part"
+        part.symlink_to("/dev/full")
+        with pytest.raises(OSError, match="No space left"):
+            run(4, tmp_path / "stopped")
+        part.unlink()
     assert torch.load(tmp_path / "stopped" / "vision.pt", weights_only=False)["step"] == 2
     continued = run(4, tmp_path / "stopped")
     assert all(torch.equal(whole[k], continued[k]) for k in whole)

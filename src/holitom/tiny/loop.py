@@ -71,7 +71,8 @@ def run_stage(stage: Stage, model, heads: nn.Module, optimiser, folder: Path, de
     def save() -> None:
         state = {"model": model.state_dict(), "heads": heads.state_dict(), "optimiser": optimiser.state_dict()}
         part = file.with_suffix(".part")
-        torch.save(state | {"step": step, "seconds": seconds, "curve": curve}, part)
+        with part.open("wb") as stream:  # a full disk is named as such; by path, torch would say "unexpected pos"
+            torch.save(state | {"step": step, "seconds": seconds, "curve": curve}, stream)
         os.replace(part, file)
 
     source = batches(stage.draw, step, stage.steps, workers)
