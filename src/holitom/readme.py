@@ -15,6 +15,7 @@ from holitom import paths
 from holitom.claims import Judged, Verdict, all_claims
 from holitom.claims import recorded as recorded_claims
 from holitom.claims.groups import GROUPS, group_of
+from holitom.claims.headlines import declared
 from holitom.errors import KitError
 from holitom.results import write_atomic
 from holitom.usage import Parser
@@ -39,30 +40,49 @@ def table() -> str:
     judged = committed_claims()
     found = {group: [claim for claim in judged if group_of(claim) == group] for group in GROUPS}
     ways = GROUPS | {
-        "trends between methods": "declared beforehand; 1,200 questions paired by video, a tiny model, not the paper's",
-        "scores of the checkpoints": _how("table1", "paper"),
-        "times and speed-ups": _how("fig_inference", "speed"),
+        "trends between methods": "thresholds fixed beforehand; 1,200 questions paired by video, a tiny model, not the "
+        "paper's",
+        "scores of the checkpoints": _scores(found["scores of the checkpoints"]),
+        "times and speed-ups": _times(found["times and speed-ups"]),
     }
     rows = [(group, _count(claims), ways[group]) for group, claims in found.items() if claims]
     head = ("what", "verdict", "how, or what it would take")
     lines = ["| " + " | ".join(row) + " |" for row in (head, ("---",) * 3, *rows)]
     ledger = "[the ledger](data/papers/claims.yaml)"
+    twice = sum("same_as" in one for one in declared())
     lines += [
         "",
-        f"{len(judged)} claims in {ledger}; `./reproduce.sh claims` judges them; [cost of each](ARTIFACT.md).",
+        f"{len(judged)} claims in {ledger}, {twice} of them a table's number again in an abstract; "
+        "`./reproduce.sh claims` judges them; [cost of each](ARTIFACT.md).",
     ]
     missed = [c for c in judged if c.verdict is Verdict.NOT_REPRODUCED]
     if missed:
-        lines += ["", "What does not hold (trends and findings: on the tiny model):", ""]
-        lines += [f"- {c.statement} ({c.reason})" for c in missed]
+        held = recorded_claims.read(stored())
+        lines += ["", f"What does not hold (trends and findings: on the tiny model, {held.day}, {held.hardware}):", ""]
+        lines += [f"- {c.statement.removesuffix('.')} ({c.reason.partition('; recorded ')[0]})" for c in missed]
     return "\n".join(lines)
 
 
-def _how(experiment: str, tier: str) -> str:
+def _scores(judged: Sequence[Judged]) -> str:
+    """How many printed scores the paper tier can judge, and at what cost."""
+    from holitom.claims.entries import entry
     from holitom.experiments import EXPERIMENTS
 
-    one = EXPERIMENTS[experiment]
-    return f"`./reproduce.sh {one.target} --tier {tier}`: {one.costs[tier]}"
+    one, other = (EXPERIMENTS[name] for name in ("table1", "table2"))
+    able = sum(entry("", claim).tier == "paper" for claim in judged)
+    hours = (one.costs["paper"].minutes + other.costs["paper"].minutes) / 60
+    where = (
+        f"`{one.target}` and `{other.target} --tier paper`: {hours:.0f} h, {other.costs['paper'].hardware} (estimate)"
+    )
+    return f"{able} by {where}; the others' models or answers are not public"
+
+
+def _times(judged: Sequence[Judged]) -> str:
+    """The ratios that the speed tier judges; the others are times of GPUs that nobody named."""
+    from holitom.experiments import EXPERIMENTS
+
+    one, ratios = EXPERIMENTS["fig_inference"], sum(claim.id.endswith("/measured") for claim in judged)
+    return f"{ratios} ratios by `{one.target} --tier speed`: {one.costs['speed']}; no GPU is named for the times"
 
 
 def _count(judged: Sequence[Judged]) -> str:

@@ -169,7 +169,8 @@ def test_the_ledger_is_json_and_complete() -> None:
     text = json.dumps([claim.to_dict() for claim in judged])
     assert "REPRODUCED" in text and len({claim.id for claim in judged}) == len(judged)
     counts = tally(judged)
-    assert sum(counts.values()) == len(judged) and counts["NOT REPRODUCED"] == 0
+    assert sum(counts.values()) == len(judged)
+    assert [claim.id for claim in judged if claim.verdict == "NOT REPRODUCED"] == ["holitom/abstract/tokens"]
     assert all(claim.statement and claim.place and claim.reason for claim in judged)
     assert {f.name for f in dataclasses.fields(judged[0])} == set(judged[0].to_dict())
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from holitom import methods, paper, paths, readme, verdicts
-from holitom.claims import Judged, Verdict, all_claims, headlines, recorded
+from holitom.claims import Judged, Verdict, all_claims, claims_of, headlines, recorded
 from holitom.claims.defaults import method_defaults
 from holitom.claims.entries import NOWHERE, OURS, PAPERS, entries
 from holitom.claims.finished import finished_cells
@@ -162,6 +162,8 @@ def test_ratios_of_times_at_their_boundaries(low: float, value: float, high: flo
 def timed(row: str, at: str, median: float, **changes) -> dict:
     part = {"q1": 0.99 * median, "median": median, "q3": 1.01 * median}
     values = {"row": row, "at": at, "model": "ov-7b", "file": "a.jsonl", "code": "c", "frames": 32, "created": "2026"}
+    values |= {"batch": 1, "dtype": "bfloat16", "layers": 28, "full_layers": 28, "tier": "speed", "part": "rows"}
+    values |= {"outcome": "measured", "kind": "latency"}
     rate = {name: 10_000 / value for name, value in zip(("q3", "median", "q1"), part.values(), strict=True)}
     summary = {"ttft_ms": part, "decode_tok_s": rate}
     return {**values, "provenance": {"gpu": "a GPU"}, "device": "cuda", "summary": summary, **changes}
@@ -177,9 +179,32 @@ def test_times_are_judged_as_ratios_of_one_machine() -> None:
     found = speed([full, mine])[name]
     assert found.verdict is R and found.computed == pytest.approx(1000 / 440) and "a GPU" in found.reason
     assert speed([full, timed("HoliTom", "printed", 800)])[name].verdict is N
-    for other in ({"file": "b.jsonl"}, {"code": "d"}, {"frames": 64}, {"at": "10%"}, {"model": "tiny"}):
+    others = ({"file": "b.jsonl"}, {"code": "d"}, {"frames": 64}, {"at": "10%"}, {"model": "tiny"}, {"batch": 2})
+    for other in (*others, {"dtype": "float32"}, {"layers": 20}, {"provenance": {"gpu": "another GPU"}}):
         assert speed([full, mine | other])[name].verdict is OPEN, other
     assert speed([])[name].verdict is OPEN and "--tier speed" in speed([])[name].reason
+
+
+def test_what_the_named_command_measures_is_judged(tmp_path) -> None:
+    name = "fig_inference/ov-7b/HoliTom/ttft_speedup/measured"
+    file = tmp_path / "speed" / "latency.jsonl"
+    file.parent.mkdir()
+
+    def verdict(**changes) -> Verdict:
+        rows = [timed("Vanilla", "all tokens", 1000, **changes), timed("HoliTom", "printed", 440, **changes)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"tier": "speed", "part": "rows", "cut')
+        of_all = {claim.id: claim for claim in all_claims([], "speed", runs=tmp_path)}[name]
+        of_one = {claim.id: claim for claim in claims_of("fig-inference", [], "speed", runs=tmp_path)}[name]
+        assert of_all == of_one
+        return of_one.verdict
+
+    assert verdict() is R
+    assert verdict(device="CPU") is OPEN and verdict(layers=1) is OPEN
+
+
+def test_over_a_number_is_not_rounded_to_it() -> None:
+    claim = {one.id: one for one in all_claims([], "tiny")}["holitom/abstract/tokens"]
+    assert claim.computed < claim.printed and claim.verdict is N
 
 
 def test_defaults_read_from_source_are_those_of_the_classes() -> None:

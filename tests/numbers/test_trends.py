@@ -11,8 +11,9 @@ import pytest
 
 from holitom.claims import Verdict, trend_claims, trends
 from holitom.claims.selecting import Selector, choose
-from holitom.claims.trends import Trend
+from holitom.claims.trends import Trend, _interval
 from holitom.errors import BadUsage
+from holitom.evaluation.statistics import Estimate
 from holitom.experiments import EXPERIMENTS
 from holitom.results import Record, code_fingerprint
 
@@ -133,6 +134,27 @@ def test_equal(world: World, merged: float, verdict: Verdict) -> None:
     world.measure(0.90, OUTER, 0.10, (DROP,))
     world.measure(merged, OUTER, 0.10, (MERGE,))
     assert world.verdict("trend-merge-equals-drop")[0] is verdict
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [
+        (-1.4, -0.01, "-0.5 points [-1.4, 0.0]"),
+        (-1.46, 0.3, "-0.50 points [-1.46, 0.30]"),
+        (-1.498, 0.3, "-0.500 points [-1.498, 0.300]"),
+    ],
+)
+def test_a_bound_beside_the_threshold_is_shown_with_more_digits(low: float, high: float, shown: str) -> None:
+    free = next(trend for trend in trends() if trend.id == "trend-inner-is-free")
+    estimate = Estimate(value=-0.5, low=low, high=high, n=1200, groups=400)
+    assert _interval(free, estimate, "points") == f"{shown}, 400 videos"
+
+
+def test_what_was_known_is_said_with_the_verdict(world: World) -> None:
+    world.measure(0.9, frames=64)
+    world.measure(0.9, frames=32)
+    found, reason = world.verdict("trend-full-model-saturates")
+    assert found is Verdict.REPRODUCED and "both scores were known when this was declared" in reason
 
 
 def test_a_contrast(world: World) -> None:

@@ -68,7 +68,7 @@ def _head(judged: Sequence[Judged]) -> str:
     return (
         "# Artifact: claims, experiments, cost\n\n"
         "What a reviewer needs to check this kit: which claims there are, which command judges each, what that takes, "
-        "and what is not supported. The claims one by one: [data/papers/claims.yaml](data/papers/claims.yaml); their "
+        "and what is not judged. The claims one by one: [data/papers/claims.yaml](data/papers/claims.yaml); their "
         "verdicts on your machine: `./reproduce.sh claims`.\n\n"
         f"**{len(judged)} claims: {counted(judged)}.** REPRODUCED: derived to the printed digit, or measured within a "
         "tolerance fixed beforehand. WITHIN NOISE: the data allow either. QUOTED: printed, not checked. A verdict of "
@@ -115,22 +115,24 @@ def _by_experiment(judged: Sequence[Judged], ledger: dict[str, Entry]) -> str:
     hours = {tier: sum(_minutes(one, tier) for one in EXPERIMENTS.values()) / 60 for tier in TIERS}
     total = "; ".join(f"{tier}: {hours[tier]:.1f} h, {DISK_GB[tier]} GB of disk" for tier in TIERS)
     lines.append(f"\nAll of them, from an empty cache (experiments share cells, so it is less): {total}.")
-    lines.append("Memory: 4 GB (tiny), one GPU of 80 GB (speed, 7B), eight of them for the 72B model.")
+    lines.append(
+        "Memory: 4 GB (tiny), one GPU of 80 GB (speed, and paper with 7B), one of over 150 GB for the 72B model."
+    )
     return "\n".join(lines)
 
 
 def _not_supported(judged: Sequence[Judged], ledger: dict[str, Entry]) -> str:
-    """Every claim that nothing here can judge, with the reason."""
+    """Every claim on which nothing here can give a verdict, with the reason."""
     mine = [claim for claim in judged if ledger[claim.id].tier == NOWHERE]
     reasons: dict[str, list[str]] = {}
     for claim in mine:
         reasons.setdefault(claim.reason, []).append(ledger[claim.id].id)
-    lines = [f"## Not supported: {len(mine)} claims\n"]
+    lines = [f"## Not judged here: {len(mine)} claims\n"]
     lines += [f"- {_ranges(ids)}: {reason}" for reason, ids in reasons.items()]
     later = [claim for claim in judged if ledger[claim.id].tier == "paper"]
     lines.append(
         f"\n{len(later)} more need the published checkpoints and benchmarks; nobody has run that tier with this kit, "
-        "so they are quoted. The 72B model and LLaVA-Video-7B need their checkpoints converted or several GPUs."
+        "so they are quoted. LLaVA-Video-7B has to be converted first; the 72B model is not split over GPUs."
     )
     return "\n".join(lines)
 
@@ -146,7 +148,7 @@ def _checklist() -> str:
             "Data",
             "a synthetic world, drawn from a seed; MVBench, EgoSchema, LongVideoBench, VideoMME for the paper tier",
         ),
-        ("Hardware", "tiny: 2 CPU cores; speed: one CUDA GPU; paper: GPUs of 80 GB"),
+        ("Hardware", "tiny: 2 CPU cores; speed: one CUDA GPU; paper: GPUs of 80 GB, of over 150 GB for 72B"),
         ("Software", "Linux, Python 3.11 or 3.12, versions locked in requirements/"),
         ("Metrics", "accuracy with intervals clustered by video; FLOPs; time to the first token; tokens per second"),
         ("Output", "figures/<tier>/ with a CSV beside each figure; runs/ with every answer; verdicts in the terminal"),

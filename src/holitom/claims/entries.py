@@ -12,14 +12,14 @@ from typing import Any
 
 import yaml
 
-from holitom import paths
+from holitom import paper, paths
 from holitom.claims.judging import Judged
 from holitom.claims.ledger import all_claims
 from holitom.experiments.registry import CPU, EXPERIMENTS, Cost, target
 from holitom.results import Number
 
 NOWHERE = "none"
-"""The tier of a claim that this kit cannot judge: another model, an unnamed GPU, training."""
+"""The tier of a claim that this kit cannot judge: another model, an unnamed GPU, training, answers that nobody has."""
 PAPERS = (
     "HoliTom",
     "MMG-Vid",
@@ -31,6 +31,7 @@ PAPERS = (
     "PruneVid",
     "FastVID",
     "ToMe",
+    "InfoMerge",
 )
 OURS = "this kit"
 WHY = {
@@ -39,7 +40,9 @@ WHY = {
     "time": "the paper does not name its GPU",
     "quoted": "nothing is compared",
 }
-_SCORES = ("/mvbench", "/egoschema", "/longvideobench", "/videomme")
+_SCORES = tuple(f"/{name}" for name in paper.BENCHMARKS if name not in paper.OTHER_QUESTIONS)
+_OWN = re.compile(r": (nothing printed|nothing;|no random row)|: nothing$")
+"""How the place of a trend ends that no paper prints: it is this kit's."""
 _HEADER = """\
 # Every claim that this kit knows: what it says, where it stands, how it was read, what would judge it and at what cost.
 # Written by python -m holitom.claims.write from the tables beside it, trends*.yaml and headlines.yaml: edit those.
@@ -124,6 +127,8 @@ def entry(number: str, claim: Judged) -> Entry:
 
 def paper_of(claim: Judged) -> str:
     """Whose claim it is: the paper that its place begins with, or this kit."""
+    if claim.id.startswith("trend-") and _OWN.search(claim.place):
+        return OURS
     return next((name for name in PAPERS if re.match(rf"{re.escape(name)}\b", claim.place)), OURS)
 
 
@@ -152,10 +157,8 @@ def _wanted(claim: Judged) -> tuple[str, str]:
         return "speed", "time"
     if claim.source == "derived":
         return "any", "derived"
-    if claim.unit == "points" and (claim.experiment in ("fig_inner", "fig_frames") or claim.id.endswith(_SCORES)):
+    if claim.unit == "points" and claim.experiment in ("table1", "table2") and claim.id.endswith(_SCORES):
         return "paper", "score"
-    if "--tier paper" in claim.reason:
-        return "paper", "quoted"
     return NOWHERE, "time" if claim.unit in ("ms", "tokens/s", "x") else "quoted"
 
 

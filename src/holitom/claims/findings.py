@@ -94,14 +94,14 @@ def causal_mask(others: Mapping[str, Judged]) -> Judged:
         verdict = Verdict.NOT_REPRODUCED
     elif all(one is Verdict.REPRODUCED for one in verdicts):
         verdict = Verdict.REPRODUCED
-    parts = [f"{MASK_TRENDS[one.id]} {one.computed:+.1f} [{one.low:+.1f}, {one.high:+.1f}]" for one in trends]
+    parts = [f"{MASK_TRENDS[one.id]} {one.computed:+z.1f} [{one.low:+z.1f}, {one.high:+z.1f}]" for one in trends]
     return Judged(
         **common,
         computed=worst.computed,
         low=worst.low,
         high=worst.high,
         verdict=verdict,
-        reason=f"differences in points: {'; '.join(parts)}",
+        reason=f"points, changed stage minus the text's: {'; '.join(parts)}",
         source="measured",
         records=tuple(dict.fromkeys(record for trend in trends for record in trend.records)),
     )

@@ -24,7 +24,7 @@ def group_of(claim: Judged) -> str:
         return "trends between methods"
     flops = claim.id.endswith(("/flops_t", "/flops_pct"))
     if claim.source == "derived" or flops:
-        if claim.experiment not in ("table1", "table2"):
+        if claim.experiment not in ("table1", "table2") or "/abstract/" in claim.id:
             return "other printed arithmetic"
         return "FLOPs of Tables 1 and 2" if flops else "averages and shares of both"
     return "times and speed-ups" if claim.unit in ("ms", "x", "tokens/s") else "scores of the checkpoints"

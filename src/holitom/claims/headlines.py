@@ -32,10 +32,8 @@ def holitom_tokens_removed() -> tuple[float, str]:
     """Share of the tokens gone before the language model at 10 %, by the counts behind the FLOPs cells."""
     counts = paper.layer_tokens("table1", "ov-7b", "HoliTom", 10)
     before, over_layers = 100 * (1 - counts[0] / 6272), 100 * (1 - sum(counts) / len(counts) / 6272)
-    why = (
-        f"{counts[0]} of 6272 stay, so {before:.1f} % are gone, not over 90; with the inner stage, {over_layers:.1f} %"
-    )
-    return before, f"{why} on average over the layers"
+    why = f"{counts[0]} of 6272 stay: whole tokens per frame, rounded up; with the inner stage {over_layers:.1f} %"
+    return before, f"{why} are gone on average over the layers"
 
 
 def hieravid_mean_share() -> tuple[float, str]:
@@ -82,7 +80,10 @@ def _headline(values: Mapping[str, Any], others: Mapping[str, Judged]) -> Judged
             )
         computed, why = DERIVED[values["derive"]]()
         digits = str(values["value"]).partition(".")[2]
-        verdict = judge_value(values["value"], computed, len(digits))
+        if values.get("bound") == "above":
+            verdict = Verdict.REPRODUCED if computed > values["value"] else Verdict.NOT_REPRODUCED
+        else:
+            verdict = judge_value(values["value"], computed, len(digits))
         reason = f"{computed:.{len(digits) + 2}f} {values['unit']}: {why}"
         words = {"tolerance": values["tolerance"], "reason": reason, "source": "derived"}
         return Judged(**common, **words, computed=computed, verdict=verdict)

@@ -34,7 +34,7 @@ def all_claims(
     that ``records`` cannot judge; None: fresh measurements only; any_code: also those that another code measured."""
     derived = [claim for table in DERIVED for claim in table_claims(table)]
     derived += [claim for further in FURTHER.values() for claim in further()]
-    figures = [*label_claims(), *time_claims(), *point_claims()]
+    figures = [*label_claims(), *time_claims(runs=runs), *point_claims()]
     scores = [claim for table in SCORED for claim in score_claims(table, records)]
     trends = with_recorded(trend_claims(records, tier, runs=runs), tier, recorded, any_code=any_code)
     made = [*derived, *figures, *scores, *trends]
@@ -51,6 +51,8 @@ def claims_of(experiment: str, records: Sequence[Record], tier: str, *, runs: Pa
         return [claim for claim in cells if claim.id.endswith(("/flops_t", "/flops_pct"))]
     derived = table_claims(name) if name in DERIVED else []
     derived += FURTHER[name]() if name in FURTHER else []
+    if name == "fig_inference":
+        derived += [*label_claims(), *time_claims(runs=runs)]
     scores = score_claims(name, records) if name in SCORED else []
     trends = trend_claims(records, tier, experiment=name, runs=runs)
     if name == "findings":

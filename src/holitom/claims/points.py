@@ -27,7 +27,12 @@ PARTIAL = (
     "measures the other three and the public part of the fourth"
 )
 _TIMES = {"vision_ms": "vision tower", "other_ms": "other work before the LLM", "llm_ms": "LLM prefill"}
-_RATIOS = {"ttft_speedup": ("ttft_ms", "the time to the first token"), "decode_speedup": ("decode_tok_s", "decoding")}
+_RATIOS = {
+    "ttft_speedup": ("ttft_ms", "the first token comes"),
+    "decode_speedup": ("decode_tok_s", "decoding runs"),
+}
+_SAME = ("file", "code", "frames", "batch", "device", "dtype", "layers")
+"""What two timed rows have to share for their ratio to mean anything; their GPU besides."""
 
 
 def point_claims() -> list[Judged]:
@@ -69,10 +74,10 @@ def label_claims() -> list[Judged]:
     return made
 
 
-def time_claims(records: Sequence[Mapping[str, Any]] | None = None) -> list[Judged]:
+def time_claims(records: Sequence[Mapping[str, Any]] | None = None, *, runs: Path | None = None) -> list[Judged]:
     """Milliseconds and rates, which stay quoted, and ratios, judged from speed-tier records of latency (None: those in
-    data/measured)."""
-    found = recorded_rows() if records is None else list(records)
+    data/measured and, with ``runs``, those measured here)."""
+    found = recorded_rows(runs=runs) if records is None else list(records)
     made = []
     for _, row in paper.table("fig_inference").iterrows():
         made += [_quoted_time(row, column, f"{what} {row[column]:g} ms") for column, what in _TIMES.items()]
@@ -81,14 +86,29 @@ def time_claims(records: Sequence[Mapping[str, Any]] | None = None) -> list[Judg
     return made
 
 
-def recorded_rows(folder: Path | None = None) -> list[dict[str, Any]]:
-    """The timed rows of the TTFT figure at the papers' shapes, of all machines in data/measured."""
+def recorded_rows(folder: Path | None = None, *, runs: Path | None = None) -> list[dict[str, Any]]:
+    """The timed rows of the TTFT figure on a GPU with every layer of the papers' shapes: of all machines in
+    data/measured, and of this one in ``runs``/speed."""
+    files = sorted((folder or paths.data("measured")).glob("*.jsonl"))
+    here = runs / "speed" / "latency.jsonl" if runs else None
     rows = []
-    for path in sorted((folder or paths.data("measured")).glob("*.jsonl")):
+    for path in [*files, *([here] if here and here.is_file() else [])]:
+        name = f"runs/speed/{path.name}" if path == here else f"data/measured/{path.name}"
         for line in path.read_text(encoding="utf-8").splitlines():
-            if '"tier": "speed"' in line and '"part": "rows"' in line:
-                rows.append({**json.loads(line), "file": path.name})
-    return [row for row in rows if row.get("outcome") == "measured" and row.get("kind") == "latency"]
+            if '"tier": "speed"' in line and '"part": "rows"' in line and (row := _row(line)):
+                rows.append({**row, "file": name})
+    return [row for row in rows if (row.get("outcome"), row.get("kind")) == ("measured", "latency") and _whole(row)]
+
+
+def _row(line: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(line))
+    except ValueError:
+        return {}  # cut off; the next measurement makes it again
+
+
+def _whole(row: Mapping[str, Any]) -> bool:
+    return row["device"] != "CPU" and row["layers"] == row["full_layers"]
 
 
 def judge_ratio(low: Number, value: Number, high: Number, printed: Number) -> Verdict:
@@ -138,7 +158,7 @@ def _ratios(row: pd.Series, records: Sequence[Mapping[str, Any]]) -> Iterator[Ju
             continue
         common = {
             "id": f"fig_inference/{row['model']}/{row['method']}/{column}/measured",
-            "statement": f"{paper.MODELS[row['model']]}, {row['method']}: {what} is {row[column]:.2f} times as fast",
+            "statement": f"{paper.MODELS[row['model']]}, {row['method']}: {what} {row[column]:.2f} times as fast",
             "place": place_of("fig_inference"),
             "printed": float(row[column]),
             "unit": "x",
@@ -149,7 +169,7 @@ def _ratios(row: pd.Series, records: Sequence[Mapping[str, Any]]) -> Iterator[Ju
         }
         pairs = [pair for pair in _pairs(row, records) if all(one["summary"].get(metric) for one in pair)]
         if not pairs:
-            why = "no speed-tier record of this row in data/measured; ./reproduce.sh fig-inference --tier speed"
+            why = "no record of this row on a GPU; ./reproduce.sh fig-inference --tier speed measures and judges it"
             yield Judged(**common, verdict=Verdict.NOT_RUN, reason=why, source="quoted")
             continue
         full, mine = max(pairs, key=lambda pair: str(pair[1]["created"]))
@@ -168,13 +188,16 @@ def _ratios(row: pd.Series, records: Sequence[Mapping[str, Any]]) -> Iterator[Ju
 
 
 def _pairs(row: pd.Series, records: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """The full model and this row at its printed budget, timed by the same code on the same machine."""
+    """The full model and this row at its printed budget, timed by the same code on the same GPU."""
     here = [r for r in records if r["model"] == row["model"]]
     rows = [r for r in here if (r["row"], r["at"]) == (row["method"], "printed")]
     base = [r for r in here if r["row"] == "Vanilla"]
-    return [
-        (b, r) for r in rows for b in base if (b["file"], b["code"], b["frames"]) == (r["file"], r["code"], r["frames"])
-    ]
+    return [(b, r) for r in rows for b in base if _alike(b, r)]
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    gpus = [record["provenance"].get("gpu") for record in (one, other)]
+    return gpus[0] == gpus[1] and all(one[name] == other[name] for name in _SAME)
 
 
 def _ratio(full: Mapping[str, Any], mine: Mapping[str, Any], *, faster_is_less: bool) -> tuple[float, float, float]:

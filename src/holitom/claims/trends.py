@@ -1,8 +1,8 @@
 """Trends: what the papers' tables say about methods, as differences that a small model can show or fail to show.
 
 Each is declared in data/papers/trends.yaml, or a trends_*.yaml beside it, with its threshold and the reason for it,
-before anything is measured, and judged from per-question answers by paired statistics clustered by video. A trend of
-the tiny tier is a statement about the tiny model; it never turns a printed number into a reproduced one.
+before its comparison is computed, and judged from per-question answers by paired statistics clustered by video. A trend
+of the tiny tier is a statement about the tiny model; it never turns a printed number into a reproduced one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Trend:
 
     test: "above": score of a minus score of b lies above ``threshold`` points; "equal": it lies within +-
     threshold; "retained": a keeps more than ``threshold`` per cent of b's score; "contrast": (a - b) - (c - d) lies
-    above threshold.
+    above threshold. note: what a reader should know besides, such as a score that was known
+    when it was declared.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Trend:
     b: Selector
     c: Selector | None = None
     d: Selector | None = None
+    note: str = ""
     tier: str = "tiny"
     model: str = "onevision"
     benchmarks: Sequence[str] = field(default_factory=lambda: ("tiny_actions", "tiny_ego", "tiny_long", "tiny_general"))
@@ -106,8 +108,8 @@ def _judge(trend: Trend, records: Sequence[Record], runs: Path, memory: Memory) 
     if len(set(videos)) < FEWEST_VIDEOS:
         return _not_run(trend, f"only {len(set(videos))} videos were answered, {FEWEST_VIDEOS} are needed")
     estimate, unit, verdict = _test(trend, correct, videos)
-    said = f"{estimate.value:.1f} {unit} [{estimate.low:.1f}, {estimate.high:.1f}], {estimate.groups} videos"
-    notes = [said, "" if estimate.p is None else _p_value(estimate.p), f"{_against(chosen)} tokens kept"]
+    notes = [_interval(trend, estimate, unit), "" if estimate.p is None else _p_value(estimate.p)]
+    notes += [f"{_against(chosen)} tokens kept", trend.note]
     notes.append("" if all(one.current for one in chosen) else "measured with an earlier version of the code")
     judged = Judged(
         **_common(trend),
@@ -122,6 +124,16 @@ def _judge(trend: Trend, records: Sequence[Record], runs: Path, memory: Memory) 
         records=tuple(record.extra.get("cell") or record.key for record in behind),
     )
     return memory.put(key, judged)
+
+
+def _interval(trend: Trend, estimate: Estimate, unit: str) -> str:
+    """The estimate in words; with more decimals than one where that would hide on which side of the threshold a bound
+    lies."""
+    limits = (trend.threshold, -trend.threshold) if trend.test == "equal" else (trend.threshold,)
+    near = min(abs(bound - limit) for bound in (estimate.low, estimate.high) for limit in limits)
+    digits = 1 if near >= 0.05 else 2 if near >= 0.005 else 3
+    value, low, high = (f"{number:z.{digits}f}" for number in (estimate.value, estimate.low, estimate.high))
+    return f"{value} {unit} [{low}, {high}], {estimate.groups} videos"
 
 
 def _against(chosen: Sequence[Chosen]) -> str:

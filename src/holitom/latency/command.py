@@ -213,7 +213,9 @@ def _check(args: argparse.Namespace) -> None:
     if min(args.new_tokens, args.decode_repeats) < 0:
         raise BadUsage("a negative number of tokens or repeats", fix="give 0 to leave decoding out")
     if not args.plan and (args.dry_run or args.part or args.minutes is not None):
-        raise BadUsage("--part, --minutes and --dry-run belong to a plan", fix="add --plan speed or --plan tiny")
+        raise BadUsage(
+            "--part, --minutes and --dry-run belong to a plan", fix="add --plan speed, --plan tiny or --plan cpu"
+        )
     if args.minutes is not None and not args.minutes >= 0:  # nan is refused, too
         raise BadUsage(f"--minutes {args.minutes:g}", fix="give a number of minutes, or leave it out")
     if args.out is not None and file_to_write(args.out, "--out").exists() and not args.plan:
