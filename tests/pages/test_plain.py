@@ -23,6 +23,7 @@ from holitom.tables.plain import (
     percent,
     plain,
     quoted,
+    scored,
     small,
     words,
 )
@@ -100,6 +101,11 @@ def test_looks():
     assert quoted(number(1))(2.0).kind == "quoted" and quoted(mark)(True).kind == "quoted"
 
 
+def test_a_score_near_100_shows_its_true_interval_and_no_impossible_accuracy():
+    text = scored(99.0, 95.8, 99.8, second="−0.4 ±1.0")
+    assert text.markdown() == "99.0 [95.8, 99.8] (−0.4 ±1.0)" and "±" not in text.value + text.interval
+
+
 @pytest.mark.parametrize(
     ("setting", "text"),
     [
@@ -160,7 +166,8 @@ def test_the_points_of_a_curve_stand_in_one_line():
         }
     )
     table = notebooks.curves(points)
-    assert values(table) == [["all tokens", "97.0 ±1.0", "–"], ["A", "90.0 ±2.0", "60.0 ±2.0"], ["B", "80.0 ±1.0", "–"]]
+    assert values(table) == [["all tokens", "97.0", "–"], ["A", "90.0", "60.0"], ["B", "80.0", "–"]]
+    assert table.rows[0].cells[1].interval == "[96.0, 98.0]"
     assert [cell.second for cell in table.rows[1].cells[1:]] == ["10.0 % FLOPs", "2.0 % FLOPs"]
 
 

@@ -82,6 +82,12 @@ def test_values_are_words_and_never_markup():
     assert Cells(html).rows[2][0][2] == "<0.001a & b"
 
 
+def test_an_interval_stands_beside_its_value_in_smaller_type():
+    cells = (Text("a"), Text("99.0", "measured", second="−0.4", interval="[95.8, 99.8]"), Text())
+    html = table_html("key", COLUMNS, [Row(cells)])
+    assert "<b>99.0</b> <small>[95.8, 99.8]</small><br><small>−0.4</small>" in html
+
+
 def test_quoted_and_measured_differ_without_a_style_sheet():
     cells = (Text("a"), Text("58.4", "quoted"), Text("97.2", "measured", second="−0.4"))
     html = table_html("key", COLUMNS, [Row(cells)])

@@ -10,7 +10,9 @@ from holitom.ablations import DEFAULT, LEVEL, MARGIN, Factor, Finding, clear
 from holitom.figures.style import TIER_STAMPS
 from holitom.scores import BASELINE
 from holitom.tables import TableView
+from holitom.tables.measured import WIDE
 from holitom.tables.parts import Column, Kind, Part, Row, Text
+from holitom.tables.plain import p_value, scored, signed
 
 NAME = "ablations_table"
 LOOKS: dict[str, tuple[str, Kind]] = {
@@ -31,7 +33,7 @@ def ablation_table(table: pd.DataFrame, findings: Sequence[Finding], tier: str) 
         Column("", "Change", 2.1, "left"),
         Column("tokens", "per layer", 0.72),
         Column("", "FLOPs %", 0.62),
-        Column("average", "score", 0.98),
+        Column("average", "score", WIDE),
         *(Column("difference to the default (points)", name, 0.95) for name in names),
         Column("difference to the default (points)", "average", 1.55),
         Column("", "p (Holm)", 0.68),
@@ -60,7 +62,7 @@ def expectations(factors: Sequence[Factor]) -> pd.DataFrame:
 
 def _cells(row: pd.Series, names: Sequence[str]) -> tuple[Text, ...]:
     label = {DEFAULT: "HoliTom as published", BASELINE: "all tokens"}.get(row["variant"], row["variant"])
-    score = Text(f"{row['value']:.1f} ±{(row['high'] - row['low']) / 2:.1f}", "measured")
+    score = scored(row["value"], row["low"], row["high"])
     cells = [Text(label, bold=row["factor"] == ""), Text(f"{row['tokens']:.1f}", "measured")]
     cells += [Text(f"{row['flops_pct']:.1f}", "measured"), score]
     if pd.isna(row["diff"]):
@@ -71,21 +73,12 @@ def _cells(row: pd.Series, names: Sequence[str]) -> tuple[Text, ...]:
     interval = f"[{signed(row['diff_low'])}, {signed(row['diff_high'])}]"
     cells.append(Text(f"{signed(row['diff'])} {interval}", "measured"))
     tested = pd.notna(row["p_holm"])
-    cells.append(Text(_p(row["p_holm"]), "plain") if tested else Text("–", "muted"))
+    cells.append(Text(p_value(row["p_holm"]), "plain") if tested else Text("–", "muted"))
     cells.append(Text(f"{row['changed']:.0f}", "plain"))
     word = WORDS[clear(row) if tested else 0]
     same = tested and not row["changed"]
     cells.append(word if tested and not same else Text("no answer changes" if same else "not tested", "muted"))
     return tuple(cells)
-
-
-def signed(value: float | int) -> str:
-    """+0.4, −1.2, 0.0."""
-    return "0.0" if abs(value) < 0.05 else f"{value:+.1f}".replace("-", "−")
-
-
-def _p(value: float) -> str:
-    return "<0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
 
 
 def _caption(table: pd.DataFrame, tier: str) -> str:
@@ -94,7 +87,7 @@ def _caption(table: pd.DataFrame, tier: str) -> str:
     counts = table["n"].max()
     return (
         f"{stamp}. Every row changes one thing and is compared with the default on the same {counts} questions: "
-        "accuracy in %, ± half of the 95 % interval; differences with 95 % intervals clustered by video, * where that "
+        "accuracy in % with its 95 % interval; differences with 95 % intervals clustered by video, * where that "
         "of one benchmark leaves out 0 (not corrected). p: sign flips of whole videos, corrected by Holm for "
         f"{tested} comparisons; below and above mean p < {LEVEL:g} after that. Answers changed: of these {counts}. "
         f"Matters little: the whole interval within {MARGIN:g} points. Tokens: visual tokens per layer, mean over "

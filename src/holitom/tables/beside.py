@@ -15,7 +15,7 @@ from holitom.budgets import WITHIN
 from holitom.scores import AVERAGE, with_average
 from holitom.tables.derived import SHORT, quoted
 from holitom.tables.lines import MODEL_NAMES, tasks
-from holitom.tables.measured import missed, opening, retained_text, score_text, share_text
+from holitom.tables.measured import WIDE, missed, opening, retained_text, score_text, share_text
 from holitom.tables.parts import Column, Part, Row, Text
 
 Shares = Mapping[tuple[str, str, int], float]
@@ -45,8 +45,8 @@ def _columns(tier: str) -> tuple[Column, ...]:
         Column("tokens kept (%)", "before", 0.58),
         Column("tokens kept (%)", "layers", 0.55),
         Column("", "FLOPs %", 0.62),
-        *(Column(SHORT[column], task, 1.15) for column, task in tasks(tier).items()),
-        Column("average", "measured", 0.98),
+        *(Column(SHORT[column], task, WIDE) for column, task in tasks(tier).items()),
+        Column("average", "measured", WIDE),
         Column("% of all tokens' score", "quoted", 0.72),
         Column("% of all tokens' score", "measured", 0.78),
     )

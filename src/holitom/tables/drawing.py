@@ -21,7 +21,7 @@ COLOURS = {
     "bad": "#b3261e",
     "muted": "#8a8a8a",
 }
-SIZE = 8.0
+SIZE, SMALL = 8.0, 6.8
 
 
 def draw(part: Part) -> Figure:
@@ -107,8 +107,15 @@ def _cell(
         "color": COLOURS[text.kind],
         "style": "italic" if text.kind == "quoted" else "normal",
     }
+    if not text.value:
+        return
+    middle = top + high * (0.30 if text.second else 0.5)
+    value = {"fontsize": size, "fontweight": "bold" if strong else "normal", **look}
+    if text.interval:
+        beside = ax.text(x, middle, text.interval, fontsize=SMALL, **look)
+        at = {"xy": (0, 0.5), "xycoords": beside, "xytext": (-3, 0), "textcoords": "offset points"}
+        ax.annotate(text.value, **at, **value)  # ends where its interval begins
+    else:
+        ax.text(x, middle, text.value, **value)
     if text.second:
-        ax.text(x, top + high * 0.30, text.value, fontsize=size, fontweight="bold" if strong else "normal", **look)
-        ax.text(x, top + high * 0.72, text.second, fontsize=6.8, **look)
-    elif text.value:
-        ax.text(x, top + high / 2, text.value, fontsize=size, fontweight="bold" if strong else "normal", **look)
+        ax.text(x, top + high * 0.72, text.second, fontsize=SMALL, **look)

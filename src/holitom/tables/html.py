@@ -133,6 +133,7 @@ def _cell(text: Text, column: Column, *, row: bool) -> str:
     brief = len(text.value) <= SHORT and not text.second  # what stands below a name may wrap
     short = ["short"] if column.align == "left" and brief else []
     classes = " ".join([column.align, text.kind, *short, *(["bold"] if text.bold else [])])
-    words = _stressed(text) + (f"<br><small>{escape(text.second)}</small>" if text.second else "")
+    words = _stressed(text) + (f" <small>{escape(text.interval)}</small>" if text.interval else "")
+    words += f"<br><small>{escape(text.second)}</small>" if text.second else ""
     tag, scope = ("th", ' scope="row"') if row and text.value else ("td", "")
     return f'<{tag} class="{classes}"{_side(column)}{scope}>{words}</{tag}>'

@@ -15,7 +15,10 @@ from holitom.scores import AVERAGE, SHARES, with_average
 from holitom.tables.derived import NUMBER, SHORT, quoted
 from holitom.tables.lines import Line, further_blocks, printed_blocks, rows_of, status, tasks
 from holitom.tables.parts import Column, Part, Row, Text
+from holitom.tables.plain import minus, scored, signed
 
+WIDE = 1.2
+"""Inches that a score with its interval takes."""
 ELSEWHERE = (
     "Random saliency: drawn numbers in place of the tower's attention. Control saliency: that of a second tower, whose "
     "attention goes to the background. Saliency bottom-k keeps what is attended least. "
@@ -59,10 +62,10 @@ def columns(tier: str, *, printed: bool = True) -> tuple[Column, ...]:
     per = []
     for column, task in tasks(tier).items():
         if tier == "tiny" or not printed:
-            per.append(Column(SHORT[column], task, 0.98))
+            per.append(Column(SHORT[column], task, WIDE))
         else:
-            per += [Column(f"{SHORT[column]} · {task}", *rest) for rest in (("quoted", 0.52), ("measured", 0.98))]
-    mean = [Column("average", "measured", 0.98), Column("% of Vanilla", "measured", 0.68 if printed else 0.95)]
+            per += [Column(f"{SHORT[column]} · {task}", *rest) for rest in (("quoted", 0.52), ("measured", WIDE))]
+    mean = [Column("average", "measured", WIDE), Column("% of Vanilla", "measured", 0.68 if printed else 0.95)]
     if printed:
         mean = [wide for one in mean for wide in (Column(one.group, "quoted", 0.52), one)]
     return (
@@ -76,20 +79,19 @@ def columns(tier: str, *, printed: bool = True) -> tuple[Column, ...]:
 
 
 def score_text(score: pd.Series) -> Text:
-    """A measured score with half of its 95 % interval, and below it the paired difference to all tokens; * where the
-    interval of the difference leaves out 0."""
-    value = f"{score['value']:.1f} ±{(score['high'] - score['low']) / 2:.1f}"
-    if pd.isna(score["diff"]):
-        return Text(value, "measured")
-    clear = "*" if score["diff_low"] > 0 or score["diff_high"] < 0 else ""
-    half = (score["diff_high"] - score["diff_low"]) / 2
-    return Text(value, "measured", second=f"{_signed(score['diff'])} ±{half:.1f}{clear}")
+    """A measured score with its 95 % interval, and below it the paired difference to all tokens, whose interval is
+    symmetric; * where that leaves out 0."""
+    second = ""
+    if not pd.isna(score["diff"]):
+        clear = "*" if score["diff_low"] > 0 or score["diff_high"] < 0 else ""
+        second = f"{signed(score['diff'])} ±{(score['diff_high'] - score['diff_low']) / 2:.1f}{clear}"
+    return scored(score["value"], score["low"], score["high"], second=second)
 
 
 def _cells(line: Line, tier: str) -> Iterable[Text]:
     by = {row["benchmark"]: row for _, row in line.mine.iterrows()}
     spent = None if line.spent is None else line.spent["spent"]
-    remark = "" if spent is None or spent.met else f"{spent.off_per_frame:+.1f} per frame".replace("-", "−")
+    remark = "" if spent is None or spent.met else minus(f"{spent.off_per_frame:+.1f} per frame")
     yield Text(line.label, bold=line.label == "HoliTom", second=status(line) if _open(line) else remark)
     yield Text(line.share)
     yield from (share_text(line.spent, name) for name in ("kept_pct", "flops_pct"))
@@ -131,9 +133,9 @@ def opening(tier: str, found: pd.DataFrame) -> str:
     stamp = TIER_STAMPS[tier][0].upper() + TIER_STAMPS[tier][1:]
     stands = "MVB, Ego, LVB, VMME: the paper's benchmark that each tiny one stands for. " if tier == "tiny" else ""
     return (
-        f"{stamp}. Measured: accuracy in %, ± half of the 95 % interval clustered by video, n = {n} questions per "
-        "benchmark; in the second line (in brackets in text) the difference to all tokens on the same questions, * "
-        f"where its 95 % interval leaves out 0. {stands}"
+        f"{stamp}. Measured: accuracy in % with its 95 % interval clustered by video, n = {n} questions per "
+        "benchmark; in the second line (in round brackets in text) the difference to all tokens on the same questions, "
+        f"± half of its interval, * where its 95 % interval leaves out 0. {stands}"
     )
 
 
@@ -155,10 +157,6 @@ def _caption(tier: str, found: pd.DataFrame, rows: Iterable[Row], *, printed: bo
         f"model{below if missed(rows) else ''}. FLOPs %: of all tokens, by the papers' formula, at realised counts; "
         "what stages inside the model save shows there. Every count of tokens is in the part on budgets."
     )
-
-
-def _signed(value: float | int) -> str:
-    return f"{value:+.1f}".replace("-", "−") if abs(value) >= 0.05 else "0.0"
 
 
 def measured_numbers(found: pd.DataFrame) -> list[dict[str, Any]]:

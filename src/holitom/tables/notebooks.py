@@ -23,6 +23,7 @@ from holitom.tables.plain import (
     p_value,
     percent,
     plain,
+    scored,
     words,
 )
 
@@ -120,7 +121,7 @@ def losses(types: pd.DataFrame) -> Plain:
 
 
 def curves(points: pd.DataFrame) -> Plain:
-    """A line per method, its points from the dearest to the cheapest: score, half of its interval, and below it what it
+    """A line per method, its points from the dearest to the cheapest: score, its interval, and below it what it
     costs. points: ``figures.points.measured_tradeoff``."""
     lines: dict[str, dict[str, Any]] = {}
     for method, found in points.sort_values("x", ascending=False).groupby("method", sort=False):
@@ -131,11 +132,11 @@ def curves(points: pd.DataFrame) -> Plain:
     over = "average accuracy (%), and its FLOPs in % of all tokens'"
     columns |= {str(place): (f"{over} | {place}", lambda cell: cell) for place in range(1, most)}
     counts = sorted({int(n) for n in points["n"]})
-    caption = f"± half of the 95 % interval; n = {' to '.join(map(str, counts))} questions per point."
+    caption = f"Square brackets: 95 % intervals; n = {' to '.join(map(str, counts))} questions per point."
     frame = pd.DataFrame([lines[method] for method in dict.fromkeys(points["method"])])
     return plain(frame, columns, caption=caption)
 
 
 def _point(point: dict[str, Any]) -> Text:
     cost = "" if pd.isna(point["x"]) else f"{point['x']:.1f} % FLOPs"
-    return Text(f"{point['y']:.1f} ±{(point['high'] - point['low']) / 2:.1f}", "measured", second=cost)
+    return scored(point["y"], point["low"], point["high"], second=cost)

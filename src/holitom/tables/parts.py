@@ -27,15 +27,18 @@ VERDICTS: dict[str, tuple[str, Kind]] = {
 
 @dataclass(frozen=True)
 class Text:
-    """What one cell says, in one or two lines, and what kind of statement it is."""
+    """What one cell says, in one or two lines, and what kind of statement it is. interval: what stands beside the
+    value in smaller type."""
 
     value: str = ""
     kind: Kind = "plain"
     bold: bool = False
     second: str = ""
+    interval: str = ""
 
     def markdown(self) -> str:
-        text = f"{self.value} ({self.second})" if self.second else self.value
+        text = f"{self.value} {self.interval}".strip()
+        text += f" ({self.second})" if self.second else ""
         if not text:
             return ""
         if self.kind == "quoted":

@@ -117,6 +117,12 @@ def estimate(value: float | int, low: float | int, high: float | int) -> Text:
     return Text(f"{value:.1f} [{low:.1f}, {high:.1f}]", "measured")
 
 
+def scored(value: float | int, low: float | int, high: float | int, *, second: str = "") -> Text:
+    """A measured score with its interval in smaller type, where many stand side by side. Never ± half of it: an
+    interval near 100 % is not symmetric, and no score is above 100 %."""
+    return Text(f"{value:.1f}", "measured", second=second, interval=f"[{low:.1f}, {high:.1f}]")
+
+
 def difference(value: float | int, low: float | int, high: float | int) -> Text:
     """−3.1 [−4.6, −1.6], in bold type where the interval leaves out 0."""
     clear = low > 0 or high < 0
