@@ -109,7 +109,7 @@ def test_mmg_vid_keeps_quoted_and_measured_apart(made):
     view = mmg_vid_table(scores(made, "mmg_vid"), "tiny")
     derived, measured = view.parts
     words = [cell.value for row in rows_of(derived) for cell in row.cells]
-    assert words.count("✗ NOT REPRODUCED") == 0 and words.count("“ QUOTED") == 1
+    assert words.count("✗ NOT REPRODUCED") == 0 and words.count("QUOTED") == 1
     by = {(row.cells[0].value, row.cells[1].value, i): row for i, row in enumerate(rows_of(measured))}
     first = next(row for (name, share, _), row in by.items() if (name, share) == ("MMG-Vid", "25%"))
     assert first.cells[-2].value == "99.5" and first.cells[-2].kind == "quoted" and first.cells[-1].kind == "measured"

@@ -18,7 +18,7 @@ NAME = "ablations_table"
 LOOKS: dict[str, tuple[str, Kind]] = {
     "holds": ("✓", "good"),
     "does not hold": ("✗", "bad"),
-    "within noise": ("≈", "plain"),
+    "within noise": ("≈", "noise"),
     "not decided": ("–", "muted"),
 }
 """Glyph and look of a verdict on an expectation."""

@@ -73,16 +73,17 @@ def averages_of(row: pd.Series, base: pd.Series) -> tuple[float, float]:
 
 
 def averages_verdict(row: pd.Series, base: pd.Series) -> str:
-    """REPRODUCED when mean and percentage agree with the printed digit; QUOTED where the paper leaves a score open."""
+    """REPRODUCED when mean and percentage agree with the printed digit; none ("") where the paper prints no average."""
     mean, share = averages_of(row, base)
     if mean != mean or pd.isna(row["avg"]):
-        return "QUOTED"
+        return ""
     both = judge_value(row["avg"], mean, 1), judge_value(row["avg_pct"], share, 1)
     return "REPRODUCED" if set(both) == {"REPRODUCED"} else "NOT REPRODUCED"
 
 
 def _cells(row: pd.Series, cost: pd.Series, base: pd.Series) -> tuple[Text, ...]:
     mean, share = averages_of(row, base)
+    judged = averages_verdict(row, base)
     return (
         Text(row["method"], bold=row["method"] == "HoliTom"),
         Text(f"{row['retained_pct']:.0f}%"),
@@ -96,7 +97,7 @@ def _cells(row: pd.Series, cost: pd.Series, base: pd.Series) -> tuple[Text, ...]
         Text(f"{mean:.2f}" if mean == mean else "–", "derived" if mean == mean else "muted"),
         quoted(row["avg_pct"]),
         Text(f"{share:.2f}" if share == share else "–", "derived" if share == share else "muted"),
-        verdict(averages_verdict(row, base)),
+        verdict(judged) if judged else Text("–", "muted"),
     )
 
 

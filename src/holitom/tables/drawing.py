@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from holitom.figures.style import INK, MUTED, styled
+from holitom.tables.html import STRONG
 from holitom.tables.parts import Column, Part, Text
 
 LINE, SECOND, HEAD, MARGIN = 0.21, 0.145, 0.23, 0.12  # inches
@@ -18,6 +19,7 @@ COLOURS = {
     "derived": INK,
     "measured": "#0b4f78",
     "good": "#1b7f4b",
+    "noise": "#8a5a00",
     "bad": "#b3261e",
     "muted": "#8a8a8a",
 }
@@ -100,7 +102,7 @@ def _cell(
     size: float | int = SIZE,
 ) -> None:
     x = {"left": left + 0.05, "right": left + column.width - 0.05, "center": left + column.width / 2}[column.align]
-    strong = text.bold or text.kind in ("measured", "good", "bad")
+    strong = text.bold or text.kind in STRONG
     look = {
         "ha": column.align,
         "va": "center",

@@ -20,13 +20,21 @@ CSS: dict[str, str] = {
     "derived": "",
     "measured": "color: #0b4f78; font-weight: 600",
     "good": "color: #1b7f4b; font-weight: 600",
+    "noise": "color: #8a5a00; font-weight: 600",
     "bad": "color: #b3261e; font-weight: 600",
     "muted": "color: #6b6b6b",
 }
 """The look of each kind; drawing.py has the same for pictures."""
-ON_DARK = {"quoted": "#b5b5b5", "measured": "#8ecbf2", "good": "#7fd6a4", "bad": "#ff9d94", "muted": "#a6a6a6"}
+ON_DARK = {
+    "quoted": "#b5b5b5",
+    "measured": "#8ecbf2",
+    "good": "#7fd6a4",
+    "noise": "#e8b964",
+    "bad": "#ff9d94",
+    "muted": "#a6a6a6",
+}
 """The same in JupyterLab's dark theme."""
-STRONG = ("measured", "good", "bad")
+STRONG = ("measured", "good", "noise", "bad")
 """Kinds in bold type."""
 NAME = "holitom-table"
 MANY = 12

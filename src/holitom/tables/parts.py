@@ -14,14 +14,14 @@ import pandas as pd
 
 from holitom.tables.html import table_html
 
-Kind = Literal["plain", "quoted", "derived", "measured", "good", "bad", "muted"]
+Kind = Literal["plain", "quoted", "derived", "measured", "good", "noise", "bad", "muted"]
 
 VERDICTS: dict[str, tuple[str, Kind]] = {
     "REPRODUCED": ("✓", "good"),
-    "WITHIN NOISE": ("≈", "good"),
+    "WITHIN NOISE": ("≈", "noise"),
     "NOT REPRODUCED": ("✗", "bad"),
     "NOT RUN": ("–", "muted"),
-    "QUOTED": ("“", "quoted"),
+    "QUOTED": ("", "quoted"),
 }
 
 
@@ -47,9 +47,9 @@ class Text:
 
 
 def verdict(word: str) -> Text:
-    """A verdict as glyph and word."""
+    """A verdict as glyph and word; QUOTED, which judges nothing, as a word alone."""
     glyph, kind = VERDICTS[word]
-    return Text(f"{glyph} {word}", kind)
+    return Text(f"{glyph} {word}".strip(), kind)
 
 
 @dataclass(frozen=True)
