@@ -11,7 +11,7 @@ from holitom.errors import BadUsage
 from holitom.figures import Stamp, save
 from holitom.figures.glance import GROUPS, LOOKS, counted, glance_figure, group_of
 from holitom.guide import guide
-from holitom.tables.verdicts import verdicts_of
+from holitom.tables.verdicts import readable, verdicts_of
 
 
 def claim(name, verdict="REPRODUCED", source="derived", unit="%", experiment="table1", **more):
@@ -70,8 +70,37 @@ def test_the_guide_tells_the_cost_of_its_tier():
 def test_verdicts_of_one_place_stand_below_it_and_others_name_theirs():
     far = replace(claim("far", "NOT RUN", "quoted", printed=2.5), place="elsewhere")
     rows = verdicts_of([*CLAIMS[:2], far]).part.rows
-    assert [row.heading for row in rows] == ["a place", "", "", ""]
-    assert [row.cells[1].value for row in rows if row.cells] == ["table1/a/flops_t", "table1/a/avg", "far (elsewhere)"]
+    assert [row.heading for row in rows] == ["", "a place", "", ""]
+    assert [row.cells[1].value for row in rows if row.cells] == ["far (elsewhere)", "table1/a/flops_t", "table1/a/avg"]
+
+
+def test_what_matters_stands_first():
+    rows = verdicts_of(CLAIMS).part.rows
+    words = [row.cells[0].value.split(" ", 1)[-1] for row in rows if row.cells]
+    assert words == ["NOT REPRODUCED", "NOT RUN", "WITHIN NOISE", *["REPRODUCED"] * 4, "QUOTED"]
+
+
+def test_numbers_carry_their_unit_and_counts_have_no_decimals():
+    ones = [claim("a", unit="cells", computed=36), claim("b", unit="x", computed=2.395), claim("c", computed=-0.001)]
+    ones += [claim("d", unit="points", computed=-3.0, printed=-2.5), claim("e", unit="% of the score", computed=84.75)]
+    cells = [row.cells for row in verdicts_of(ones).part.rows if row.cells]
+    assert [line[3].value for line in cells] == ["36 cells", "2.40 x", "0.00 %", "−3.00 points", "84.75 %"]
+    assert cells[3][2].value == "−2.5"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("0.7 points [-0.0, 1.4]", "0.7 points [0.0, 1.4]"),
+        ("-0.2 [-0.8, +0.3]; −1.0 (-14.0)", "−0.2 [−0.8, +0.3]; −1.0 (−14.0)"),
+        ("-0.04 and +0.0, 10-0", "−0.04 and 0.0, 10-0"),
+        ("as fig_inference/ov-7b/HoliTom (w/o M)/ttft_speedup/measured: no record", "no record"),
+        ("Paper, TTFT and decode figure (draw_inference)", "Paper, TTFT and decode figure"),
+        ("layer K - 1 on OneVision-7B, 2026-11-21; ./reproduce.sh x --tier speed", None),
+    ],
+)
+def test_readers_see_no_internal_names_and_one_minus_sign(said, shown):
+    assert readable(said) == (shown or said)
 
 
 def test_verdicts_are_chosen_by_source_or_by_word_and_a_failure_always_shows():

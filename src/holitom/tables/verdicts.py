@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import pandas as pd
 
-from holitom.claims import Judged
+from holitom.claims import Judged, Verdict
 from holitom.claims.judging import tally
 from holitom.tables.parts import Column, Part, Row, Text, verdict
+from holitom.tables.plain import minus
 
 COLUMNS = (
     Column("", "verdict", 1.4, "left"),
@@ -19,6 +21,12 @@ COLUMNS = (
     Column("", "here", 0.7),
     Column("", "reason", 5.0, "left"),
 )
+FIRST = (Verdict.NOT_REPRODUCED, Verdict.NOT_RUN, Verdict.WITHIN_NOISE, Verdict.REPRODUCED, Verdict.QUOTED)
+"""The order of the lines: what a reader has to know first."""
+COUNTS = ("cells", "budgets")
+"""Units that are counted, so a number of them has no decimals."""
+_INTERNAL = (r"^as [a-z_0-9]+/[^:]*: ", r" \((?:[a-z]+_)+[a-z]+\)")
+"""Names of other claims and, in brackets, of drawing functions: they say nothing to a reader."""
 _KIND = {"derived": "derived", "measured": "measured", "quoted": "quoted"}
 
 
@@ -48,34 +56,53 @@ class Verdicts:
 
 def verdicts_of(judged: Sequence[Judged], *, only: Sequence[str] = ()) -> Verdicts:
     """The verdicts on ``judged``. only: show the lines of these sources ("derived", "measured", "quoted") or verdicts
-    ("NOT RUN"); what does not reproduce is always shown. The counts cover all claims."""
+    ("NOT RUN"); what does not reproduce is always shown, and first (FIRST). The counts cover all claims."""
     wanted = {*only, "NOT REPRODUCED"}
     shown = [claim for claim in judged if not only or {claim.source, str(claim.verdict)} & wanted]
+    shown.sort(key=lambda claim: FIRST.index(claim.verdict))  # stable
     printed = any(claim.printed is not None for claim in shown)
     columns = tuple(column for column in COLUMNS if printed or column.head != "printed")
     rows: list[Row] = []
     for place, claims in groupby(shown, key=lambda claim: claim.place):
         alike = list(claims)
         if len(alike) > 1:
-            rows.append(Row(heading=place, rule=True))
+            rows.append(Row(heading=readable(place), rule=True))
         rows += [Row(_cells(claim, printed=printed, place=len(alike) == 1)) for claim in alike]
     numbers = pd.DataFrame([claim.to_dict() for claim in judged])
     title = "Claims and verdicts"
-    caption = "Tolerances were stated before the computation. here: this kit's number, in the unit of the reason."
-    caption += " printed: the paper's number, for its own model." if printed else ""
+    caption = "Tolerances were stated before the computation. here: this kit's number"
+    caption += "; printed: the paper's, for its own model (scores without a unit)" if printed else ""
+    caption += "."
     return Verdicts(tally(judged), Part("verdicts", title, caption, columns, tuple(rows), numbers))
 
 
 def _cells(claim: Judged, *, printed: bool, place: bool) -> tuple[Text, ...]:
     """place: say where the claim stands, for no heading says it."""
-    theirs = Text(f"{claim.printed:g}", "quoted") if claim.printed is not None else Text("–", "muted")
-    kind = _KIND.get(claim.source, "plain")
-    ours = f"{claim.computed:.2f}".replace("-", "−") if claim.computed is not None else ""
-    here = Text(ours, kind) if ours else Text("–", "muted")  # type: ignore[arg-type]
+    theirs = Text("–", "muted")
+    if claim.printed is not None:
+        theirs = Text(_with_unit(f"{claim.printed:g}", "" if claim.unit == "points" else claim.unit), "quoted")
+    here = Text("–", "muted")
+    if claim.computed is not None:
+        ours = f"{claim.computed:.{0 if claim.unit in COUNTS else 2}f}"
+        here = Text(_with_unit(ours, claim.unit), _KIND.get(claim.source, "plain"))  # type: ignore[arg-type]
     return (
         verdict(str(claim.verdict)),
-        Text(f"{claim.statement} ({claim.place})" if place else claim.statement),
+        Text(readable(f"{claim.statement} ({claim.place})" if place else claim.statement)),
         *([theirs] if printed else []),
         here,
-        Text(claim.reason, "muted"),
+        Text(readable(claim.reason), "muted"),
     )
+
+
+def readable(text: str) -> str:
+    """A claim's words without internal names, with one minus sign throughout and no zero below zero."""
+    for name in _INTERNAL:
+        text = re.sub(name, "", text)
+    text = re.sub(r"(?<![\w.])[-−+](0(?:\.0+)?)(?![\d.]*\d)", r"\1", text)
+    return re.sub(r"(?<![\w.)-])-(?=\d)", "−", text)
+
+
+def _with_unit(number: str, unit: str) -> str:
+    """ "36 cells", "2.40 x", "78.95 %", "−3.00 points"."""
+    short = {"% of the score": "%", "% of the differences": "%"}.get(unit, unit)
+    return f"{minus(readable(number))} {short}".strip()
