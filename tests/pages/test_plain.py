@@ -27,6 +27,7 @@ from holitom.tables.plain import (
     small,
     words,
 )
+from holitom.tiny.vocabulary import QUESTION_TYPES
 from holitom.types import Reduction
 
 FRAME = pd.DataFrame(
@@ -168,7 +169,12 @@ def test_the_points_of_a_curve_stand_in_one_line():
     table = notebooks.curves(points)
     assert values(table) == [["all tokens", "97.0", "–"], ["A", "90.0", "60.0"], ["B", "80.0", "–"]]
     assert table.rows[0].cells[1].interval == "[96.0, 98.0]"
+    assert [column.head for column in table.columns] == ["method", "dearest", "2nd"]
     assert [cell.second for cell in table.rows[1].cells[1:]] == ["10.0 % FLOPs", "2.0 % FLOPs"]
+
+
+def test_every_type_of_question_has_words():
+    assert set(notebooks.TYPES) == set(QUESTION_TYPES)
 
 
 def test_a_row_at_two_budgets_is_two_rows(made):
@@ -181,9 +187,10 @@ def test_a_row_at_two_budgets_is_two_rows(made):
 
 
 def test_losses_are_points_below_the_full_model():
-    types = pd.DataFrame({"Vanilla": [90.0], "A at 25%": [80.0], "questions": [10]}, index=["needle_scene"])
+    kinds = ["needle_scene", "action_antonym"]
+    types = pd.DataFrame({"Vanilla": [90.0] * 2, "A at 25%": [80.0] * 2, "questions": [10] * 2}, index=kinds)
     table = notebooks.losses(types)
-    assert values(table) == [["needle scene", "90.0", "−10.0", "10"]]
+    assert values(table) == [[kind, "90.0", "−10.0", "10"] for kind in ("scene of the star", "action antonym")]
     assert (table.columns[2].group, table.columns[2].head) == ("A, change in points", "25%")
 
 

@@ -50,11 +50,6 @@ def ablation_table(table: pd.DataFrame, findings: Sequence[Finding], tier: str) 
     return TableView(NAME, (Part(f"{NAME}_parts", title, _caption(table, tier), columns, tuple(rows), _long(table)),))
 
 
-def findings_markdown(findings: Sequence[Finding]) -> str:
-    """One line per factor: its name, the verdict, and the sentence that the results make."""
-    return "\n".join(f"- **{f.factor.name}: {f.verdict}.** {f.sentence}" for f in findings)
-
-
 def expectations(factors: Sequence[Factor]) -> pd.DataFrame:
     """What was expected of each factor beforehand, how it is tested, and why it is expected."""
     return pd.DataFrame([{"factor": f.name, "expected": f.expected, "test": f.test, "because": f.why} for f in factors])

@@ -94,6 +94,13 @@ def printed_shares(tier: str) -> beside.Shares:
     return shares
 
 
+PLAINER = {
+    "A8": "attention plays no part (True: it multiplies the score)",
+    "A9": "no noise on the densities (the public DPC-KNN codes add some, of 1e-6; here it would have a fixed seed)",
+}
+"""What the docstring says of a field in half a sentence, said in a whole one."""
+
+
 def assumptions() -> pd.DataFrame:
     """A1 to A9 as the method's own docstring states them, with the fields that hold them and their defaults.
 
@@ -102,7 +109,12 @@ def assumptions() -> pd.DataFrame:
     said = " ".join((MMGVid.__doc__ or "").split()).split(" Ties go")[0]
     defaults = {field.name: field.default for field in dataclasses.fields(MMGVid)}
     rows = [
-        {"assumption": letter, "field": name, "default": repr(defaults.get(name)), "says": text.strip()}
+        {
+            "assumption": letter,
+            "field": name,
+            "default": repr(defaults.get(name)),
+            "says": PLAINER.get(letter, text.strip()),
+        }
         for letter, names, text in re.findall(r"(A\d) ([a-z_, ]+): (.*?)(?= A\d [a-z_, ]+: |$)", said)
         for name in names.split(", ")
     ]

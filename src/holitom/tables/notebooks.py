@@ -31,6 +31,27 @@ if TYPE_CHECKING:
     from holitom.evaluation.cells import Cell
 
 
+TYPES = {
+    "color": "colour of a shape",
+    "shape": "shape of a colour",
+    "count": "number of shapes",
+    "order": "which shape was first or last",
+    "where": "place of a shape",
+    "motion": "direction of a shape",
+    "change": "colour that a shape becomes",
+    "scenes": "number of scenes",
+    "scene_of": "scene of a shape",
+    "needle": "colour of the star",
+    "needle_scene": "scene of the star",
+}
+"""The tiny tier's types of question, in words; its star is seen for a moment only."""
+
+
+def type_name(kind: str) -> str:
+    """A type of question in words; other benchmarks' types by their own names."""
+    return TYPES.get(kind, str(kind).replace("_", " "))
+
+
 def plan_table(cells: Sequence[Cell]) -> Plain:
     """Every row of a sweep with its setting, by model."""
     found = settings(cells)
@@ -110,7 +131,7 @@ def by_model(mean: pd.DataFrame) -> Plain:
 def losses(types: pd.DataFrame) -> Plain:
     """What each type of question loses. types: ``scores.by_type`` with the full model first."""
     full, *others = [column for column in types.columns if column != "questions"]
-    frame = types.assign(type=[str(kind).replace("_", " ") for kind in types.index])
+    frame = types.assign(type=[type_name(kind) for kind in types.index])
     frame = frame.assign(**{other: types[other] - types[full] for other in others})
     columns: dict[str | tuple[str, ...], Any] = {"type": ("type of question", words), full: (f"{full} (%)", number(1))}
     for other in others:
@@ -130,11 +151,15 @@ def curves(points: pd.DataFrame) -> Plain:
     most = max(len(line) for line in lines.values())
     columns: dict[str | tuple[str, ...], Any] = {"method": ("method", name)}
     over = "average accuracy (%), and its FLOPs in % of all tokens'"
-    columns |= {str(place): (f"{over} | {place}", lambda cell: cell) for place in range(1, most)}
+    columns |= {str(place): (f"{over} | {_nth(place)}", lambda cell: cell) for place in range(1, most)}
     counts = sorted({int(n) for n in points["n"]})
     caption = f"Square brackets: 95 % intervals; n = {' to '.join(map(str, counts))} questions per point."
     frame = pd.DataFrame([lines[method] for method in dict.fromkeys(points["method"])])
     return plain(frame, columns, caption=caption)
+
+
+def _nth(place: int) -> str:
+    return {1: "dearest", 2: "2nd", 3: "3rd"}.get(place, f"{place}th")
 
 
 def _point(point: dict[str, Any]) -> Text:
