@@ -68,7 +68,7 @@ def test_quoted_scores_never_look_measured(view):
         for place, column in enumerate(part.columns):
             for row in rows_of(part):
                 cell = row.cells[place]
-                if column.head in ("quoted", "printed") or column.group == "scores (quoted)":
+                if column.head in ("quoted", "printed") or column.group == "quoted scores":
                     assert cell.kind in ("quoted", "muted") or not cell.value
                     assert not cell.value or cell.value == "–" or cell.markdown() == f"_{cell.value}_"
                 else:
@@ -192,6 +192,18 @@ def test_every_number_is_written_with_its_source(view, tmp_path):
     text = (tmp_path / "table1.md").read_text()
     assert "trends only" in text and "| **HoliTom** | 10% |" in text
     assert [s.png.name for s in saved] == [f"table1{kind}.png" for kind in ("", "_measured", "_further", "_budgets")]
+
+
+def test_markdown_fits_a_page_and_speaks_of_no_colour(view):
+    for part in [*render("table2").parts, *view.parts]:
+        text = part.markdown()
+        lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+        assert max(map(len, lines)) <= 11 and "rey italics" not in text
+        heads = " ".join(" ".join(line) for line in lines if "Method" in line[0])
+        assert all(column.head in heads for column in part.columns)
+    tables = view.parts[0].markdown().split("\n\n")[1:3]
+    assert [table.count("| **HoliTom** | 10% |") for table in tables] == [1, 1]
+    assert "40.765" in tables[0] and "58.42" in tables[1] and "58.42" not in tables[0]
 
 
 def test_html_has_caption_and_looks(view):

@@ -15,6 +15,7 @@ from holitom.tables.parts import Column, Kind, Part, Row, Text
 from holitom.tables.plain import p_value, scored, signed
 
 NAME = "ablations_table"
+POINTS = "difference to the default (points)"
 LOOKS: dict[str, tuple[str, Kind]] = {
     "holds": ("✓", "good"),
     "does not hold": ("✗", "bad"),
@@ -34,8 +35,8 @@ def ablation_table(table: pd.DataFrame, findings: Sequence[Finding], tier: str) 
         Column("tokens", "per layer", 0.72),
         Column("", "FLOPs %", 0.62),
         Column("average", "score", WIDE),
-        *(Column("difference to the default (points)", name, 0.95) for name in names),
-        Column("difference to the default (points)", "average", 1.55),
+        *(Column(POINTS, name, 0.95) for name in names),
+        Column(POINTS, "average", 1.55),
         Column("", "p (Holm)", 0.68),
         Column("answers", "changed", 0.8),
         Column("", "beside the default", 1.2, "left"),
@@ -47,7 +48,9 @@ def ablation_table(table: pd.DataFrame, findings: Sequence[Finding], tier: str) 
         rows.append(Row(heading=heading, rule=True))
         rows += [Row(_cells(row, names)) for _, row in table[table["factor"] == finding.factor.name].iterrows()]
     title = f"One change at a time around HoliTom at 10 %, {tier} tier"
-    return TableView(NAME, (Part(f"{NAME}_parts", title, _caption(table, tier), columns, tuple(rows), _long(table)),))
+    cut = [(column.group, column.head) for column in columns].index((POINTS, "average"))
+    part = Part(f"{NAME}_parts", title, _caption(table, tier), columns, tuple(rows), _long(table), cut)
+    return TableView(NAME, (part,))
 
 
 def expectations(factors: Sequence[Factor]) -> pd.DataFrame:

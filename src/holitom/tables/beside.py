@@ -15,7 +15,7 @@ from holitom.budgets import WITHIN
 from holitom.scores import AVERAGE, with_average
 from holitom.tables.derived import SHORT, quoted
 from holitom.tables.lines import MODEL_NAMES, tasks
-from holitom.tables.measured import WIDE, missed, opening, retained_text, score_text, share_text
+from holitom.tables.measured import WIDE, before_average, missed, opening, retained_text, score_text, share_text
 from holitom.tables.parts import Column, Part, Row, Text
 
 Shares = Mapping[tuple[str, str, int], float]
@@ -34,7 +34,8 @@ def measured_part(
     found = with_average(scores, tasks(tier).values())
     printed = shares(tier)
     made = [row for model in found["model"].unique() for row in _rows(found, model, tier, printed, own)]
-    return Part(f"{name}_measured", title, _caption(tier, found, made) + remark, _columns(tier), tuple(made), found)
+    heads, caption = _columns(tier), _caption(tier, found, made) + remark
+    return Part(f"{name}_measured", title, caption, heads, tuple(made), found, before_average(heads))
 
 
 def _columns(tier: str) -> tuple[Column, ...]:

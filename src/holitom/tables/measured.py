@@ -4,7 +4,7 @@ interval."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -38,7 +38,8 @@ def measured_part(name: str, scores: pd.DataFrame, tier: str) -> Part:
     found = with_average(scores, tasks(tier).values())
     rows = rows_of(printed_blocks(name, found, tier), lambda line: _cells(line, tier))
     title = f"{NUMBER[name[-1]]} of HoliTom at the {tier} tier: the same rows, measured"
-    return Part(f"{name}_measured", title, _caption(tier, found, rows), columns(tier), rows, found)
+    heads = columns(tier)
+    return Part(f"{name}_measured", title, _caption(tier, found, rows), heads, rows, found, before_average(heads))
 
 
 def further_part(name: str, scores: pd.DataFrame, tier: str) -> Part | None:
@@ -50,7 +51,8 @@ def further_part(name: str, scores: pd.DataFrame, tier: str) -> Part | None:
         return None
     title = f"Beside {NUMBER[name[-1]]} at the {tier} tier: rows that it does not print"
     caption = _caption(tier, found, rows, printed=False)
-    return Part(f"{name}_further", title, caption, columns(tier, printed=False), rows, found)
+    heads = columns(tier, printed=False)
+    return Part(f"{name}_further", title, caption, heads, rows, found, before_average(heads))
 
 
 def columns(tier: str, *, printed: bool = True) -> tuple[Column, ...]:
@@ -76,6 +78,11 @@ def columns(tier: str, *, printed: bool = True) -> tuple[Column, ...]:
         *per,
         *mean,
     )
+
+
+def before_average(heads: Sequence[Column]) -> int:
+    """Where a narrow page begins a second table: with the averages."""
+    return [column.group for column in heads].index("average")
 
 
 def score_text(score: pd.Series) -> Text:

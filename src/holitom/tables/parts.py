@@ -6,7 +6,7 @@ The meaning decides the look in every form: quoted numbers are grey italics and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Literal
 
@@ -16,6 +16,8 @@ from holitom.tables.html import table_html
 
 Kind = Literal["plain", "quoted", "derived", "measured", "good", "noise", "bad", "muted"]
 
+NAMING = 2
+"""Columns that say which row it is: the method and its share of tokens."""
 VERDICTS: dict[str, tuple[str, Kind]] = {
     "REPRODUCED": ("✓", "good"),
     "WITHIN NOISE": ("≈", "noise"),
@@ -73,7 +75,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Part:
-    """One table with its caption. numbers: every number in it, one per line, each with its source."""
+    """One table with its caption. numbers: every number in it, one per line, each with its source; cut: the column from
+    which on a page of Markdown, which is narrow, has a second table whose rows begin with the same NAMING cells (0: one
+    table)."""
 
     key: str
     title: str
@@ -81,6 +85,7 @@ class Part:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     numbers: pd.DataFrame = field(repr=False, compare=False)
+    cut: int = 0
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -88,8 +93,19 @@ class Part:
                 raise ValueError(f"a row of {self.key} has {len(row.cells)} cells for {len(self.columns)} columns")
 
     def markdown(self) -> str:
-        """A pipe table; headings become rows of their own."""
-        return f"### {self.title}\n\n{pipes(self.columns, self.rows)}\n\n{self.caption}\n"
+        """Pipe tables; headings become rows of their own, and italics have no colour."""
+        everything = range(len(self.columns))
+        shown = [everything]
+        if self.cut:
+            shown = [everything[: self.cut], (*everything[:NAMING], *everything[self.cut :])]
+        tables = "\n\n".join(self._pipes(places) for places in shown)
+        caption = self.caption.replace("grey italics", "italics").replace("Grey italics", "Italics")
+        return f"### {self.title}\n\n{tables}\n\n{caption}\n"
+
+    def _pipes(self, places: Sequence[int]) -> str:
+        """These columns alone."""
+        rows = [replace(row, cells=tuple(row.cells[i] for i in places)) if row.cells else row for row in self.rows]
+        return pipes([self.columns[i] for i in places], rows)
 
     def __repr__(self) -> str:
         """As text, where no HTML can be shown."""
