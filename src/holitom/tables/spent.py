@@ -13,6 +13,7 @@ from holitom.tables.derived import NUMBER
 from holitom.tables.lines import Line, further_blocks, printed_blocks, rows_of, status, tasks
 from holitom.tables.measured import share_text
 from holitom.tables.parts import Column, Part, Text
+from holitom.tables.plain import signed
 
 COLUMNS = (
     Column("", "Method", 1.8, "left"),
@@ -68,4 +69,4 @@ def _off(tokens: float | int, *, met: bool) -> Text:
     """Tokens per frame beyond the asked ones, red where the budget was not met."""
     if abs(tokens) < 0.005:
         return Text("0", "muted")
-    return Text(f"{tokens:+.2f}".replace("-", "−"), "measured" if met else "bad")
+    return Text(signed(tokens, 2), "measured" if met else "bad")
