@@ -8,7 +8,7 @@ are those of finished cells of the tiny tier, kept in data/measured/tiny_methods
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
@@ -16,6 +16,7 @@ from typing import Any
 
 from holitom import paper, paths
 from holitom.budgets import TokenBudget
+from holitom.errors import CannotRun
 from holitom.flops import LLMShape, outer_tokens
 from holitom.methods import (
     AveragePool,
@@ -167,9 +168,23 @@ def realised(
     }
 
 
-def store(records: Iterable[Record]) -> Path:
-    """Keep the realised budgets of finished cells."""
-    return write_atomic(stored(), json.dumps(realised(records), indent=1, ensure_ascii=False) + "\n")
+def store(records: Sequence[Record], planned: int, file: Path | None = None) -> Path | None:
+    """Keep the realised budgets of the finished ones among so many planned cells. None, and nothing changed, without
+    records; CannotRun as ``require_whole``."""
+    if not records:
+        return None
+    require_whole(records, planned)
+    return write_atomic(file or stored(), json.dumps(realised(records), indent=1, ensure_ascii=False) + "\n")
+
+
+def require_whole(records: Sequence[Record], planned: int) -> None:
+    """CannotRun when some, but not all of the planned cells are finished: rows would be lost, and others would be means
+    over fewer benchmarks."""
+    if 0 < len(records) < planned:
+        raise CannotRun(
+            f"the kept budgets need all {planned} cells of Table 1 and the trade-off, {len(records)} are finished here",
+            fix="run ./reproduce.sh all first",
+        )
 
 
 def rows(measured: Mapping[str, Mapping[str, list[float]]] | None = None) -> list[tuple[str, ...]]:

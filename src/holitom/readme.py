@@ -142,14 +142,14 @@ def main(words: Sequence[str] | None = None) -> int:
 def _write() -> None:
     from holitom import catalogue, verdicts
     from holitom.claims import entries, write
-    from holitom.experiments import EXPERIMENTS
+    from holitom.experiments import EXPERIMENTS, cells
 
-    cells = verdicts.cells_of("tiny")
-    recorded_claims.store(verdicts.everything("tiny", recorded=False), cells)
     chosen = (EXPERIMENTS["table1"], EXPERIMENTS["fig_tradeoff"])  # Table 1 first: its strength of FastV and PDrop
     records = [record for one in chosen for record in verdicts.finished_records(one, "tiny")]
-    if records:
-        catalogue.store(records)
+    planned = sum(len(cells(one.name, "tiny")) for one in chosen)
+    catalogue.require_whole(records, planned)  # before anything is written: both files or neither
+    recorded_claims.store(verdicts.everything("tiny", recorded=False), verdicts.cells_of("tiny"))
+    catalogue.store(records, planned)
     write_atomic(entries.path(), write.current())
     for path, text in generated().items():
         write_atomic(path, text)

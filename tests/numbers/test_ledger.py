@@ -127,6 +127,18 @@ def test_a_machine_without_measurements_wipes_nothing(tmp_path) -> None:
     assert recorded.read(tmp_path / "absent.json").claims == ()
 
 
+def test_a_machine_with_some_of_the_cells_wipes_nothing(tmp_path) -> None:
+    file, other = tmp_path / "kept.json", {"id": "trend-y"}
+    recorded.store([trend(R), dataclasses.replace(trend(W), **other)], [record()], file)
+    before = file.read_bytes()
+    with pytest.raises(CannotRun, match=r"1 recorded verdicts would be lost \(trend-y\).*reproduce\.sh all"):
+        recorded.store([trend(N), dataclasses.replace(trend(OPEN), **other)], [record()], file)
+    assert file.read_bytes() == before
+    reworded = [trend(N, statement="other", tolerance="1 point")]  # and trend-y is declared no longer
+    recorded.store([*reworded, dataclasses.replace(trend(OPEN), id="trend-new")], [record()], file)
+    assert [(c.id, c.verdict) for c in recorded.read(file).claims] == [("trend-x", N), ("trend-new", OPEN)]
+
+
 def test_only_whole_cells_of_this_code_and_these_weights_count(tmp_path) -> None:
     made = {
         "good": record(model="onevision", model_revision="new", created="2026-01-02"),

@@ -56,6 +56,16 @@ def test_realised_budgets_come_from_records(made):
     assert "100.0 (mean over layers)" in rows["FastV"]  # the made-up records drop nothing inside
 
 
+def test_budgets_of_some_of_the_cells_replace_nothing(made, tmp_path):
+    found, file = made("table1").records, tmp_path / "methods.json"
+    assert catalogue.store([], len(found), file) is None
+    catalogue.store(found, len(found), file)
+    before = file.read_bytes()
+    with pytest.raises(CannotRun, match="all"):
+        catalogue.store(found[:-1], len(found), file)
+    assert file.read_bytes() == before
+
+
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!http)([^)#]+)", TEXT):
         assert (paths.root() / target).exists(), target

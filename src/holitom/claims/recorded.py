@@ -54,9 +54,10 @@ def read(file: Path) -> Recorded:
 
 def store(judged: Sequence[Judged], records: Sequence[Record], file: Path | None = None) -> Path | None:
     """Keep the verdicts that rest on measurements with the present code. None, and nothing changed, without records:
-    an empty machine does not wipe what another one measured."""
+    an empty machine does not wipe what another one measured. CannotRun as ``require_kept``."""
     if not records:
         return None
+    require_kept(judged, file)
     newest = max(records, key=lambda record: record.created)
     facts = newest.provenance
     kept = {
@@ -66,6 +67,19 @@ def store(judged: Sequence[Judged], records: Sequence[Record], file: Path | None
         "claims": [claim.to_dict() for claim in judged if claim.id.startswith(MEASURED)],
     }
     return write_atomic(file or path(), json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+
+
+def require_kept(judged: Sequence[Judged], file: Path | None = None) -> None:
+    """CannotRun when a claim with a recorded verdict would be left without one: a machine that has finished some of the
+    cells does not wipe what another one measured. A verdict may change, and so may the wording of its claim."""
+    open_now = {claim.id for claim in judged if claim.verdict is Verdict.NOT_RUN}
+    held = [claim.id for claim in read(file or path()).claims if claim.verdict is not Verdict.NOT_RUN]
+    if lost := [name for name in held if name in open_now]:
+        named = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
+        raise CannotRun(
+            f"{len(lost)} recorded verdicts would be lost ({named}): their cells are not finished here",
+            fix="run ./reproduce.sh all first",
+        )
 
 
 def with_recorded(judged: Sequence[Judged], tier: str, file: Path | None, *, any_code: bool = False) -> list[Judged]:
