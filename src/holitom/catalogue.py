@@ -160,10 +160,7 @@ def realised(
             kept = [100 * record.budget.share, 100 * record.budget.layer_share]
             found.setdefault(record.row, {}).setdefault(asked, {}).setdefault(record.benchmark, kept)
     return {
-        row: {
-            asked: [round(fmean(column), 2) for column in zip(*per.values(), strict=True)]
-            for asked, per in budgets.items()
-        }
+        row: {asked: [fmean(column) for column in zip(*per.values(), strict=True)] for asked, per in budgets.items()}
         for row, budgets in found.items()
     }
 

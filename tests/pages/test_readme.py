@@ -1,6 +1,7 @@
 """The README: short, its results table is the generated one, and its links and pictures are there."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -64,6 +65,14 @@ def test_budgets_of_some_of_the_cells_replace_nothing(made, tmp_path):
     with pytest.raises(CannotRun, match="all"):
         catalogue.store(found[:-1], len(found), file)
     assert file.read_bytes() == before
+
+
+def test_a_budget_is_rounded_once(made):
+    """10 of 512 tokens are 1.953 %, which is printed 2.0, not 1.9 by way of 1.95."""
+    record = next(r for r in made("fig_tradeoff").records if r.row == "VisionZip" and r.method["budget"] == 0.02)
+    record = replace(record, budget=replace(record.budget, kept_tokens=10, full_tokens=512))
+    (row,) = [row for row in catalogue.rows(catalogue.realised([record])) if row[0] == "VisionZip"]
+    assert "2 → 2.0" in row
 
 
 def test_links_lead_somewhere():
