@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from holitom import paths
+from holitom.errors import CannotRun
 from holitom.layout import arrange
-from holitom.tiny import instruct, pretrain, train
+from holitom.tiny import card, card_text, instruct, pretrain, train
 from holitom.tiny.export import export
 from holitom.tiny.inspection import rank_auc
 from holitom.tiny.model import CELLS, GRID, build, project, tower_states
@@ -68,10 +70,10 @@ def test_a_stopped_run_continues_bit_for_bit(tmp_path, monkeypatch):
     """One run of four steps against two of two, with a full disk between: same weights, same curve of steps."""
     monkeypatch.setattr(train, "FRAMES_PER_STEP", 8)
 
-    def run(steps, folder):
+    def run(steps, folder, length=4):
         torch.manual_seed(0)
         model, heads = build(), pretrain.VisionTraining("mean")
-        stage = train.vision_stage(RECIPES["onevision"], 4, model, heads)
+        stage = train.vision_stage(RECIPES["onevision"], length, model, heads)
         stop = stage.loss
 
         def loss(batch, step):
@@ -97,8 +99,42 @@ def test_a_stopped_run_continues_bit_for_bit(tmp_path, monkeypatch):
             run(4, tmp_path / "stopped")
         part.unlink()
     assert torch.load(tmp_path / "stopped" / "vision.pt", weights_only=False)["step"] == 2
+    with pytest.raises(CannotRun, match=r"of a training of 4 steps, not of 8.*another --work"):
+        run(8, tmp_path / "stopped", length=8)  # its rates and clips were those of another training
     continued = run(4, tmp_path / "stopped")
     assert all(torch.equal(whole[k], continued[k]) for k in whole)
+
+
+@pytest.mark.parametrize(
+    ("words", "out", "work"),
+    [
+        ([], "data/tiny", "runs/train"),
+        (["--steps", "0.01"], "runs/train/steps-0.01/models", "runs/train/steps-0.01"),
+        (["--steps", "0.01", "--work", "mine"], "mine/models", "mine"),
+    ],
+)
+def test_a_trial_touches_no_shipped_model(tmp_path, monkeypatch, words, out, work):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(paths, "data", lambda *parts: Path("data", *parts))
+    monkeypatch.setattr(paths, "runs", lambda *parts: Path("runs", *parts))
+    for name, value in train.MALLOC.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    went = []
+    monkeypatch.setattr(train, "train", lambda name, out, work, *_: went.append((str(out), str(work))))
+    monkeypatch.setattr(card, "measure", lambda folder: went.append(str(folder)))
+    monkeypatch.setattr(card_text, "write_card", lambda folder: went.append(str(folder)))
+    assert train.main(["--only", "onevision", "--device", "cpu", *words]) == 0
+    assert went == [(out, work), f"{out}/onevision", out]
+
+
+@pytest.mark.parametrize("state", [{"step": 100, "steps": 250}, {"step": 2, "steps": 2}, {"step": 2}, None])
+def test_a_model_continues_no_unfinished_one(tmp_path, state):
+    (tmp_path / "onevision-seed1").mkdir()
+    if state:
+        torch.save(state, tmp_path / "onevision-seed1" / "shapes.pt")
+    with pytest.raises(CannotRun, match=r"not trained to step 250 yet.*[Tt]rain onevision-seed1"):
+        train.train("video", tmp_path / "out", tmp_path, "cpu", 0, 1.0)
 
 
 def test_export_reads_back(model, tmp_path):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+
+from holitom.errors import CannotRun
 
 SAVE_SECONDS = 60.0
 
@@ -58,11 +61,17 @@ class Stage:
 
 
 def run_stage(stage: Stage, model, heads: nn.Module, optimiser, folder: Path, device: str, workers: int) -> list[dict]:
-    """Train to the last step, saving about once a minute; a finished or half-finished stage is taken up where it is."""
+    """Train to the last step, saving about once a minute; a finished or half-finished stage is taken up where it is.
+    CannotRun for one of another length: its learning rates and clips were others."""
     file = folder / f"{stage.name}.pt"
     step, seconds, curve = 0, 0.0, []
     if file.exists():
         state = torch.load(file, map_location=device, weights_only=False)
+        if (length := length_of(state)) != stage.steps:
+            raise CannotRun(
+                f"{file} is of a training of {length} steps, not of {stage.steps}",
+                fix=f"give another --work, or delete {folder}",
+            )
         model.load_state_dict(state["model"])
         heads.load_state_dict(state["heads"])
         optimiser.load_state_dict(state["optimiser"])
@@ -72,7 +81,7 @@ def run_stage(stage: Stage, model, heads: nn.Module, optimiser, folder: Path, de
         state = {"model": model.state_dict(), "heads": heads.state_dict(), "optimiser": optimiser.state_dict()}
         part = file.with_suffix(".part")
         with part.open("wb") as stream:  # a full disk is named as such; by path, torch would say "unexpected pos"
-            torch.save(state | {"step": step, "seconds": seconds, "curve": curve}, stream)
+            torch.save(state | {"step": step, "steps": stage.steps, "seconds": seconds, "curve": curve}, stream)
         os.replace(part, file)
 
     source = batches(stage.draw, step, stage.steps, workers)
@@ -104,6 +113,12 @@ def run_stage(stage: Stage, model, heads: nn.Module, optimiser, folder: Path, de
             saved = last = time.monotonic()
     bar.close()
     return [*curve, {"step": step, "seconds": round(seconds), "end": True}]
+
+
+def length_of(state: Mapping[str, Any]) -> int:
+    """The steps of a saved stage's whole training. Older files do not say it: then those that were done, which is right
+    for a finished one."""
+    return state.get("steps", state["step"])
 
 
 def decayed(parameters, decay: float) -> list[dict]:

@@ -22,7 +22,7 @@ from holitom import paths
 from holitom.errors import BadUsage, CannotRun
 from holitom.refusals import at_least_one, folder_to_write, given, present
 from holitom.tiny import instruct, pretrain
-from holitom.tiny.loop import Stage, decayed, run_stage
+from holitom.tiny.loop import Stage, decayed, length_of, run_stage
 from holitom.tiny.model import build
 from holitom.tiny.packing import use_block_attention
 from holitom.tiny.recipes import FRAMES_PER_STEP, QUESTIONS_PER_CLIP, RECIPES, Recipe
@@ -51,7 +51,7 @@ def vision_stage(recipe: Recipe, steps: int, model, training: pretrain.VisionTra
 
 def text_stage(recipe: Recipe, number: int, scale: float, model, dense: pretrain.DenseLabels) -> Stage:
     name, lessons = recipe.lessons[number]
-    steps = max(2, int(lessons.steps * scale))
+    steps = _scaled(lessons.steps, scale)
     longest = max(p.frames for p in lessons.phases)
     clips_stream, drops_stream = 2 + 2 * number, 3 + 2 * number
 
@@ -77,6 +77,10 @@ def text_stage(recipe: Recipe, number: int, scale: float, model, dense: pretrain
     )
 
 
+def _scaled(steps: int, scale: float) -> int:
+    return max(2, int(steps * scale))
+
+
 def train(name: str, out: Path, work: Path, device: str, workers: int, scale: float) -> None:
     """Make one shipped folder: vision stage, text stage, export."""
     from holitom.tiny.export import export
@@ -90,15 +94,18 @@ def train(name: str, out: Path, work: Path, device: str, workers: int, scale: fl
     if recipe.parent:
         parent, last = recipe.parent
         source = work / parent / f"{last}.pt"
-        if not source.exists():
-            raise CannotRun(f"{name} continues {parent}, which is not trained yet", fix=f"train {parent} first")
-        state = torch.load(source, map_location=device, weights_only=False)
+        state = torch.load(source, map_location=device, weights_only=False) if source.exists() else {"step": 0}
+        steps = _scaled(dict(RECIPES[parent].lessons)[last].steps, scale)
+        if not steps == length_of(state) == state["step"]:
+            raise CannotRun(
+                f"{name} continues {parent}, which is not trained to step {steps} yet", fix=f"train {parent} first"
+            )
         model.load_state_dict(state["model"])
         training.dense.load_state_dict(state["heads"])
     if recipe.vision_steps:
         parts = nn.ModuleList([model.model.vision_tower, model.model.multi_modal_projector, training])
         optimiser = torch.optim.AdamW(parts.parameters(), weight_decay=0.02, betas=(0.9, 0.98))
-        stage = vision_stage(recipe, max(2, int(recipe.vision_steps * scale)), model, training)
+        stage = vision_stage(recipe, _scaled(recipe.vision_steps, scale), model, training)
         curves["vision"] = run_stage(stage, model, training, optimiser, folder, device, workers)
     for number, (stage_name, _) in enumerate(recipe.lessons):
         model.model.vision_tower.requires_grad_(False)
@@ -138,8 +145,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--only", nargs="+", metavar="NAME", help=f"one or more of: {', '.join(RECIPES)} (default: all, in order)"
     )
-    p.add_argument("--out", type=given, help="where the finished models go (default: data/tiny)")
-    p.add_argument("--work", type=given, help="where unfinished training is kept (default: runs/train)")
+    p.add_argument("--out", type=given, help="where the finished models go (default: data/tiny; a trial: --work)")
+    p.add_argument("--work", type=given, help="where unfinished training is kept (default: runs/train; a trial below)")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--threads", type=at_least_one, default=os.cpu_count(), help="CPU threads (default: all cores)")
     p.add_argument("--workers", type=_count, default=0, help="processes that draw clips ahead (useful with a GPU)")
@@ -155,8 +162,9 @@ def main(argv: list[str]) -> int:
     if unknown := [n for n in names if n not in RECIPES]:
         raise BadUsage(f"no tiny model is called {unknown[0]!r}", fix=f"choose from {', '.join(RECIPES)}")
     present(args.device)
-    out = folder_to_write(args.out or paths.data("tiny"), "--out")
-    work = folder_to_write(args.work or paths.runs("train"), "--work")
+    trial = [] if args.steps == 1 else [f"steps-{args.steps:g}"]
+    work = folder_to_write(args.work or paths.runs("train", *trial), "--work")
+    out = folder_to_write(args.out or (work / "models" if trial else paths.data("tiny")), "--out")
     for name in names:  # found now, not after hours of training
         folder_to_write(out / name, "--out")
         folder_to_write(work / name, "--work")
