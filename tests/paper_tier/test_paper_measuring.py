@@ -14,7 +14,7 @@ from holitom.errors import BadUsage, CannotRun, UnsupportedModel
 from holitom.evaluation.cells import HUB, Cell, CellFiles
 from holitom.experiments import cells
 from holitom.methods import FastVID
-from holitom.paper_tier import launching, planning
+from holitom.paper_tier import gate, launching, measuring, planning
 from holitom.paper_tier.__main__ import main
 from holitom.paper_tier.measuring import Settings, measure, share
 from holitom.results import Record
@@ -82,6 +82,38 @@ def test_egoschemas_full_set_is_refused_before_anything_runs(tmp_path: Path) -> 
     with pytest.raises(BadUsage, match="egoschema_subset"):
         measure([cell("egoschema")], Settings(), runs=tmp_path)
     assert not {c.benchmark for c in cells("table1", "paper")} & {"egoschema"}
+
+
+@pytest.fixture
+def swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, str]]]:
+    """What every sweep was asked for, (model, row); a sweep of the 72B model runs out of memory."""
+    asked = []
+
+    def run_cells(wanted, tier, **options):
+        asked.append([(one.model, one.row) for one in wanted])
+        if any(one.model == "ov-72b" for one in wanted):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return []
+
+    monkeypatch.setattr(measuring.sweep, "run_cells", run_cells)
+    monkeypatch.setattr(planning, "runnable", lambda cells: None)
+    monkeypatch.setattr(planning, "pooling_head", lambda cells: None)
+    monkeypatch.setattr(gate, "judge", lambda cells, records: [])
+    return asked
+
+
+def test_a_model_too_large_for_the_gpu_stops_no_other(swept, tmp_path: Path, capsys) -> None:
+    with pytest.raises(CannotRun, match=r"does not fit on this GPU.*72B.*larger GPU; finished cells are kept"):
+        measure(cells("table2", "paper"), Settings(), runs=tmp_path)
+    assert [{model for model, _ in one} for one in swept] == [{"ov-7b"}, {"ov-7b"}, {"ov-72b"}]
+    assert {row for _, row in swept[0]} == {"Vanilla"} and "HoliTom" in {row for _, row in swept[1]}
+
+
+def test_the_error_of_a_full_gpu_keeps_nothing_on_it(swept, tmp_path: Path) -> None:
+    """`all` goes on with the next experiment while it holds what stopped this one."""
+    with pytest.raises(CannotRun) as caught:
+        measure([cell(model="ov-72b")], Settings(gate=False), runs=tmp_path)
+    assert caught.value.__context__ is None
 
 
 def test_how_processes_are_started() -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from holitom import paths
-from holitom.errors import BadUsage
+from holitom.errors import BadUsage, CannotRun
 from holitom.evaluation import sweep
 from holitom.evaluation.cells import Cell, CellFiles, check
 from holitom.paper_tier import gate, planning
@@ -34,8 +37,9 @@ class Settings:
 def measure(cells: Sequence[Cell], settings: Settings, *, runs: Path | None = None) -> list[Record]:
     """The records of ``cells`` (of this part of them), computed where they are missing.
 
-    Runs in every process of a launch; the first one speaks and writes. CannotRun: a baseline is off (with the reasons
-    that are known), a checkpoint in a format that has to be converted first, no room on the disk.
+    One model after the other, its baselines first. Runs in every process of a launch; the first one speaks and writes.
+    CannotRun: a baseline is off (with the reasons that are known), a checkpoint in a format that has to be converted
+    first, a model that is too large for the GPU, no room on the disk.
     """
     runs = runs or paths.runs()
     processes, first = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"
@@ -50,24 +54,30 @@ def measure(cells: Sequence[Cell], settings: Settings, *, runs: Path | None = No
             _say(line)
 
     def run(wanted: Sequence[Cell], *, fresh: bool) -> list[Record]:
-        return sweep.run_cells(
-            wanted, TIER, runs=runs, fresh=fresh, progress=settings.progress, include=settings.include
+        with suppress(torch.OutOfMemoryError):
+            return sweep.run_cells(
+                wanted, TIER, runs=runs, fresh=fresh, progress=settings.progress, include=settings.include
+            )
+        if not first:  # may be the only one to whom it happened, and the first one speaks of its own errors only
+            _say(f"process {os.environ['RANK']}: out of GPU memory")
+        raise CannotRun(  # not within the handler: torch's error would keep the model on the GPU
+            "the model does not fit on this GPU: each process holds a whole one (72B in 16 bit: over 150 GB)",
+            fix="use a larger GPU; finished cells are kept",
         )
 
-    bases = gate.baselines(cells)
-    if settings.gate or settings.only_gate:
-        judged = gate.judge(bases, run(bases, fresh=settings.fresh))
+    bases, judged = gate.baselines(cells), []
+    for model in dict.fromkeys(cell.model for cell in cells):
+        done = [cell for cell in bases if cell.model == model] if settings.gate or settings.only_gate else []
+        new = gate.judge(done, run(done, fresh=settings.fresh))
+        judged += new
         if first:
-            for one in judged:
+            for one in new:
                 _say(f"gate   {one.cell.model}, {one.cell.benchmark}: {one.verdict} ({one.reason})")
-        if settings.gate:
-            gate.require(judged)
-    if settings.only_gate:
-        return run(bases, fresh=False)
-    done = bases if settings.gate else []
-    rest = [cell for cell in mine if cell not in done]
-    run(rest, fresh=settings.fresh)
-    return run(mine, fresh=False)
+        if not settings.only_gate:
+            gate.require(judged if settings.gate else [])
+            run([cell for cell in mine if cell.model == model and cell not in done], fresh=settings.fresh)
+    gate.require(judged if settings.gate else [])
+    return run(bases if settings.only_gate else mine, fresh=False)
 
 
 def share(cells: Sequence[Cell], part: tuple[int, int]) -> list[Cell]:
