@@ -60,6 +60,12 @@ def execute(notebook: str, tier: str, parameters: dict[str, Any], *, progress: b
                 f"the notebook {notebook} cannot be run: {_first_line(error)}",
                 fix="restore it: git checkout -- notebooks",
             ) from error
+        except RuntimeError as error:  # Jupyter's own, of a kernel that died or did not start in time
+            raise CannotRun(
+                f"the kernel of the notebook {notebook} died or did not answer ({_first_line(error)})",
+                fix="most often the memory has run out: close other programs, or use a machine with more, and run the "
+                "same command again",
+            ) from error
     return copy
 
 

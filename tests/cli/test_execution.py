@@ -80,6 +80,24 @@ def test_a_failing_cell_is_one_line_and_the_copy_is_named(kit, tmp_path, cell, k
     assert (tmp_path / "runs/tiny/notebooks/bad.ipynb").is_file()
 
 
+def test_a_kernel_that_is_killed_is_told(kit):
+    kit("large", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)  # as a full memory does")
+    with pytest.raises(CannotRun, match=r"kernel of the notebook large died .*[Mm]ost often the memory"):
+        execution.execute("large", "tiny", {"tier": "tiny"}, progress=False)
+
+
+def test_a_kernel_that_does_not_start_in_time_is_told(kit, monkeypatch):
+    import papermill
+
+    def waited(*words, **options):
+        raise RuntimeError("Kernel didn't respond in 120 seconds")  # jupyter_client.client._async_wait_for_ready
+
+    monkeypatch.setattr(papermill, "execute_notebook", waited)
+    kit("slow", "pass")
+    with pytest.raises(CannotRun, match=r"kernel of the notebook slow .*respond.*memory"):
+        execution.execute("slow", "tiny", {"tier": "tiny"}, progress=False)
+
+
 def test_a_missing_notebook_is_named(kit):
     with pytest.raises(CannotRun, match=r"absent\.ipynb is missing"):
         execution.execute("absent", "tiny", {})
