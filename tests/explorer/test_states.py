@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from holitom import methods
+from holitom import methods, paths
 from holitom.errors import BadUsage, BadVideo, CannotRun, KitError
 from holitom.explorer import Side, State, view
 from holitom.explorer.answers import tiny_model
@@ -128,6 +128,15 @@ def test_nothing_is_expected_where_nothing_is_recorded(tmp_path):
     (tmp_path / "broken.jsonl").write_text(json.dumps({"version": 1}) + "\n")
     assert recorded(tmp_path / "broken.jsonl") == ()
     assert expected_ttft((), "HoliTom", 1e12) == NOTHING_RECORDED
+
+
+def test_recorded_times_are_those_of_the_newest_code(tmp_path):
+    shipped = paths.root() / "data" / "measured" / "tiny_cpu.jsonl"
+    line = json.loads(shipped.read_text().splitlines()[0])
+    line |= {"model": "ov-7b", "layers": 28, "full_layers": 28, "tokens_per_layer": [FULL] * 28, "device": "a GPU"}
+    old = line | {"code": "older", "created": "2026-01-01T00:00:00+00:00", "row": "FastV"}
+    (tmp_path / "h200.jsonl").write_text("".join(json.dumps(record) + "\n" for record in (old, line)))
+    assert [point.row for point in recorded(tmp_path / "h200.jsonl")] == ["Vanilla"]
 
 
 def test_expected_times_lie_between_recorded_ones():

@@ -156,6 +156,23 @@ def test_what_a_cpu_recorded_at_full_size_is_not_what_the_gpu_tier_shows(no_gpu)
         inference.require("speed")
 
 
+def test_of_each_size_the_newest_code_counts(no_gpu):
+    shipped = paths.root() / "data" / "measured" / "tiny_cpu.jsonl"
+    new = [json.loads(line) for line in shipped.read_text().splitlines()]
+    old = [record | {"code": "older", "created": "2026-01-01T00:00:00+00:00"} for record in new]
+    only_old = [record | {"model": "another"} for record in old[:2]]
+    no_gpu.mkdir(parents=True)
+    lines = "".join(json.dumps(record) + "\n" for record in [*old, *only_old, *new])
+    (no_gpu / "tiny_cpu.jsonl").write_text(lines)
+    assert inference.recorded("tiny") == [*only_old, *new]
+
+
+def test_what_a_cpu_timed_names_no_gpu():
+    facts = record()["provenance"] | {"cpu": "a processor"}
+    assert inference.where([record(device="CPU", provenance=facts)]).startswith("a processor, bfloat16")
+    assert inference.where([record(provenance=facts)]).startswith("a GPU, bfloat16")
+
+
 def test_against_the_full_model_times_and_flops_have_their_own_ratios():
     shape = LLMShape("two layers", 8, 16, 2, 2, 1, head_dim=4)
     full = record("Vanilla", "all tokens", "aims", 60_000.0, tokens_per_layer=[40, 40], device="CPU")

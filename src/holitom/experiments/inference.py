@@ -55,14 +55,25 @@ def available(
 
 
 def recorded(tier: str, *, cpu: bool | None = None) -> list[Record]:
-    """What data/measured/ holds for a tier; of several machines, the one with the newest record. cpu: whether on a CPU
-    (None: as the tier is meant, the tiny one there and the others on a GPU)."""
+    """What data/measured/ holds for a tier; of several machines, the one with the newest record, and of each size, the
+    ``newest`` run. cpu: whether on a CPU (None: as the tier is meant, the tiny one there and the others on a GPU)."""
     from holitom.latency.records import read
 
     cpu = tier == "tiny" if cpu is None else cpu
     files = [path for path in sorted(paths.data("measured").glob("*.jsonl")) if not path.name.startswith("released")]
     found = [[r for r in read(path) if r["tier"] == tier and (r["device"] == "CPU") == cpu] for path in files]
-    return max(found, key=lambda records: max((r["created"] for r in records), default=""), default=[])
+    return newest(max(found, key=lambda records: max((r["created"] for r in records), default=""), default=[]))
+
+
+def newest(records: Sequence[Record]) -> list[Record]:
+    """Of each size (part, model, layers, frames, batch, CPU or GPU) the records of the code that was timed last: times
+    are compared within one run, and a file that was continued with another code holds several."""
+    code = {_size(record): record["code"] for record in sorted(records, key=lambda record: record["created"])}
+    return [record for record in records if record["code"] == code[_size(record)]]
+
+
+def _size(record: Record) -> tuple[Any, ...]:
+    return (*(record[name] for name in ("part", "model", "layers", "frames", "batch")), record["device"] == "CPU")
 
 
 def has_records(tier: str) -> bool:
@@ -84,7 +95,8 @@ def where(records: Sequence[Record]) -> str:
     if not records:
         return "nothing"
     first, days = records[0], sorted({record["created"][:10] for record in records})
-    hardware = first["provenance"].get("gpu") or first["provenance"].get("cpu") or first["device"]
+    on = "cpu" if first["device"] == "CPU" else "gpu"  # the host of a run on its CPU may have a GPU too
+    hardware = first["provenance"].get(on) or first["device"]
     git = first["provenance"].get("git") or {}
     idle = [record["state"]["idle"] for record in records]
     calm = "idle machine" if all(idle) else "MACHINE NOT IDLE" if False in idle else "idleness unknown"

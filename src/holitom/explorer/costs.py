@@ -84,10 +84,11 @@ def recorded(path: Path | None = None) -> tuple[Point, ...]:
 
 @lru_cache(maxsize=4)
 def _recorded(path: Path, changed: int) -> tuple[Point, ...]:
+    from holitom.experiments.inference import newest
     from holitom.latency.records import read
 
     try:
-        records = read(path)
+        records = newest(read(path))
     except KitError:
         return ()
     return tuple(point for record in records if (point := _point(record)) is not None)
