@@ -11,6 +11,7 @@ STAMP=$VENV/holitom.stamp
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "reproduce.sh: $1"; say "  fix: $2"; exit 2; }
+for_paper() { case " $* " in *" --tier paper "* | *" --tier=paper "*) ;; *) return 1 ;; esac; }
 has() { local want=$1 word; shift; for word in "$@"; do [ "$word" = "$want" ] && return 0; done; return 1; }
 
 has_gpu() { [ -e /dev/nvidiactl ] || command -v nvidia-smi >/dev/null; }
@@ -49,17 +50,21 @@ fingerprint() { # what the environment was made from: the locks, the package's m
   { cat "$ROOT"/requirements/*.txt "$ROOT/pyproject.toml"; printf '%s' "$ROOT"; } | cksum | tr ' ' '-'
 }
 
+use_pip() { # pip held to the lock, with its caches inside the checkout
+  mkdir -p "$ROOT/runs/cache" 2>/dev/null || die "cannot write to $ROOT" "use a checkout that you may write to"
+  export PIP_CACHE_DIR=${PIP_CACHE_DIR:-$ROOT/runs/cache/pip} PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_USER=0
+  export RUSTUP_HOME=${RUSTUP_HOME:-$ROOT/runs/cache/rustup} # pip asks rustc for its version, and rustup writes a file
+  PIP=("$VENV/bin/python" -m pip install --no-input -c "$ROOT/requirements/constraints.txt")
+}
+
 set_up() {
   need_python
   [ "$(df -Pk "$ROOT" | awk 'NR == 2 { print int($4 / 1048576) }')" -ge 3 ] || "$VENV/bin/python" -c '' 2>/dev/null ||
     die "less than 3 GB free on the disk of $ROOT" "free some space: the environment takes about 2 GB (8 GB with CUDA)"
-  mkdir -p "$ROOT/runs/cache" 2>/dev/null || die "cannot write to $ROOT" "use a checkout that you may write to"
+  use_pip
   exec 9>"$ROOT/runs/.setup.lock"
   command -v flock >/dev/null && { flock -n 9 || { say "waiting for another set-up of this checkout ..."; flock 9; }; }
   trap 'say; say "stopped during set-up; run the same command to continue"; exit 130' INT
-  export PIP_CACHE_DIR=${PIP_CACHE_DIR:-$ROOT/runs/cache/pip} PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_USER=0
-  export RUSTUP_HOME=${RUSTUP_HOME:-$ROOT/runs/cache/rustup} # pip asks rustc for its version, and rustup writes a file
-  PIP=("$VENV/bin/python" -m pip install --no-input -c "$ROOT/requirements/constraints.txt")
   local started=$SECONDS req=$ROOT/requirements
   say "setting up $VENV (once; about 2 minutes and 2 GB; log: $LOG)"
   "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || step "environment ($("$BASE" -V 2>&1))" "$BASE" -m venv --clear "$VENV"
@@ -106,8 +111,10 @@ if has doctor "$@" && ! (choose_python); then
   without_environment "$@"
 fi
 choose_python
-if has paper "$@" && has_gpu && [ "$PYTHON" = "$VENV/bin/python" ] && [ ! -f "$VENV/holitom.gpu" ]; then
-  step "what the official benchmarks import" "$PYTHON" -m pip install --no-input -c "$ROOT/requirements/constraints.txt" -r "$ROOT/requirements/eval-gpu.txt"
+if for_paper "$@" && has_gpu && [ "$PYTHON" = "$VENV/bin/python" ] && [ ! -f "$VENV/holitom.gpu" ]; then
+  use_pip
+  step "what the official benchmarks import" "${PIP[@]}" -r "$ROOT/requirements/eval-gpu.txt"
+  rm -rf "$ROOT/runs/cache/pip" "$ROOT/runs/cache/rustup"
   touch "$VENV/holitom.gpu"
 fi
 exec "$PYTHON" -P -m holitom "$@"

@@ -21,7 +21,7 @@ case "$*" in
     mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python" ;;
   *"-m pip install"*"-e "*) touch "$(dirname "$0")/../complete" ;;
   *"-m pip install"*core.txt*) [ "${FAKE_FAILS:-}" != slow ] || { touch "$(dirname "$0")/slow"; sleep 30; } ;;
-  *"-m pip"*) [ "${FAKE_FAILS:-}" != pip ] || { echo "${FAKE_SAYS:-no}" >&2; exit 1; } ;;
+  *"-m pip"*) echo "cache: $PIP_CACHE_DIR"; [ "${FAKE_FAILS:-}" != pip ] || { echo "${FAKE_SAYS:-no}" >&2; exit 1; } ;;
   *) echo "ran: $*" ;;
 esac
 """
@@ -107,6 +107,23 @@ def test_dry_run_installs_nothing(door, checkout):
     done = door("table2", "--dry-run")
     assert done.returncode == 0 and "would first set up" in done.stderr
     assert not (checkout / ".venv").exists()
+
+
+@pytest.mark.parametrize("words", [["claims", "--only", "paper"], ["demo", "--video", "paper"]])
+def test_the_paper_tiers_set_up_is_for_the_paper_tier_only(door, tmp_path, words):
+    shutil.copy(tmp_path / "tools" / "python3", tmp_path / "tools" / "nvidia-smi")
+    assert "official benchmarks" not in door(*words).stderr
+
+
+@pytest.mark.parametrize("words", [["--tier", "paper"], ["--tier=paper"]])
+def test_the_paper_tiers_set_up_stays_inside_the_checkout(door, checkout, tmp_path, words):
+    shutil.copy(tmp_path / "tools" / "python3", tmp_path / "tools" / "nvidia-smi")
+    door("list")
+    shutil.rmtree(checkout / "runs")  # results may be removed; the environment is still good
+    done = door("table1", *words, PIP_CACHE_DIR="")
+    assert done.returncode == 0 and "what the official benchmarks import" in done.stderr, done.stderr
+    assert (checkout / "runs" / "setup.log").read_text().endswith(f"cache: {checkout}/runs/cache/pip\n")
+    assert door("table1", *words).stderr == ""
 
 
 def test_an_activated_environment_that_fits_is_used(door, checkout, tmp_path):
