@@ -104,6 +104,8 @@ without_environment() { # the parts of the command line that need no package: he
 case ${1:-help} in -h | --help | --version | help) without_environment "$@" ;; esac
 has train-tiny "$@" || ! { has -h "$@" || has --help "$@"; } || without_environment "$@"
 if has --dry-run "$@" && [ -z "${VIRTUAL_ENV:-${CONDA_PREFIX:-}}" ] && [ "$(cat "$STAMP" 2>/dev/null)" != "$(fingerprint)" ]; then
+  said=$(without_environment "$@" --help 2>&1 >/dev/null)
+  [ $? -ne 3 ] || { say "$said"; exit 3; } # a word that is not known; what the parser of a target imports may be missing
   say "would first set up $VENV (about 2 minutes and 2 GB), then run: holitom $*"
   exit 0
 fi

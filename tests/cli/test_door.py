@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -106,6 +107,27 @@ def test_help_needs_no_environment(door, checkout):
 def test_dry_run_installs_nothing(door, checkout):
     done = door("table2", "--dry-run")
     assert done.returncode == 0 and "would first set up" in done.stderr
+    assert not (checkout / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["table1"], 0, "would first set up"),
+        (["--tier=paper", "table1"], 0, "would first set up"),
+        (["train-tiny"], 0, "would first set up"),
+        (["tabel1"], 3, "no target 'tabel1'"),
+        (["table1", "--tier", "papr"], 3, "no tier 'papr'"),
+        (["table1", "--limit", "0"], 3, "not a whole number above 0"),
+    ],
+)
+def test_a_dry_run_before_the_set_up_knows_its_words(door, checkout, tmp_path, root, words, code, said):
+    (checkout / "src" / "holitom").rmdir()
+    (checkout / "src" / "holitom").symlink_to(root / "src" / "holitom")
+    bare = f'#!/usr/bin/env bash\nexec "{sys.executable}" -S "$@"\n'  # this Python, without any package
+    (tmp_path / "tools" / "python3.12").write_text(bare)
+    done = door(*words, "--dry-run")
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
     assert not (checkout / ".venv").exists()
 
 
