@@ -73,6 +73,10 @@ def test_an_upload_is_opened(explorer, tmp_path):
     explorer._uploaded({"new": ({"name": "../up.mp4", "content": memoryview(file.read_bytes())},)})
     assert explorer.state.clip.endswith("up.mp4") and len(explorer.view.clip) == 3
     assert explorer.state.clip.startswith(explorer._uploads.name), "a name cannot lead out of the folder"
+    write_video(file, np.full((5, 64, 64, 3), 20, np.uint8))
+    before = explorer._picture.value
+    explorer._uploaded({"new": ({"name": "up.mp4", "content": memoryview(file.read_bytes())},)})
+    assert explorer.focus.max == 5 and explorer._picture.value != before, "another video of that name is shown"
 
 
 def test_many_changes_are_drawn_once(explorer, monkeypatch):

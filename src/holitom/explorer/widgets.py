@@ -173,6 +173,7 @@ class Explorer:
             path = Path(self._uploads.name) / Path(file["name"]).name
             path.write_bytes(bytes(file["content"]))
             self.path.value = str(path)
+            self._changed()  # another video under a name that stands there already is no change of the value
 
 
 def _later(call: Callable[[], None]) -> None:
