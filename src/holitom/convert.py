@@ -10,12 +10,12 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
@@ -33,6 +33,12 @@ PREPROCESSING = {
 """That repository's SigLipImageProcessor: bicubic, to the tower's size, values in [-1, 1]."""
 
 INDEX = "model.safetensors.index.json"
+_READ = (
+    "model.embed_tokens.weight",
+    f"{original.TOWER}embeddings.patch_embedding.weight",
+    f"{original.TOWER}embeddings.position_embedding.weight",
+    f"{original.TOWER}encoder.layers.0.mlp.fc1.weight",
+)
 _TOKENIZER = re.compile(r"(tokenizer.*|vocab|merges|special_tokens_map|added_tokens|generation_config)\.(json|txt)")
 
 
@@ -48,6 +54,7 @@ def convert(source: Path, target: Path, pool: str | None = None) -> dict[str, An
     if target.exists():
         raise BadUsage(f"{target} exists", fix="give a folder that does not exist yet")
     shapes = {name: shape for shard in shards for name, shape in _shapes(shard).items()}
+    _require(shapes)
     partial = target.with_name(f"{target.name}.partial")
     size = sum(shard.stat().st_size for shard in shards)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,8 +127,25 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _shapes(shard: Path) -> dict[str, tuple[int, ...]]:
-    with safe_open(shard, framework="pt") as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    """Of every weight in a file; CannotRun names one that is cut off, or that git-lfs has left as a pointer."""
+    try:
+        with safe_open(shard, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, OSError) as error:
+        raise CannotRun(
+            f"{shard} holds no whole safetensors file ({error})", fix="download it again (git lfs pull)"
+        ) from error
+
+
+def _require(shapes: Collection[str]) -> None:
+    """UnsupportedModel where weights are missing by whose shapes the config is made."""
+    tower = any(name.startswith(original.TOWER) for name in shapes)  # without any: original.vision_settings tells
+    lacking = [name for name in _READ if name not in shapes and (tower or not name.startswith(original.TOWER))]
+    if lacking:
+        raise UnsupportedModel(
+            f"the checkpoint lacks {', '.join(lacking)}",
+            fix="download the whole checkpoint (model-*.safetensors and their index)",
+        )
 
 
 def _tokenizer(source: Path, target: Path) -> dict[str, int]:

@@ -19,24 +19,24 @@ from holitom.forwarded import run
 from holitom.models.processing import VideoProcessor, load_model
 
 WIDTH, PATCHES, WORDS = 16, 27, 260
+TOWER = "model.vision_tower.vision_tower.vision_model."
 
 
 def weights():
     """The names and shapes of LlavaQwenForCausalLM's state dict, at tiny sizes (32 for the decoder)."""
-    tower = "model.vision_tower.vision_tower.vision_model."
     shapes = {
-        f"{tower}embeddings.patch_embedding.weight": (WIDTH, 3, 14, 14),
-        f"{tower}embeddings.patch_embedding.bias": (WIDTH,),
-        f"{tower}embeddings.position_embedding.weight": (PATCHES**2, WIDTH),
-        f"{tower}post_layernorm.weight": (WIDTH,),
-        f"{tower}post_layernorm.bias": (WIDTH,),
+        f"{TOWER}embeddings.patch_embedding.weight": (WIDTH, 3, 14, 14),
+        f"{TOWER}embeddings.patch_embedding.bias": (WIDTH,),
+        f"{TOWER}embeddings.position_embedding.weight": (PATCHES**2, WIDTH),
+        f"{TOWER}post_layernorm.weight": (WIDTH,),
+        f"{TOWER}post_layernorm.bias": (WIDTH,),
         "model.mm_projector.0.weight": (32, WIDTH), "model.mm_projector.0.bias": (32,),
         "model.mm_projector.2.weight": (32, 32), "model.mm_projector.2.bias": (32,),
         "model.image_newline": (32,), "model.embed_tokens.weight": (WORDS, 32), "model.norm.weight": (32,),
         "lm_head.weight": (WORDS, 32),
     }  # fmt: skip
     for i in range(2):
-        layer = f"{tower}encoder.layers.{i}."
+        layer = f"{TOWER}encoder.layers.{i}."
         for part, shape in {"layer_norm1": (WIDTH,), "layer_norm2": (WIDTH,)}.items():
             shapes |= {f"{layer}{part}.weight": shape, f"{layer}{part}.bias": shape}
         for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
@@ -156,8 +156,7 @@ def test_a_tied_head_and_a_whole_tower(tmp_path):
     """No lm_head in the file: tied. With the tower's pooling head there is a layer too many, which is left out."""
     tensors = weights()
     tensors.pop("lm_head.weight")
-    tower = "model.vision_tower.vision_tower.vision_model."
-    tensors[f"{tower}head.probe"] = torch.zeros(1, 1, WIDTH)
+    tensors[f"{TOWER}head.probe"] = torch.zeros(1, 1, WIDTH)
     told = convert(write(tmp_path / "a", tensors, shards=1), tmp_path / "b")
     assert told["pooling"] == "bilinear" and told["placeholders"] == {"image": WORDS, "video": WORDS + 1}
     model = load_model(tmp_path / "b", device="cpu")
@@ -185,6 +184,15 @@ def truncated(folder):
     return folder
 
 
+def damaged(change):
+    def make(folder):
+        shard = write(folder) / "model-00002-of-00002.safetensors"
+        shard.write_bytes(change(shard.read_bytes()))
+        return folder
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
@@ -196,6 +204,11 @@ def truncated(folder):
         (without("model.image_newline"), UnsupportedModel, r"1 missing \(model.image_newline"),
         (extra, UnsupportedModel, "vision_resampler.x has no place"),
         (truncated, CannotRun, "lacks model-00002-of-00002.safetensors"),
+        (without("model.embed_tokens.weight"), UnsupportedModel, r"lacks model\.embed_tokens\.weight"),
+        (without(f"{TOWER}embeddings.position_embedding.weight"), UnsupportedModel, r"lacks .*position_embedding"),
+        (damaged(lambda whole: whole[:-10]), CannotRun, r"model-00002-of-00002\.safetensors holds no whole .*lfs pull"),
+        (damaged(lambda whole: b"version https://git-lfs.github.com/spec/v1\n"), CannotRun, "00002.*git lfs pull"),
+        (damaged(lambda whole: b""), CannotRun, r"00002.*holds no whole"),
     ],
 )
 def test_what_cannot_be_converted(tmp_path, make, error, match):
