@@ -6,6 +6,7 @@ import base64
 import io
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,14 +153,18 @@ def save(
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file through a temporary neighbour and a rename; a full disk or a missing right is said in words."""
+    """Write a file through a temporary neighbour and a rename, which leaves nothing behind when it is stopped; a full
+    disk or a missing right is said in words."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise CannotRun(
             f"could not write {path}: {error.strerror}", fix="make room or choose another folder"
         ) from error
