@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from holitom import __version__
 from holitom.errors import BadUsage, KitError
 from holitom.experiments.registry import EXPERIMENTS, TIERS, find
+from holitom.refusals import at_least_one
 from holitom.suggestions import nearest
 from holitom.usage import Parser
 
@@ -44,12 +45,6 @@ def _tier(text: str) -> str:
     return text
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
 def parser() -> argparse.ArgumentParser:
     """The parser of every target but the forwarded ones, which it only lists."""
     top = Parser(
@@ -67,13 +62,13 @@ def parser() -> argparse.ArgumentParser:
     pace.add_argument("--resume", action="store_true", help="keep finished cells (the default)")
     pace.add_argument("--fresh", action="store_true", help="compute every cell again")
     run.add_argument(
-        "--limit", type=_positive, metavar="N", help="only the first N questions of each benchmark: a trial"
+        "--limit", type=at_least_one, metavar="N", help="only the first N questions of each benchmark: a trial"
     )
     run.add_argument("--dry-run", action="store_true", help="say what would be computed, and compute nothing")
     run.add_argument("--strict", action="store_true", help="exit 1 when a checked claim does not hold")
     run.add_argument(
         "--processes",
-        type=_positive,
+        type=at_least_one,
         metavar="N",
         help="tiny tier: N processes of one thread (default: one for each core, as far as memory reaches); "
         "paper tier: N processes, one GPU each (default: 1)",
