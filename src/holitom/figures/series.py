@@ -10,13 +10,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from holitom.errors import BadUsage
-from holitom.figures.style import INK, LOOKS, MUTED, direct_labels, look, marker_style, require_sources
+from holitom.figures.style import BEHIND, INK, LOOKS, MUTED, direct_labels, look, marker_style, require_sources
 
 COLUMNS = ("method", "x", "y", "low", "high", "source")
 MOST_DIRECT = 8  # more lines than this get a legend instead of labels at their ends
+GAP = 0.08  # of the axis between two names
+MARKER = 4.6
+"""Points across, smaller than most intervals are high."""
+SIZES = {"*": 1.5, "D": 0.85, "P": 1.3, "X": 1.3, (4, 1, 0): 1.6, "x": 1.15, "+": 1.3, "1": 1.4, "2": 1.4}
+"""Times MARKER, for markers that look larger or smaller than a disc of the same width."""
 
 
 def check_points(points: pd.DataFrame) -> pd.DataFrame:
@@ -49,15 +55,18 @@ def draw_panel(
     ticks: Sequence[float | int] = (),
     labels: bool = True,
     side: Literal["left", "right"] = "right",
+    xlim: tuple[float | int, float | int] | None = None,
     ylim: tuple[float | int, float | int] | None = None,
     dodge: float | int = 0.0,
     flat: Literal["inside", "beside", "unnamed"] = "inside",
+    margin: bool = False,
 ) -> None:
     """Draw ``check_points`` data. The rows of ``baseline`` that have no x become a dashed line across the panel with
     its interval as a band; all other methods become lines (or single points) through their rows in the order of x.
     labels: name the lines at their ends, on ``side``, while there are few of them. dodge: moves methods apart along x,
     so that their intervals can be told apart, as a share of x on a logarithmic axis. flat: where the dashed lines have
-    their names; "beside" the panel where points would lie under them, "unnamed" where a neighbour names them."""
+    their names; "beside" the panel where points would lie under them, "unnamed" where a neighbour names them.
+    margin: lines (not single points) are named outside the panel, where no line runs."""
     points = check_points(points)
     across = points[points["x"].isna()]
     lines = points[points["x"].notna()]
@@ -68,10 +77,10 @@ def draw_panel(
     for method in set(points["method"]):
         look(method)  # refuse a method without a look before anything is drawn
     order = [name for name in LOOKS if name in set(lines["method"])]
-    ends: dict[str, list[tuple[float, float, str, str]]] = {"left": [], "right": []}
-    for place, method in enumerate(order):
+    ends: dict[str, list[tuple[float, float, str, str]]] = {"left": [], "right": [], "point": []}
+    for rank, method in enumerate(order):
         mine = lines[lines["method"] == method].sort_values("x")
-        aside = dodge * (place - (len(order) - 1) / 2)
+        aside = dodge * (rank - (len(order) - 1) / 2)
         mine = mine.assign(x=mine["x"] * (1 + aside) if log else mine["x"] + aside)
         for source, part in mine.groupby("source", sort=False):
             style = marker_style(method, str(source))
@@ -80,19 +89,22 @@ def draw_panel(
                 part["y"],
                 yerr=_errors(part),
                 ls=look(method).dash if len(part) > 1 else "none",
-                capsize=2,
+                capsize=1.5,
                 elinewidth=0.8,
                 capthick=0.8,
-                lw=1.4 if source != "quoted" else 1.1,
-                ms=6 if method != "Vanilla" else 9,
+                lw=1.2 if source != "quoted" else 1.1,
+                ms=MARKER * SIZES.get(look(method).marker, 1.0),
                 zorder=3 if method.startswith("HoliTom") else 2,
                 label=method,
                 **style,
             )
-        where = side if len(mine) > 1 else "right"  # a single point is named where lines end, not where they begin
+        alone = len(mine) == 1
+        where = "right" if alone else side  # a single point is named where lines end, not where they begin
         end = mine.iloc[-1 if where == "right" else 0]
         x = float(end["x"]) - (0.0 if log else aside)  # names stand in line whatever the points' own places are
-        ends[where].append((x, float(end["y"]), baseline_name(method), look(method).colour))
+        if ylim is None or ylim[0] <= end["y"] <= ylim[1]:  # no name for an end that the panel does not show
+            place = "point" if alone and margin else where
+            ends[place].append((x, float(end["y"]), baseline_name(method), look(method).colour))
     if log:
         ax.set_xscale("log")
     if ticks:
@@ -100,6 +112,8 @@ def draw_panel(
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.set_ylim(*(ylim or limits(points)))
+    if xlim:
+        ax.set_xlim(*xlim)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if title:
         ax.set_title(title)
@@ -118,12 +132,13 @@ def draw_panel(
             textcoords="offset points",
             fontsize=7,
             color=INK,
-            zorder=5,
-            bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6},
+            zorder=BEHIND,
+            path_effects=[withStroke(linewidth=2, foreground="white")],
         )
     if labels and max(len(here) for here in ends.values()) <= MOST_DIRECT:
-        for where, here in ends.items():
-            direct_labels(ax, here, side=where)
+        direct_labels(ax, ends["left"], side="left", gap=GAP, margin=margin)
+        direct_labels(ax, ends["right"], gap=GAP, margin=margin, offset=4 if margin else 9)
+        direct_labels(ax, ends["point"])
     elif labels:
         ax.legend(ncols=2, loc="lower right")
 
@@ -147,15 +162,16 @@ def baseline_name(method: str) -> str:
 
 
 def limits(points: pd.DataFrame) -> tuple[float, float]:
-    """Room below (also for a remark) and above the data, intervals included."""
+    """Room below and above the data, intervals included."""
     low = float(points[["y", "low"]].min(axis=None))
     high = float(points[["y", "high"]].max(axis=None))
-    return low - max((high - low) * 0.13, 0.2), high + max((high - low) * 0.08, 0.2)
+    return low - max((high - low) * 0.06, 0.2), high + max((high - low) * 0.08, 0.2)
 
 
 def note(ax: Axes, text: str) -> None:
-    """A remark in the lower left corner of a panel."""
-    ax.annotate(text, (0.01, 0.015), xycoords="axes fraction", fontsize=6.5, color=MUTED, va="bottom", ha="left")
+    """A remark under a panel, below the name of its x axis, where no line and no grid crosses it."""
+    place = {"xycoords": ("axes fraction", ax.xaxis.label), "xytext": (0, -3), "textcoords": "offset points"}
+    ax.annotate(text, (0, 0), **place, fontsize=6.5, color=MUTED, va="top", ha="left", annotation_clip=False)
 
 
 def _errors(part: pd.DataFrame) -> list[list[float]] | None:

@@ -102,6 +102,10 @@ LOOKS: dict[str, Look] = {
     "Saliency bottom-k": Look("#886644", "h", (0, (1, 2))),
     "Vanilla": Look("#222222", "*", "--"),
 }
+BEHIND = 1.4
+"""The drawing order of names: over the grid, under every line and point, so that no halo rubs out data."""
+STROKES = ("x", "+", "1", "2")
+"""Markers without an inside to fill."""
 ALIASES = {
     "PyramidDrop": "PDrop",
     "RandomDrop": "Random",
@@ -157,17 +161,19 @@ def require_sources(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def marker_style(method: str, source: str) -> dict[str, Any]:
-    """Keywords for ``Axes.errorbar`` / ``plot``: filled for measured and derived values, hollow for quoted ones."""
+    """Keywords for ``Axes.errorbar`` / ``plot``: filled for measured and derived values, hollow for quoted ones. A
+    filled marker has a thin white rim, so that two which overlap stay two."""
     if source not in SOURCES:
         raise BadUsage(f"source {source!r} is not known", fix=f"use one of {', '.join(SOURCES)}")
     style = look(method)
     hollow = source == "quoted"
+    rimmed = not hollow and style.marker not in STROKES
     return {
         "color": style.colour,
         "marker": style.marker,
         "markerfacecolor": "white" if hollow else style.colour,
-        "markeredgecolor": style.colour,
-        "markeredgewidth": 1.2,
+        "markeredgecolor": "white" if rimmed else style.colour,
+        "markeredgewidth": 0.5 if rimmed else 1.1,
     }
 
 
@@ -178,11 +184,13 @@ def direct_labels(
     gap: float | int = 0.06,
     offset: float | int = 9.0,
     side: Literal["left", "right"] = "right",
+    margin: bool = False,
 ) -> None:
     """Name each line at its end instead of in a legend; labels that would overlap are moved apart vertically.
 
     ends: (x, y, text, colour) in data coordinates; gap: the least distance of two labels, as a share of the axis
-    height; offset: points beside the end, on ``side``. Set the axis limits before: the places are found within them.
+    height; offset: points beside the end, on ``side``; margin: all names begin at the edge of the axes instead, tied to
+    their ends. Set the axis limits before: the places are found within them.
     """
     sign = 1 if side == "right" else -1
     low, high = ax.get_ylim()
@@ -192,12 +200,12 @@ def direct_labels(
     ):
         target = low + place * (high - low)
         beside = ax.transData + ScaledTranslation(sign * offset / 72, 0, ax.figure.dpi_scale_trans)
-        moved = abs(target - y) > 0.02 * (high - low)
+        moved = margin or abs(target - y) > 0.02 * (high - low)
         tie = {"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkA": 0, "shrinkB": 4} if moved else None
         ax.annotate(
             text,
             (x, y),
-            xytext=(x, target),
+            xytext=(ax.get_xlim()[side == "right"] if margin else x, target),
             textcoords=beside,
             arrowprops=tie,
             color=colour,
@@ -205,7 +213,8 @@ def direct_labels(
             va="center",
             ha="left" if side == "right" else "right",
             annotation_clip=False,
-            path_effects=[withStroke(linewidth=2.5, foreground="white")],  # legible where it crosses a line
+            zorder=BEHIND,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],  # legible on the grid
         )
 
 
