@@ -9,7 +9,8 @@ from holitom import cli, paths
 from holitom.colour import colour_features
 from holitom.demo import begins_at, main, report
 from holitom.errors import BadUsage, BadVideo
-from holitom.figures.method import frame_table, segment_table
+from holitom.figures.method import frame_table, method_figure, segment_table, similarity_figure
+from holitom.figures.style import INK
 from holitom.methods import HoliTom
 from holitom.video import load_frames, write_video
 from holitom.walkthrough import CARRIED, DROPPED, DYNAMIC, MERGED, walk
@@ -54,6 +55,29 @@ def test_tables_agree_with_the_walk(clip, found):
     assert (frames["merged_tokens"] + frames["dynamic_tokens"]).sum() == len(found.kept)
     assert (segments["merged tokens"] + segments["dynamic tokens"]).sum() == len(found.kept)
     assert set(frames["source"]) == {"derived"} and len(segments) == len(found.segments)
+
+
+def test_tau_is_shown_where_it_acts_on_cells_and_never_on_a_mean(clip, found):
+    figure, table = similarity_figure(clip, found)
+    curve = figure.axes[1].lines[0].get_ydata()
+    expected = 100 * (found.similarity > 0.8).double().mean(dim=1)
+    assert curve == pytest.approx(expected.numpy()) and "τ = 0.8" in figure.axes[1].get_ylabel()
+    assert all(len(set(line.get_ydata())) > 1 for line in figure.axes[1].lines)  # no line across
+    assert table["share_above_tau"].to_numpy()[:-1] == pytest.approx(expected.numpy() / 100)
+
+
+def test_a_hatch_means_carried_in_every_panel_and_borders_show_on_every_ground(clip, found):
+    figure, _ = method_figure(clip, found)
+    fates, tokens = (next(ax for ax in figure.axes if ax.get_ylabel() == name) for name in ("cell (raster order)",
+                                                                                           "tokens kept"))  # fmt: skip
+    (legend,) = (legend for part in figure.subfigs for legend in part.legends)
+    marks = {text.get_text(): patch.get_hatch() for text, patch in zip(legend.texts, legend.get_patches(), strict=True)}
+    hatch = marks.pop("static, carried by a merged token")
+    assert hatch and not any(marks.values())
+    assert hatch in {patch.get_hatch() for patch in fates.patches}
+    assert not any(bar.get_hatch() for bar in tokens.patches)
+    for ax in (figure.axes[0], fates):
+        assert {line.get_color() for line in ax.lines} == {"white", INK}
 
 
 def test_report_states_both_budgets(clip, found):

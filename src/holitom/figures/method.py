@@ -13,9 +13,10 @@ from holitom.figures.walk_panels import (
     draw_counts,
     draw_fates,
     draw_frames,
-    draw_mean,
+    draw_share,
     draw_similarity,
     segment_of,
+    share_above,
 )
 from holitom.video import Frames
 from holitom.walkthrough import DYNAMIC, MERGED, Walk
@@ -39,7 +40,7 @@ def method_figure(
         top, bottom = fig.subfigures(2, 1, height_ratios=[4.2, lines * frame_high + 0.35])
         axes = top.subplots(2, 2, height_ratios=[2.1, 1], sharex=True)
         draw_similarity(axes[0, 0], frames, walk)
-        draw_mean(axes[1, 0], frames, walk)
+        draw_share(axes[1, 0], frames, walk)
         draw_fates(axes[0, 1], frames, walk)
         draw_counts(axes[1, 1], frames, walk)
         if title:
@@ -49,24 +50,29 @@ def method_figure(
 
 
 def similarity_figure(frames: Frames, walk: Walk) -> tuple[Figure, pd.DataFrame]:
-    """The similarity of neighbouring frames, cell by cell and on average, with the segments found."""
+    """The similarity of neighbouring frames cell by cell, and the share of cells above tau, with the segments found."""
     with styled():
         fig = Figure(figsize=(7.0, 3.8), layout="constrained")
         axes = fig.subplots(2, 1, height_ratios=[2.1, 1], sharex=True)
         draw_similarity(axes[0], frames, walk)
-        draw_mean(axes[1], frames, walk)
+        draw_share(axes[1], frames, walk)
     return fig, frame_table(frames, walk)
 
 
 def frame_table(frames: Frames, walk: Walk) -> pd.DataFrame:
-    """One row per frame: seconds, segment, similarity to the next frame, cells by fate."""
-    following = np.append(walk.similarity.mean(dim=1).double().numpy(), np.nan)[: walk.video.frames]
+    """One row per frame: seconds, segment, mean similarity to the next frame and share of cells above tau, cells by
+    fate."""
+    following, unchanged = (
+        np.append(values, np.nan)[: walk.video.frames]
+        for values in (walk.similarity.mean(dim=1).double().numpy(), share_above(walk))
+    )
     return pd.DataFrame(
         {
             "frame": np.arange(walk.video.frames),
             "seconds": frames.seconds,
             "segment": segment_of(walk) + 1,
             "mean_similarity_to_next": following,
+            "share_above_tau": unchanged,
             "static_cells": walk.static.sum(dim=1).numpy(),
             "merged_tokens": walk.per_frame(MERGED).numpy(),
             "dynamic_tokens": walk.per_frame(DYNAMIC).numpy(),

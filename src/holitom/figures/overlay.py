@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from jaxtyping import Int, UInt8
 from matplotlib.axes import Axes
@@ -16,6 +18,8 @@ STATIC_COLOUR = LOOKS["HoliTom"].colour
 DYNAMIC_COLOUR = LOOKS["FastV"].colour
 CARRIED_COLOUR = "#A9CDE4"
 DROPPED_COLOUR = "#E6E6E6"
+HATCH = {"hatch": "/////", "edgecolor": "white"}
+"""Of static cells that a merged token carries, wherever they are drawn."""
 LONGEST_SIDE = 240  # pixels: about what a frame takes at 200 dpi
 
 
@@ -52,10 +56,9 @@ def draw_tokens(
         PatchCollection(
             [Rectangle((x, y), 1, 1) for x, y in place(CARRIED)],
             facecolor="none",
-            edgecolor="white",
-            hatch="///",
             linewidth=0,
             alpha=0.5,
+            **HATCH,
         )
     )
     ax.add_collection(
@@ -69,8 +72,8 @@ def draw_tokens(
     discs = np.flatnonzero(fate == MERGED)
     if len(discs):
         weight = np.array([(size or {}).get(int(i), 1.0) for i in discs])
-        short = min(1.0, (width / columns) / (height / rows))  # of a cell, in units of its height
-        across = short * np.clip(0.45 + 0.08 * np.log2(np.maximum(weight, 1.0)), 0.45, 0.95)
+        side = math.sqrt((width / columns) / (height / rows))  # of a square as large as a cell, in its heights
+        across = side * np.clip(0.7 + 0.06 * np.log2(np.maximum(weight, 1.0)), 0.7, 1.05)
         ax.add_collection(
             EllipseCollection(
                 across,
@@ -79,7 +82,7 @@ def draw_tokens(
                 units="y",
                 facecolor=STATIC_COLOUR,
                 edgecolor="white",
-                linewidth=0.4,
+                linewidth=0.6,
                 offsets=[(i % columns + 0.5, i // columns + 0.5) for i in discs],
                 offset_transform=ax.transData,
             )
@@ -100,6 +103,6 @@ def legend_handles() -> list[Patch]:
     return [
         Patch(facecolor="white", edgecolor=DYNAMIC_COLOUR, linewidth=1.4, label=FATES[DYNAMIC]),
         Patch(facecolor=STATIC_COLOUR, edgecolor=STATIC_COLOUR, label=FATES[MERGED] + " (disc)"),
-        Patch(facecolor=CARRIED_COLOUR, edgecolor="white", hatch="/////", label=FATES[CARRIED]),
+        Patch(facecolor=CARRIED_COLOUR, label=FATES[CARRIED], linewidth=0, **HATCH),
         Patch(facecolor=DROPPED_COLOUR, edgecolor="#BBBBBB", label=FATES[0]),
     ]

@@ -6,19 +6,22 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import FigureBase
-from matplotlib.patches import Rectangle
+from matplotlib.patches import PathPatch, Rectangle
+from matplotlib.path import Path
 
 from holitom.figures.overlay import (
     CARRIED_COLOUR,
     DROPPED_COLOUR,
     DYNAMIC_COLOUR,
+    HATCH,
     STATIC_COLOUR,
     draw_tokens,
     legend_handles,
 )
 from holitom.figures.style import INK, MUTED, SEGMENT_COLOURS
+from holitom.ops.segmentation import above
 from holitom.video import Frames
-from holitom.walkthrough import DYNAMIC, MERGED, Walk
+from holitom.walkthrough import CARRIED, DYNAMIC, MERGED, Walk
 
 COLUMNS = 8
 FATE_COLOURS = (DROPPED_COLOUR, CARRIED_COLOUR, DYNAMIC_COLOUR, STATIC_COLOUR)
@@ -48,35 +51,29 @@ def draw_similarity(ax: Axes, frames: Frames, walk: Walk) -> None:
     bar = ax.figure.colorbar(mesh, ax=ax, pad=0.01, fraction=0.04, extend="min")
     bar.set_label("cosine")
     bar.outline.set_visible(False)
+    bar.ax.axhline(walk.method.tau, color=INK, lw=1.2)
+    bar.ax.text(-0.25, walk.method.tau, "τ", ha="right", va="center", color=INK, transform=bar.ax.get_yaxis_transform())
     ax.grid(visible=False)
     ax.set_ylim(walk.video.cells, 0)
     _segment_band(ax, frames, walk)
 
 
-def draw_mean(ax: Axes, frames: Frames, walk: Walk) -> None:
-    """The mean similarity, the share of cells above tau, and tau."""
-    tau = walk.method.tau
-    ax.set(xlabel="time (s)", ylabel="mean cosine", ylim=(-0.35, 1.08))
+def draw_share(ax: Axes, frames: Frames, walk: Walk) -> None:
+    """The share of cells whose cosine with the next frame is above tau: tau acts cell by cell, never on a mean."""
+    ax.set(xlabel="time (s)", ylabel=f"cells above\nτ = {walk.method.tau:g} (%)", ylim=(-4, 104))
     if len(walk.similarity):
         middle = (frames.seconds[1:] + frames.seconds[:-1]) / 2
-        ax.plot(middle, walk.similarity.mean(dim=1).float().numpy(), color=INK, marker="o", markersize=3, lw=1.2)
-    ax.axhline(tau, color=STATIC_COLOUR, ls="--", lw=1)
-    ax.annotate(
-        f"τ = {tau:g}",
-        (0.995, tau),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, -3),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        color=STATIC_COLOUR,
-        fontsize=8,
-    )
-    _cuts(ax, frames, walk, colour=INK)
+        ax.plot(middle, 100 * share_above(walk), color=INK, marker="o", markersize=3, lw=1.2)
+    _cuts(ax, frames, walk)
+
+
+def share_above(walk: Walk) -> np.ndarray:
+    """The share of cells that count as unchanged from each frame to the next."""
+    return above(walk.similarity, walk.method.tau).double().mean(dim=1).numpy()
 
 
 def draw_fates(ax: Axes, frames: Frames, walk: Walk) -> None:
-    """What becomes of every cell of every frame."""
+    """What becomes of every cell of every frame, hatched as on the frames."""
     ax.set_title("What becomes of each cell", pad=16)
     norm = BoundaryNorm(np.arange(5) - 0.5, 4)
     edges = _frame_edges(frames)
@@ -88,6 +85,7 @@ def draw_fates(ax: Axes, frames: Frames, walk: Walk) -> None:
         norm=norm,
         rasterized=True,
     )
+    _hatch_carried(ax, edges, walk)
     ax.grid(visible=False)
     ax.set_ylim(walk.video.cells, 0)
     ax.set_ylabel("cell (raster order)")
@@ -100,7 +98,7 @@ def draw_counts(ax: Axes, frames: Frames, walk: Walk) -> None:
     dynamic, merged = walk.per_frame(DYNAMIC).numpy(), walk.per_frame(MERGED).numpy()
     centre, wide = (edges[1:] + edges[:-1]) / 2, np.diff(edges) * 0.86
     ax.bar(centre, dynamic, wide, color=DYNAMIC_COLOUR, edgecolor="white", linewidth=0.3)
-    ax.bar(centre, merged, wide, bottom=dynamic, color=STATIC_COLOUR, edgecolor="white", linewidth=0.3, hatch="////")
+    ax.bar(centre, merged, wide, bottom=dynamic, color=STATIC_COLOUR, edgecolor="white", linewidth=0.3)
     ax.set(xlabel="time (s)", ylabel="tokens kept")
     ax.set_title(
         f"{len(walk.kept)} of {walk.total} tokens = {walk.realised:.1%} (asked for {walk.budget:.0%})",
@@ -109,7 +107,7 @@ def draw_counts(ax: Axes, frames: Frames, walk: Walk) -> None:
         loc="right",
         pad=3,
     )
-    _cuts(ax, frames, walk, colour=INK)
+    _cuts(ax, frames, walk)
 
 
 def draw_frames(fig: FigureBase, frames: Frames, walk: Walk, shown: list[int]) -> None:
@@ -152,10 +150,25 @@ def _frame_edges(frames: Frames) -> np.ndarray:
     return np.concatenate([[seconds[0] - (middle[0] - seconds[0])], middle, [seconds[-1] + (seconds[-1] - middle[-1])]])
 
 
-def _cuts(ax: Axes, frames: Frames, walk: Walk, colour: str = "white") -> None:
+def _hatch_carried(ax: Axes, edges: np.ndarray, walk: Walk) -> None:
+    """One hatched patch over all carried cells; cells of a frame that touch share a rectangle."""
+    corners: list[tuple[float, float]] = []
+    for t, fates in enumerate(walk.fate.numpy()):
+        ends = np.flatnonzero(np.diff(np.concatenate([[0], fates == CARRIED, [0]])))
+        for top, bottom in ends.reshape(-1, 2).tolist():
+            left, right = float(edges[t]), float(edges[t + 1])
+            corners += [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+    if corners:
+        steps = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY] * (len(corners) // 5)
+        ax.add_patch(PathPatch(Path(corners, steps), facecolor="none", lw=0, rasterized=True, **HATCH))
+
+
+def _cuts(ax: Axes, frames: Frames, walk: Walk) -> None:
+    """A dashed line where a segment begins, dark on light ground and with a light edge on dark ground."""
     edges = _frame_edges(frames)
     for first, _ in walk.segments[1:]:
-        ax.axvline(edges[first], color=colour, lw=0.9, ls=(0, (4, 2)))
+        ax.axvline(edges[first], color="white", lw=2.6, zorder=1.8)
+        ax.axvline(edges[first], color=INK, lw=1.2, ls=(0, (4, 2)), zorder=1.9)  # under the curve
 
 
 def _segment_band(ax: Axes, frames: Frames, walk: Walk) -> None:
