@@ -19,8 +19,8 @@ ON_CPU = "full size, random weights, one CPU core: not a GPU's times"
 
 
 def timing_stamp(records: Sequence[Mapping[str, Any]], tier: str) -> Stamp:
-    """The stamp of a figure of measured times: repeats, hardware, day, whether the machine was idle, commit. Without
-    records it says that nothing was measured."""
+    """The stamp of a figure of measured times: repeats, hardware (of a CPU's times never the host's GPU), day, whether
+    the machine was idle, commit. Without records it says that nothing was measured."""
     measured = [record for record in records if record["outcome"] == "measured"]
     if not measured:
         return here(tier, note="nothing recorded yet, printed numbers only")
@@ -30,9 +30,10 @@ def timing_stamp(records: Sequence[Mapping[str, Any]], tier: str) -> Stamp:
     n = f"{repeats[0]}" if len(repeats) == 1 else f"{repeats[0]} to {repeats[-1]}"
     calm = all(record["state"]["idle"] for record in measured)
     cpu_seconds = ", CPU seconds" if first["clock"].startswith("process_time") else ""
-    hardware = facts.get("gpu") or f"{facts.get('cpu')}, {facts.get('threads')} thread(s)"
+    on_cpu = first["device"] == "CPU"
+    hardware = f"{facts.get('cpu')}, {facts.get('threads')} thread(s)" if on_cpu else first["device"]
     when = max(record["created"] for record in measured)[:10]
-    large = first["tier"] == "speed" and first["device"] == "CPU"
+    large = first["tier"] == "speed" and on_cpu
     return Stamp(
         tier,
         f"medians of {n} passes",
