@@ -16,12 +16,15 @@ from holitom.figures.inference import (
     measured_bars,
     quoted_bars,
 )
+from holitom.figures.remarks import between_panels, left_out
 from holitom.figures.stages import stage_frame, stages_figure
 from holitom.figures.sweeps import sweep_figure, sweep_frame
 from holitom.figures.timing import against_full, cost_table, timing_stamp
 from holitom.flops import LLMShape
 from holitom.latency.passes import STAGES
 from holitom.latency.records import spread
+
+PRINTED = paper.table("fig_inference")
 
 
 def record(row="HoliTom", at="10%", part="rows", ms=100.0, **changes):
@@ -88,6 +91,36 @@ def test_measured_bars_sum_their_stages_and_compare_within_the_run():
     assert measured_bars([], "10%").empty
 
 
+def rated(row, at, rate, **changes):
+    """A record with a decode rate and its quartiles."""
+    made = record(row, at, **changes)
+    return made | {"summary": made["summary"] | {"decode_tok_s": {"median": rate, "q1": rate - 9, "q3": rate + 30.4}}}
+
+
+def test_decode_rates_are_whole_with_quartiles_and_one_setting_in_two_panels_is_compared():
+    full = rated("Vanilla", "all tokens", 401.5, ms=200.0)
+    pairs = [rated("HoliTom", "printed", 440.2, ms=100.0), rated("HoliTom", "10%", 400.2, ms=105.0)]
+    panels = [(at, measured_bars([full, *pairs], at)) for at in ("printed", "10%")]
+    figure, data = bars_figure(panels, remark="Left out: nobody.")
+    beside = [text.get_text() for text in figure.axes[1].texts]
+    assert "440 (431–471)" in beside and "440.2" not in " ".join(beside)
+    assert data["decode_low"].notna().all()
+    said = figure.legends[0].get_title().get_text()
+    assert "up to 5 % in the first token and up to 10 % in decoding" in said.replace("\n", " ")
+    assert said.endswith("Left out: nobody.")
+    assert between_panels(panels[:1]) == "" and between_panels([("printed", quoted_bars(PRINTED))] * 2) == ""
+
+
+def test_who_cannot_be_asked_for_a_budget_is_named_with_what_it_says():
+    layers = [10] * 6
+    found = [record(row, "10%", tokens_per_layer=layers) for row in ORDER if row not in ("FastV", "PDrop")]
+    said = left_out(found, "10%")
+    assert "FastV and PDrop cannot keep 10 % in the mean over 6 layers" in said
+    assert "DyCoke keeps one whole frame in 4" in said
+    assert "FastVID and MMG-Vid and HieraVid and ToMe not recorded" in said
+    assert "HoliTom" not in said and left_out([], "10%") == ""
+
+
 def test_figures_are_drawn_and_empty_ones_refused():
     printed = quoted_bars(paper.table("fig_inference"))
     figure, data = bars_figure(
@@ -117,6 +150,13 @@ def test_the_stamp_and_the_costs():
     table = cost_table(records())
     assert list(table["method"]) == ["Vanilla", "HoliTom", "HoliTom"] and set(table["host waits"]) == {"3"}
     assert cost_table([]).empty
+
+
+def test_a_record_of_a_cpu_never_carries_the_name_of_its_hosts_gpu():
+    host = {"gpu": "NVIDIA H100", "cpu": "AMD EPYC", "threads": 1, "git": {}}
+    on_cpu = timing_stamp([record(device="CPU", provenance=host)], "speed")
+    assert "H100" not in on_cpu.footer and "AMD EPYC, 1 thread(s)" in on_cpu.footer
+    assert "NVIDIA H100" in timing_stamp([record(device="NVIDIA H100", provenance=host)], "speed").footer
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from holitom.errors import BadUsage
+from holitom.figures.remarks import between_panels
 from holitom.figures.series import baseline_name
 from holitom.figures.style import DOUBLE, INK, MUTED, require_sources, styled
 
@@ -31,7 +33,7 @@ PARTS = {
     "first_token": "llm_ms",
 }
 """Measured stage -> the printed figure's group that it belongs to."""
-PLACES = (0.52, 0.76, 0.98)
+PLACES = (0.41, 0.84, 1.0)
 """Right ends of the columns beside the bars."""
 ORDER = ("Vanilla", "FastV", "PDrop", "VisionZip", "PruneVid", "HoliTom (w/o M)", "HoliTom")
 
@@ -53,7 +55,7 @@ def quoted_bars(printed: pd.DataFrame) -> pd.DataFrame:
 
 def measured_bars(records: Sequence[Mapping[str, Any]], at: str, part: str = "rows") -> pd.DataFrame:
     """Bars of one part: the full model and the settings at ``at`` ("printed", or a budget). Groups are medians of
-    passes with marks, ttft_ms and its quartiles of passes without."""
+    passes with marks, ttft_ms and decode_tok_s with their quartiles of passes without."""
     chosen = [r for r in records if r["part"] == part and r["outcome"] == "measured" and r["at"] in (at, "all tokens")]
     base = next((r["summary"]["ttft_ms"]["median"] for r in chosen if r["row"] == "Vanilla"), float("nan"))
     rows = []
@@ -62,7 +64,7 @@ def measured_bars(records: Sequence[Mapping[str, Any]], at: str, part: str = "ro
         groups = dict.fromkeys(GROUPS, 0.0)
         for stage, group in PARTS.items():
             groups[group] += summary["stages_ms"][stage]["median"]
-        rate = summary["decode_tok_s"]
+        rate = summary["decode_tok_s"] or dict.fromkeys(("median", "q1", "q3"), float("nan"))
         rows.append(
             {
                 "method": record["row"],
@@ -72,7 +74,9 @@ def measured_bars(records: Sequence[Mapping[str, Any]], at: str, part: str = "ro
                 "low": summary["ttft_ms"]["q1"],
                 "high": summary["ttft_ms"]["q3"],
                 "speedup": base / summary["ttft_ms"]["median"],
-                "decode_tok_s": rate["median"] if rate else float("nan"),
+                "decode_tok_s": rate["median"],
+                "decode_low": rate["q1"],
+                "decode_high": rate["q3"],
                 "score": "",
                 "source": "measured",
             }
@@ -88,16 +92,17 @@ def kept_share(record: Mapping[str, Any]) -> str:
     return f"{first:.0f} %" if first - mean < 0.5 else f"{first:.0f} % ({mean:.0f} %)"
 
 
-def bars_figure(panels: Sequence[tuple[str, pd.DataFrame]]) -> tuple[Figure, pd.DataFrame]:
-    """One panel of horizontal stacked bars for each (title, bars); empty ones say so. Beside each bar: TTFT with the
-    speed-up, decode rate, and the quoted score where the paper prints one."""
+def bars_figure(panels: Sequence[tuple[str, pd.DataFrame]], *, remark: str = "") -> tuple[Figure, pd.DataFrame]:
+    """One panel of horizontal stacked bars for each (title, bars); an empty one is left out. Beside each bar: TTFT with
+    the speed-up, decode rate with its quartiles, and the quoted score where the paper prints one. Under all:
+    ``between_panels``, and a ``remark``, for instance ``remarks.left_out``."""
     drawn = [(title, bars) for title, bars in panels if len(bars)]
     if not drawn:
         raise BadUsage("no bars to draw", fix="give the printed rows at least")
     heights = [len(bars) + 1.6 for _, bars in drawn]
     with styled():
         fig = Figure(figsize=(DOUBLE, 0.26 * sum(heights) + 0.9), layout="constrained")
-        shape = {"height_ratios": heights, "width_ratios": [1, 0.42], "wspace": 0.0}
+        shape = {"height_ratios": heights, "width_ratios": [1, 0.55], "wspace": 0.0}
         axes = fig.subplots(len(drawn), 2, gridspec_kw=shape, squeeze=False)
         for (ax, beside), (title, bars) in zip(axes, drawn, strict=True):
             _panel(ax, title, require_sources(bars))
@@ -109,7 +114,9 @@ def bars_figure(panels: Sequence[tuple[str, pd.DataFrame]]) -> tuple[Figure, pd.
         if any(bars["low"].notna().any() for _, bars in drawn):
             handles.append(Line2D([], [], color=INK, marker="|", lw=0.8, markersize=6))
             names.append("quartiles, end to end")
-        fig.legend(handles, names, loc="outside lower center", ncols=4, borderaxespad=2.4, columnspacing=1.4)
+        said = "\n".join(textwrap.fill(part, 125) for part in (between_panels(drawn), remark) if part)
+        small = {"title": said or None, "title_fontproperties": {"size": 6.5}}
+        fig.legend(handles, names, loc="outside lower center", ncols=4, borderaxespad=2.4, columnspacing=1.4, **small)
     return fig, pd.concat([bars.assign(panel=title) for title, bars in drawn], ignore_index=True)
 
 
@@ -154,15 +161,31 @@ def _columns(ax: Axes, bars: pd.DataFrame, ylim: tuple[float | int, float | int]
     ax.axis("off")
     ax.set(xlim=(0, 1), ylim=ylim)
     unit, ms = _unit(bars)
-    heads = (f"TTFT {unit}\n(speed-up)", "decode\ntok/s", "score" if any(bars["score"]) else "")
+    quoted = bars["source"].iloc[0] == "quoted"
+    heads = (
+        f"TTFT {unit}\n(speed-up)",
+        f"decode tok/s\n{'' if quoted else '(quartiles)'}",
+        "score" if any(bars["score"]) else "",
+    )
     for x, head in zip(PLACES, heads, strict=True):
         ax.text(x, -0.95, head, ha="right", va="center", fontsize=6.5, color=MUTED)
     for place, row in enumerate(bars.itertuples()):
-        rate = f"{row.decode_tok_s:.1f}" if pd.notna(row.decode_tok_s) else "-"
+        rate = f"{row.decode_tok_s:.1f}" if quoted else _rate(row)
         weight = "bold" if row.method.startswith("HoliTom") else "normal"
         texts = f"{_short(row.ttft_ms / ms)} ({row.speedup:.2f}x)", rate, row.score
         for x, text in zip(PLACES, texts, strict=True):
             ax.text(x, place, text, ha="right", va="center", fontsize=7, weight=weight)
+
+
+def _rate(row: Any) -> str:
+    """A measured decode rate with its quartiles, to the digits that its passes share: whole tokens, two digits when
+    slow."""
+    if pd.isna(row.decode_tok_s):
+        return "-"
+    middle, low, high = (
+        f"{v:.0f}" if v >= 10 else f"{v:.2g}" for v in (row.decode_tok_s, row.decode_low, row.decode_high)
+    )
+    return f"{middle} ({low}–{high})"
 
 
 def measured_order(method: str) -> int:
