@@ -115,4 +115,9 @@ def test_the_mask_is_paired_at_every_setting_of_the_grid() -> None:
     assert (found.drop(lost.name)["diff"] == 0).all() and CLEAN not in set(found["row"])
     figure, data = findings_figure(findings.printed_differences(), found)
     assert len(data) == 152 + len(found) and len(figure.axes) == 2
+    shown = [text.get_text() for text in figure.axes[1].get_yticklabels()]
+    assert "no mask, 10 %, K = 2 of 6 (7 of 28)" in shown and "no mask, 10 %, K = 1 of 6 (2 of 28)" in shown
+    assert "no mask, 25 %" in shown and not any("%" in one and " %" not in one for one in shown)
+    said = figure.axes[1].texts[0].get_text()
+    assert "K if not named: 4 of 6 (18 of 28)" in said and "inter-" not in said
     assert findings_figure(findings.printed_differences(), found.head(0))[1]["panel"].unique().tolist() == ["printed"]

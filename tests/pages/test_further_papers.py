@@ -94,7 +94,14 @@ def test_the_forest_draws_every_variant(compared, tmp_path):
     figure, data = ablation_figure(compared, findings(compared, FACTORS), model="tiny")
     ax = figure.axes[0]
     assert len(data) == len(ax.get_yticklabels()) == len(ax.containers) == 34
+    names = [label.get_text().split(" (")[0] for label in ax.get_yticklabels()]
     assert any("tokens)" in label.get_text() for label in ax.get_yticklabels())
+    assert {"beta 0.3", "beta 1, centre alone", "4 frames"} <= set(names) and "0.3" not in names
+    words = {text.get_text() for text in ax.texts}
+    assert {" (default 7)", " (default 0.65)", " (default 0.6)", " (default 1024)", " (default 0)"} <= words
+    low, high = ax.get_xlim()
+    assert low <= data["diff_low"].min() and data["diff_high"].max() <= high
+    assert high - low < 2.5 * max(data["diff_high"].max() - data["diff_low"].min(), 3)  # no empty half
     saved = save(figure, "ablations", ORIGIN, data, folder=tmp_path)
     assert saved.png.is_file() and saved.csv.read_text().startswith("factor,variant,")
 

@@ -3,13 +3,19 @@ layer does to scores."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MultipleLocator, NullLocator
 
 from holitom import paper
 from holitom.errors import BadUsage
+from holitom.experiments.grids.findings import RELEASED
+from holitom.experiments.grids.holitom_figures import PAPER_K
+from holitom.experiments.grids.stage import STAGES
+from holitom.figures.series import note
 from holitom.figures.style import DOUBLE, INK, LOOKS, MUTED, look, require_sources, styled
 
 MARGIN = 1.5
@@ -21,15 +27,15 @@ def findings_figure(printed: pd.DataFrame, mask: pd.DataFrame) -> tuple[Figure, 
     """Left: every printed difference of HoliTom to another row by benchmark, over the band in which 95 % of two
     independent runs of one model would fall. Right: score without minus score with the causal mask, paired.
 
-    printed: ``claims.findings.printed_differences``; mask: label, diff, diff_low, diff_high, source, one row each (may
-    be empty). Returns the figure and both as one frame. BadUsage for a difference without an interval.
+    printed: ``claims.findings.printed_differences``; mask: ``masking.mask_differences`` (may be empty). Returns the
+    figure and both as one frame. BadUsage for a difference without an interval.
     """
     require_sources(printed)
     if len(mask) and mask[["diff_low", "diff_high"]].isna().any(axis=None):
         raise BadUsage("a measured difference has no interval", fix="give diff_low and diff_high")
     with styled():
-        fig = Figure(figsize=(DOUBLE, 3.7), layout="constrained")
-        left, right = fig.subplots(1, 2, width_ratios=(1.35, 1))
+        fig = Figure(figsize=(DOUBLE, 4.1), layout="constrained")
+        left, right = fig.subplots(1, 2, width_ratios=(1.2, 1))
         _printed_panel(left, printed)
         _mask_panel(right, mask)
         methods = [name for name in LOOKS if name in set(printed["rival"])]
@@ -62,13 +68,12 @@ def _printed_panel(ax: Axes, printed: pd.DataFrame) -> None:
     ax.axhline(0, color=MUTED, lw=0.8, zorder=2)
     low, high = printed["difference"].min(), printed["difference"].max()
     ax.set_ylim(low - 0.6, high + 0.22 * (high - low))
-    ax.set_xticks(
-        range(len(names)), [paper.BENCHMARKS[name].replace("LongVideo", "LongVideo-\n") for name in names], fontsize=7
-    )
+    words = [paper.BENCHMARKS[name].replace("LongVideo", "LongVideo-\n").replace("Ego", "Ego-\n") for name in names]
+    ax.set_xticks(range(len(names)), words, fontsize=7)
+    ax.yaxis.set_major_locator(MultipleLocator(2))
     ax.grid(axis="x", visible=False)
     ax.set(ylabel="printed difference (points)", title="Printed: mostly inside one run's noise")
-    ax.annotate("band: 1.96 standard errors of\nan unpaired difference", (0.01, 0.015), xycoords="axes fraction",
-                fontsize=6.5, color=MUTED, va="bottom")  # fmt: skip
+    note(ax, "band: 1.96 standard errors of an unpaired difference")
 
 
 def _mask_panel(ax: Axes, mask: pd.DataFrame) -> None:
@@ -77,23 +82,37 @@ def _mask_panel(ax: Axes, mask: pd.DataFrame) -> None:
     style = look("HoliTom")
     for place, row in enumerate(mask.itertuples()):
         errors = [[row.diff - row.diff_low], [row.diff_high - row.diff]]
-        whole = "as released" in row.label
+        whole = row.row == RELEASED
         ax.errorbar(row.diff, place, xerr=errors, marker="s" if whole else style.marker, color=style.colour, ms=5,
                     capsize=2, elinewidth=0.9, mfc=style.colour, ls="none", zorder=3)  # fmt: skip
-    ax.set_yticks(range(len(mask)), list(mask["label"]) if len(mask) else [])
+    ax.set_yticks(range(len(mask)), [_label(row, _usual(mask)) for row in mask.itertuples()], fontsize=7)
     ax.yaxis.set_minor_locator(NullLocator())
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    widest = float(mask[["diff_low", "diff_high"]].abs().max(axis=None)) if len(mask) else 0.0
-    ax.set_xlim(-max(2.5, 1.1 * widest), max(2.5, 1.1 * widest))
-    ax.set(xlabel="minus HoliTom with its mask (points)", title="Measured: the mask")
+    low, high = (mask["diff_low"].min(), mask["diff_high"].max()) if len(mask) else (0.0, 0.0)
+    ax.set_xlim(min(1.1 * low, -MARGIN - 0.5), max(1.1 * high, MARGIN + 0.5))
+    ax.set(xlabel="score minus that with the mask\n(points)", title="Measured: the mask")
     if len(mask):
-        words = (
-            "bars: paired\n95 % inter-\nvals, not\ncorrected",
-            f"band: within\n{MARGIN:g} points",
-            "K: layer of\nthe merging",
-        )
-        place = {"xycoords": "axes fraction", "va": "top", "ha": "right"}
-        ax.annotate("\n\n".join(words), (0.99, 0.985), fontsize=6.5, color=MUTED, **place)
+        usual = _layer(mask["model"].iloc[0], _usual(mask)).replace("K =", "K if not named:")
+        note(ax, f"bars: paired 95 % intervals, not corrected\nband: within {MARGIN:g} points\n{usual}")
     else:
         ax.annotate("not measured", (0.5, 0.5), xycoords="axes fraction", ha="center", color=MUTED)
+
+
+def _usual(mask: pd.DataFrame) -> int:
+    """The layer of the settings as published: the only one at which the release is measured."""
+    return int(mask.loc[mask["row"] == RELEASED, "layer"].min()) if (mask["row"] == RELEASED).any() else 0
+
+
+def _label(row: Any, usual: int) -> str:
+    """ "no mask, 10 %, K = 2 of 6 (7 of 28)": what is changed, the budget, and the layer where it is not the usual."""
+    words = ["as released" if row.row == RELEASED else "no mask", f"{100 * row.budget:g} %"]
+    words += [_layer(row.model, row.layer)] if row.layer != usual else []
+    return ", ".join(words + (["video model"] if row.model in {stage.video for stage in STAGES.values()} else []))
+
+
+def _layer(model: str, layer: int) -> str:
+    """A layer of a model, and in brackets the papers' layers of 28 that move there in a smaller one."""
+    stage = next(stage for stage in STAGES.values() if model in (stage.onevision, stage.video))
+    there = " or ".join(str(k) for k in PAPER_K if stage.depth(k) == layer) if stage.layers != 28 else ""
+    return f"K = {layer} of {stage.layers}" + (f" ({there} of 28)" if there else "")
