@@ -143,6 +143,14 @@ def test_the_panels_hold_what_was_measured(made, drawn):
     assert data[data["panel"] == "measured"]["y"].between(0, 100).all()
 
 
+def test_every_dashed_line_is_named_in_its_own_panel_and_hollow_is_explained(drawn):
+    for ax in drawn["inner"][0].axes[2:]:
+        names = " ".join(text.get_text() for text in ax.texts)
+        assert "all tokens " in names and "HoliTom (w/o M) " in names
+    for name in ("tradeoff", "inner", "frames"):
+        assert any("hollow: quoted" in text.get_text() for text in drawn[name][0].axes[0].texts)
+
+
 def test_a_trial_never_overwrites_a_finished_figure(made):
     assert stamp_of(made("table1").records, "tiny").folder == paths.figures("tiny")
     trial = stamp_of(made("table1", limit=6).records, "tiny")

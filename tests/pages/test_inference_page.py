@@ -18,6 +18,7 @@ from holitom.figures.inference import (
 )
 from holitom.figures.remarks import between_panels, left_out
 from holitom.figures.stages import stage_frame, stages_figure
+from holitom.figures.style import look
 from holitom.figures.sweeps import sweep_figure, sweep_frame
 from holitom.figures.timing import against_full, cost_table, timing_stamp
 from holitom.flops import LLMShape
@@ -141,6 +142,28 @@ def test_what_ran_out_of_memory_stays_in_the_figure():
     figure, _ = sweep_figure(frame, "frames", [("ttft_ms", "ms")], xlabel="frames", log=True)
     assert any("out of memory" in text.get_text() for text in figure.axes[0].texts)
     assert sweep_frame([], "frames").empty
+
+
+def test_a_budget_is_a_dash_and_never_a_hollow_marker():
+    batches = [record("Vanilla", "all tokens", "batches", 200.0, batch=size) for size in (1, 2)]
+    batches += [record("HoliTom", at, "batches", batch=size) for at in ("25%", "10%") for size in (1, 2)]
+    figure, _ = sweep_figure(sweep_frame(batches, "batches"), "batch", [("ttft_ms", "ms")], xlabel="videos", log=True)
+    lines = {one.get_label(): one.lines[0] for one in figure.axes[0].containers}
+    both = lines["HoliTom, 25 %"], lines["HoliTom, 10 %"]
+    assert both[0].get_linestyle() != both[1].get_linestyle()
+    assert {line.get_markerfacecolor() for line in both} == {look("HoliTom").colour}
+    assert both[0].get_xdata()[0] != both[1].get_xdata()[0]  # one would hide the other
+    named = [text.get_text() for text in figure.legends[0].texts]
+    assert set(named) == set(lines) and any("whiskers: quartiles" in text.get_text() for text in figure.axes[0].texts)
+
+
+def test_stages_differ_without_colour():
+    figure, _ = stages_figure(stage_frame(records(), "10%"))
+    legend = figure.legends[0]
+    hatches = {text.get_text(): bar.get_hatch() for text, bar in zip(legend.texts, legend.get_patches(), strict=True)}
+    added = [hatches[name] for name in ("saliency", "outer reduction", "inner stage")]
+    assert all(added) and len(set(added)) == 3
+    assert "splice (builds the prompt)" in hatches
 
 
 def test_the_stamp_and_the_costs():

@@ -39,10 +39,8 @@ def frames_figure(
             ax.set_xlim(ticks[0] / 1.2, ticks[-1] * 1.2)
         fig.axes[0].set_ylabel("average score (%)")
         fig.axes[2].set_ylabel("score (%)")
-        note(fig.axes[0], "bars: reading error ±0.1")
+        note(fig.axes[0], "hollow: quoted; bars: reading error ±0.1")
         for ax, what in zip(fig.axes[1:], ("average", "one benchmark"), strict=True):
-            low, high = ax.get_ylim()
-            ax.set_ylim(low - (0.09 * (high - low) if trained else 0), high)  # room for a second line
             note(ax, f"{what}; bars: 95 % intervals" + (f"\ntrained on at most {trained} frames" if trained else ""))
         asked = "" if share is None else f"reduced rows: asked for {100 * share:g} % of the visual tokens"
         shared_legend(fig, [points for _, points, _ in panels], title=asked)

@@ -39,7 +39,7 @@ def inner_figure(
                     ticks=ticks,
                     ylim=limits(both),
                     dodge=0.012 * (ticks[-1] - ticks[0]),
-                    flat="beside" if sweep == "K" else "unnamed",  # one scale: the left panel names them
+                    flat="beside",
                 )
             note(line[0], SPREAD["measured" if points is measured else "printed"])
             note(line[1], AFTER)

@@ -58,15 +58,15 @@ def draw_panel(
     xlim: tuple[float | int, float | int] | None = None,
     ylim: tuple[float | int, float | int] | None = None,
     dodge: float | int = 0.0,
-    flat: Literal["inside", "beside", "unnamed"] = "inside",
+    flat: Literal["inside", "beside"] = "inside",
     margin: bool = False,
 ) -> None:
     """Draw ``check_points`` data. The rows of ``baseline`` that have no x become a dashed line across the panel with
     its interval as a band; all other methods become lines (or single points) through their rows in the order of x.
     labels: name the lines at their ends, on ``side``, while there are few of them. dodge: moves methods apart along x,
     so that their intervals can be told apart, as a share of x on a logarithmic axis. flat: where the dashed lines have
-    their names; "beside" the panel where points would lie under them, "unnamed" where a neighbour names them.
-    margin: lines (not single points) are named outside the panel, where no line runs."""
+    their names; "beside" the panel where points would lie under them. margin: lines (not single points) are named
+    outside the panel, where no line runs."""
     points = check_points(points)
     across = points[points["x"].isna()]
     lines = points[points["x"].notna()]
@@ -122,7 +122,6 @@ def draw_panel(
         if flat == "beside":
             last = max((x for x, *_ in ends["right"]), default=float(ax.get_xlim()[1]))
             ends["right"].append((last, float(row.y), name, look(row.method).colour))
-        if flat != "inside":
             continue
         ax.annotate(
             name,
@@ -148,7 +147,7 @@ def shared_legend(fig: Figure, panels: Sequence[pd.DataFrame], columns: int = 5,
     drawn = {method for points in panels for method in points.loc[points["x"].notna(), "method"]}
     names = [name for name in LOOKS if name in drawn]
     handles = [
-        Line2D([], [], color=look(n).colour, marker=look(n).marker, ls=look(n).dash, lw=1.3, markersize=6)
+        Line2D([], [], color=look(n).colour, marker=look(n).marker, ls=look(n).dash, lw=1.3, markersize=MARKER)
         for n in names
     ]
     labels = [baseline_name(name) for name in names]

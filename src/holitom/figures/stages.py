@@ -20,13 +20,13 @@ STAGE_LOOKS = {
     "saliency": ("saliency", "#CC78BC"),
     "projector": ("projector, pooling", "#F5DE8A"),
     "outer": ("outer reduction", "#DE8F05"),
-    "splice": ("splice", "#C9C9C9"),
+    "splice": ("splice (builds the prompt)", "#C9C9C9"),
     "prefill": ("prefill", "#5B8E7D"),
     "inner": ("inner stage", "#D55E00"),
     "first_token": ("first token", "#30638E"),
 }
-ADDED = ("saliency", "outer", "inner")
-"""Stages that only a reduction has; they are hatched."""
+ADDED = {"saliency": "////", "outer": "....", "inner": "\\\\\\\\"}
+"""Stages that only a reduction has -> their hatch; each has its own, for their greys are alike."""
 
 
 def stage_frame(records: Sequence[Mapping[str, Any]], at: str) -> pd.DataFrame:
@@ -67,11 +67,11 @@ def stages_figure(stages: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         ax.grid(axis="y", visible=False)
         ax.set_xlabel("share of the time to the first token (%); hatched: what only a reduction adds")
         handles = [
-            Patch(facecolor=colour, edgecolor="white", lw=0, hatch=_hatch(name))
+            Patch(facecolor=colour, edgecolor="white", lw=0, hatch=ADDED.get(name, ""))
             for name, (_, colour) in STAGE_LOOKS.items()
         ]
         names = [name for name, _ in STAGE_LOOKS.values()]
-        fig.legend(handles, names, loc="outside lower center", ncols=4, borderaxespad=2.4)
+        fig.legend(handles, names, loc="outside lower center", ncols=4, borderaxespad=2.4, columnspacing=1.2)
     return fig, stages
 
 
@@ -79,13 +79,11 @@ def _bar(ax: Axes, place: int, shares: pd.Series) -> None:
     left = 0.0
     for stage, (_, colour) in STAGE_LOOKS.items():
         width = float(shares[stage])
-        ax.barh(place, width, left=left, height=0.7, color=colour, hatch=_hatch(stage), edgecolor="white", lw=0.4)
+        ax.barh(
+            place, width, left=left, height=0.7, color=colour, hatch=ADDED.get(stage, ""), edgecolor="white", lw=0.4
+        )
         if width > 4:
             rim = [withStroke(linewidth=2, foreground=colour)]  # no hatch behind a number
             middle = left + width / 2
             ax.text(middle, place, f"{width:.0f}", ha="center", va="center", fontsize=6.5, color=INK, path_effects=rim)
         left += width
-
-
-def _hatch(stage: str) -> str:
-    return "////" if stage in ADDED else ""

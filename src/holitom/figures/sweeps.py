@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from holitom.figures.series import baseline_name
-from holitom.figures.style import DOUBLE, LOOKS, MUTED, look, require_sources, styled
+from holitom.figures.series import MARKER, SIZES, baseline_name, note
+from holitom.figures.style import DOUBLE, LOOKS, MUTED, look, marker_style, require_sources, styled
+
+BUDGET_DASHES = ("-", (0, (1.2, 1.2)), (0, (5, 1.5)))
+"""Of the first, second and third budget of a method in one panel; hollow markers mean quoted values, never a budget."""
+ASIDE = 0.02
+"""Lines are drawn this share of the axis apart, for where they coincide."""
 
 
 def sweep_frame(records: Sequence[Mapping[str, Any]], part: str) -> pd.DataFrame:
@@ -42,47 +46,63 @@ def sweep_frame(records: Sequence[Mapping[str, Any]], part: str) -> pd.DataFrame
 def sweep_figure(
     frame: pd.DataFrame, x: str, panels: Sequence[tuple[str, str]], *, xlabel: str, log: bool = False
 ) -> tuple[Figure, pd.DataFrame]:
-    """One panel for each (column, label): a line per method and budget over ``x``; what ran out of memory is a cross at
-    the top of the panel."""
+    """One panel for each (column, label): a line per method and budget over ``x``, side by side where they coincide;
+    the dash is the budget. What ran out of memory is a cross at the top of the panel."""
     frame = require_sources(frame)
     with styled():
-        fig = Figure(figsize=(DOUBLE, 2.9), layout="constrained")
+        fig = Figure(figsize=(DOUBLE, 3.1), layout="constrained")
         axes = fig.subplots(1, len(panels), squeeze=False)[0]
         for ax, (column, label) in zip(axes, panels, strict=True):
             _sweep_panel(ax, frame, x, column, log)
             ax.set(xlabel=f"{xlabel} (log scale)" if log else xlabel, ylabel=label)
+            whiskers = "whiskers: quartiles; " if column == "ttft_ms" else ""
+            note(ax, f"{whiskers}lines are drawn side by side, {100 * ASIDE:g} % of the axis apart")
         handles, labels = axes[0].get_legend_handles_labels()
-        if any(column == "ttft_ms" for column, _ in panels):
-            handles.append(Line2D([], [], color=MUTED, marker="_", ls="none", markersize=6))
-            labels.append("whiskers: quartiles")
-        fig.legend(handles, labels, loc="outside lower center", ncols=5, borderaxespad=2.4)
+        fig.legend(
+            handles,
+            labels,
+            loc="outside lower center",
+            ncols=4 if len(labels) < 5 else 3,
+            borderaxespad=2.4,
+            handlelength=3,
+        )
     return fig, frame
 
 
 def _sweep_panel(ax: Axes, frame: pd.DataFrame, x: str, column: str, log: bool) -> None:
     names = [name for name in LOOKS if name in set(frame["method"])]
+    if x == "budget" and "Vanilla" in names:  # the full model has one budget: a line across the panel
+        names.remove("Vanilla")
+        full, colour = frame[frame["method"] == "Vanilla"].iloc[0], look("Vanilla").colour
+        frame = frame[frame["method"] != "Vanilla"]
+        ax.axhline(float(full[column]), color=colour, ls="--", lw=1.1, label=baseline_name("Vanilla"))
+        if column == "ttft_ms":
+            ax.axhspan(full["low"], full["high"], color=colour, alpha=0.07, lw=0)
+    lines = [
+        (name, order, str(at), part)
+        for name in names
+        for order, (at, part) in enumerate(
+            frame[frame["method"] == name].groupby("at" if x != "budget" else "method", sort=False)
+        )
+    ]
     failed = []
-    for name in names:
-        mine = frame[frame["method"] == name]
-        flat = x == "budget" and name == "Vanilla"  # the full model has one budget: a line across the panel
-        if flat:
-            value = float(mine[column].iloc[0])
-            ax.axhline(value, color=look(name).colour, ls="--", lw=1.1, label=baseline_name(name))
-            if column == "ttft_ms":
-                ax.axhspan(mine["low"].iloc[0], mine["high"].iloc[0], color=look(name).colour, alpha=0.07, lw=0)
-            continue
-        for order, (at, part) in enumerate(mine.groupby("at" if x != "budget" else "method", sort=False)):
-            done = part[part["outcome"] == "measured"].sort_values(x)
-            style = {"color": look(name).colour, "marker": look(name).marker, "ls": look(name).dash}
-            style |= {"markerfacecolor": "white"} if order else {}
-            label = (
-                baseline_name(name) if name == "Vanilla" or x == "budget" else f"{name}, {str(at).replace('%', ' %')}"
-            )
-            errors = [done["ttft_ms"] - done["low"], done["high"] - done["ttft_ms"]] if column == "ttft_ms" else None
-            ax.errorbar(
-                done[x], done[column], yerr=errors, label=label, lw=1.3, ms=5, capsize=2, elinewidth=0.8, **style
-            )
-            failed += [(float(place), look(name).colour) for place in part.loc[part["outcome"] != "measured", x]]
+    for rank, (name, order, at, part) in enumerate(lines):
+        beside = _aside(frame[x], rank - (len(lines) - 1) / 2, log)
+        done = part[part["outcome"] == "measured"].sort_values(x)
+        several = sum(other == name for other, *_ in lines) > 1
+        dash = BUDGET_DASHES[order % len(BUDGET_DASHES)] if several else look(name).dash
+        plain = name == "Vanilla" or x == "budget"
+        label = baseline_name(name) if plain else f"{name}, {at.replace('%', ' %')}"
+        style = marker_style(name, "measured") | {
+            "ls": dash,
+            "lw": 1.2,
+            "ms": MARKER * SIZES.get(look(name).marker, 1.0),
+            "capsize": 1.5,
+            "elinewidth": 0.8,
+        }
+        errors = [done["ttft_ms"] - done["low"], done["high"] - done["ttft_ms"]] if column == "ttft_ms" else None
+        ax.errorbar(beside(done[x]), done[column], yerr=errors, label=label, **style)
+        failed += [(float(place), look(name).colour) for place in beside(part.loc[part["outcome"] != "measured", x])]
     ax.set_ylim(0, 1.04 * ax.get_ylim()[1])
     for place, colour in failed:
         ax.plot([place], [0.96], "x", transform=ax.get_xaxis_transform(), color=colour, ms=7, mew=1.6, clip_on=False)
@@ -93,6 +113,14 @@ def _sweep_panel(ax: Axes, frame: pd.DataFrame, x: str, column: str, log: bool) 
     ax.xaxis.set_major_locator(FixedLocator(sorted(frame.loc[frame["method"] != "Vanilla", x].unique())))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _aside(places: pd.Series, rank: float, log: bool) -> Callable[[pd.Series], pd.Series]:
+    """Moves a line's points along x by ``rank`` times ASIDE of what the axis shows."""
+    low, high = float(places.min()), float(places.max())
+    if log:
+        return lambda xs: xs * (high / low) ** (rank * ASIDE)
+    return lambda xs: xs + rank * ASIDE * (high - low)
 
 
 def _mib(number: float | int | None) -> float:
