@@ -47,6 +47,15 @@ def test_the_glance_counts_all_and_says_each_number(tmp_path):
     assert save(figure, "glance", Stamp("tiny", commit="abc"), data, folder=tmp_path).png.is_file()
 
 
+def test_every_part_is_as_wide_as_its_share_however_small():
+    many = [claim(f"headline/{i}", experiment="headlines") for i in range(50)]
+    figure, _ = glance_figure([*many, claim("headline/last", "NOT RUN", experiment="headlines")])
+    ax = figure.axes[0]
+    assert [bar.get_width() for bars in ax.containers for bar in bars][:2] == pytest.approx([50 / 51, 1 / 51])
+    number = next(text for text in ax.texts if text.get_text() == "– 1")
+    assert number.get_position()[1] < 0 and number.get_va() == "bottom"  # above its bar, for the part is too narrow
+
+
 def test_a_glance_at_nothing_is_refused():
     with pytest.raises(BadUsage, match="no claim"):
         glance_figure([])

@@ -22,8 +22,9 @@ LOOKS = {
     "QUOTED": ("“ quoted, not checked", "#FFFFFF", "////", INK),
 }
 """Verdict -> its name in the legend, colour, hatch, and the colour of the number on it."""
-SMALLEST = 0.06
-"""Share of a bar that its smallest part has, for its number to stand in it."""
+NARROW = 0.055
+"""A part with less than this share of its bar has its number above it: its own width is too small for it."""
+HIGH = 0.64
 
 
 def counted(judged: Sequence[Judged]) -> pd.DataFrame:
@@ -34,7 +35,8 @@ def counted(judged: Sequence[Judged]) -> pd.DataFrame:
 
 
 def glance_figure(judged: Sequence[Judged]) -> tuple[Figure, pd.DataFrame]:
-    """One bar per group, as long for few claims as for many, its parts numbered. BadUsage without a claim."""
+    """One bar per group, as long for few claims as for many, its parts true to their numbers. BadUsage without a
+    claim."""
     data = counted(judged)
     if data.empty:
         raise BadUsage("there is no claim to draw", fix="pass what verdicts.everything(tier) returns")
@@ -59,16 +61,18 @@ def glance_figure(judged: Sequence[Judged]) -> tuple[Figure, pd.DataFrame]:
 
 def _bar(ax: Axes, place: int, counts: pd.Series) -> None:
     there = [word for word in LOOKS if counts.get(word, 0)]
-    shares = [max(counts[word] / counts.sum(), SMALLEST) for word in there]
     left = 0.0
-    for word, share in zip(there, shares, strict=True):
+    for word in there:
         name, colour, hatch, ink = LOOKS[word]
-        wide = share / sum(shares)
+        wide = float(counts[word] / counts.sum())
         look = {"facecolor": colour, "edgecolor": "#9A9A9A", "hatch": hatch, "linewidth": 0.6}
-        ax.barh(place, wide, left=left, height=0.72, **look)
-        box = {"boxstyle": "round,pad=0.15", "facecolor": colour, "edgecolor": "none"} if hatch else None
+        ax.barh(place, wide, left=left, height=HIGH, **look)
         said = f"{name[0]} {counts[word]}"  # never by colour alone
-        ax.text(left + wide / 2, place, said, ha="center", va="center", fontsize=7.5, color=ink, bbox=box)
+        if wide < NARROW:
+            ax.text(left + wide / 2, place - HIGH / 2, said, ha="center", va="bottom", fontsize=6.5, color=INK)
+        else:
+            box = {"boxstyle": "round,pad=0.15", "facecolor": colour, "edgecolor": "none"} if hatch else None
+            ax.text(left + wide / 2, place, said, ha="center", va="center", fontsize=7.5, color=ink, bbox=box)
         left += wide
 
 
