@@ -1,7 +1,5 @@
-"""One change at a time against the default: paired differences, corrected for their number, and a sentence per factor.
-
-Sentences are made from the measured differences and from what was expected beforehand; no result is written by hand.
-"""
+"""One change at a time against the default: paired differences, corrected for their number, and what holds of the
+expectation that was stated for each factor beforehand."""
 
 from __future__ import annotations
 
@@ -45,11 +43,10 @@ class Factor:
 
 @dataclass(frozen=True)
 class Finding:
-    """A factor's verdict ("holds", "does not hold", "within noise", "not decided") and the sentence that says why."""
+    """A factor's verdict: "holds", "does not hold", "within noise", or "not decided" with fewer than FEWEST_VIDEOS."""
 
     factor: Factor
     verdict: str
-    sentence: str
 
 
 def against_default(
@@ -92,7 +89,7 @@ def against_default(
 
 def findings(table: pd.DataFrame, factors: Iterable[Factor]) -> list[Finding]:
     """What holds of each factor's expectation, from ``against_default``."""
-    return [_finding(table[table["factor"] == factor.name], factor, table) for factor in factors]
+    return [_finding(table[table["factor"] == factor.name], factor) for factor in factors]
 
 
 def clear(row: pd.Series) -> int:
@@ -105,7 +102,7 @@ def within_margin(row: pd.Series) -> bool:
     return bool(row["diff_low"] >= -MARGIN and row["diff_high"] <= MARGIN)
 
 
-def _finding(mine: pd.DataFrame, factor: Factor, table: pd.DataFrame) -> Finding:
+def _finding(mine: pd.DataFrame, factor: Factor) -> Finding:
     rivals = [row for _, row in mine.iterrows() if not factor.rivals or row["variant"] in factor.rivals]
     signs = [clear(row) for row in rivals]
     if not rivals or min(row["videos"] for row in rivals) < FEWEST_VIDEOS:
@@ -119,30 +116,4 @@ def _finding(mine: pd.DataFrame, factor: Factor, table: pd.DataFrame) -> Finding
     else:
         outside = [s for s, row in zip(signs, rivals, strict=True) if not within_margin(row)]
         verdict = "does not hold" if any(outside) else "within noise" if outside else "holds"
-    default = table[(table["factor"] == "") & (table["variant"] == DEFAULT)].iloc[0]
-    rows = [row for _, row in mine.iterrows()]
-    return Finding(factor, verdict, _sentence(factor, rows, default, verdict))
-
-
-def _sentence(factor: Factor, rows: list[pd.Series], default: pd.Series, verdict: str) -> str:
-    parts = [f"fewer than {FEWEST_VIDEOS} videos decide nothing"] if verdict == "not decided" else []
-    for sign, word in ((-1, "below"), (1, "above")):
-        if named := [_named(row, default) for row in rows if clear(row) == sign]:
-            parts.append(f"clearly {word} the default: {'; '.join(named)}")
-    rest = [row for row in rows if not clear(row)]
-    if same := [row["variant"] for row in rest if not row["changed"]]:
-        parts.append(f"no answer changes with: {'; '.join(same)}")
-    moved = [row for row in rest if row["changed"]]
-    if little := [_named(row, default) for row in moved if within_margin(row)]:
-        parts.append(f"within {MARGIN:g} points of the default: {'; '.join(little)}")
-    if noise := [_named(row, default) for row in moved if not within_margin(row)]:
-        parts.append(f"cannot be told from the default: {'; '.join(noise)}")
-    return " ".join([factor.expected, *(part[0].upper() + part[1:] + "." for part in parts)])
-
-
-def _named(row: pd.Series, default: pd.Series) -> str:
-    """ "windows of 8 (-1.2 [-2.0, -0.4], 70 tokens instead of 61)": tokens where they differ by more than 2 %."""
-    text = f"{row['diff']:+.1f} [{row['diff_low']:+.1f}, {row['diff_high']:+.1f}]".replace("-", "−")
-    if abs(row["tokens"] / default["tokens"] - 1) > 0.02:
-        text += f", {row['tokens']:.0f} tokens per layer instead of {default['tokens']:.0f}"
-    return f"{row['variant']} ({text})"
+    return Finding(factor, verdict)

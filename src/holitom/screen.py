@@ -20,7 +20,7 @@ _SHORTER = (  # what a table that is too wide for the terminal loses first
     (r"( ·)? tiny_\w+", ""),
     (r"([✓≈✗·]) (NOT REPRODUCED|REPRODUCED|WITHIN NOISE|NOT RUN|QUOTED)", r"\1"),
     (r"\(([+−-]?[\d.]+) ±[\d.]+", r"(\1"),  # the interval of a difference
-    (r" ±[\d.]+", ""),
+    (r" \[[\d.]+, [\d.]+\]", ""),
     (r" \([+−-]?[\d.]+ ?\*?\)", ""),
 )
 LAST_COLUMN = 14

@@ -104,25 +104,29 @@ def show(tier: str, *, as_json: bool, strict: bool, details: bool = False, only:
     One screen by paper; details: every claim in two lines; only: claims by number, name or pattern, in full. BadUsage
     for one that is not there.
     """
-    from holitom.claims import entries
-
-    judged = everything(tier)
-    ledger = {one.name: one for one in entries.entries()}
-    pairs = [(ledger.get(claim.id) or entries.entry("C?", claim), claim) for claim in judged]
+    both = with_entries(everything(tier))
     if only:
-        pairs = [pair for word in only.split(",") for pair in _chosen(word.strip(), pairs)]
-    shown = [claim for _, claim in pairs]
+        both = [pair for word in only.split(",") for pair in _chosen(word.strip(), both)]
+    shown = [claim for _, claim in both]
     if as_json:
-        print(json.dumps([full(*pair) for pair in pairs], indent=1, ensure_ascii=False))
+        print(json.dumps([full(*pair) for pair in both], indent=1, ensure_ascii=False))
     elif only:
-        for one, claim in pairs:
+        for one, claim in both:
             _in_full(one, claim)
     elif details:
-        _all_lines(pairs)
+        _all_lines(both)
         print(f"\n{len(shown)} claims, {tier} tier: {counted(shown)}")
     else:
-        _screen(pairs, tier)
+        _screen(both, tier)
     return _code(shown, strict)
+
+
+def with_entries(judged: Sequence[Judged]) -> list[tuple[Entry, Judged]]:
+    """Every claim with what the ledger says about it."""
+    from holitom.claims.entries import entries, entry
+
+    ledger = {one.name: one for one in entries()}
+    return [(ledger.get(claim.id) or entry("C?", claim), claim) for claim in judged]
 
 
 def full(one: Entry, claim: Judged) -> dict[str, object]:

@@ -245,8 +245,8 @@ TABLE = """**Table 1**, tiny tier
 | Method | FLOPs (T) | score · tiny_ego | verdict |
 |:--|--:|--:|:--|
 | **LLaVA, 32 frames: a heading that is longer than its column** | | | |
-| **HoliTom** | 2.8 | 57.9 ±1.2 (−0.5 ±0.8*) | ✓ REPRODUCED |
-| a\\|b | 40.8 | 58.4 ±1.3 | ✓ REPRODUCED |
+| **HoliTom** | 2.8 | 57.9 [56.7, 59.1] (−0.5 ±0.8*) | ✓ REPRODUCED |
+| a\\|b | 40.8 | 58.4 [57.1, 59.6] | ✓ REPRODUCED |
 
 note"""
 
@@ -256,12 +256,14 @@ def test_markdown_tables_are_drawn():
     assert lines[0] == "Table 1, tiny tier" and lines[-1] == "note"
     assert "LLaVA, 32 frames: a heading that is longer than its column" in lines
     (row,) = [line for line in lines if line.startswith("HoliTom")]
-    assert row.split() == ["HoliTom", "2.8", "57.9", "±1.2", "(−0.5", "±0.8*)", "✓", "REPRODUCED"]
+    assert row.split() == ["HoliTom", "2.8", "57.9", "[56.7,", "59.1]", "(−0.5", "±0.8*)", "✓", "REPRODUCED"]
     assert any(line.startswith("a|b") for line in lines)
     assert len({line.index("✓") for line in lines if "✓" in line}) == 1
 
 
-@pytest.mark.parametrize(("width", "left"), [(45, "57.9 ±1.2 (−0.5*)  ✓"), (38, "57.9 (−0.5*)  ✓"), (30, "57.9  ✓")])
+@pytest.mark.parametrize(
+    ("width", "left"), [(50, "57.9 [56.7, 59.1] (−0.5*)  ✓"), (38, "57.9 (−0.5*)  ✓"), (30, "57.9  ✓")]
+)
 def test_a_narrow_terminal_costs_intervals_and_never_a_digit(width, left):
     lines = screen.draw(TABLE, width).splitlines()
     (row,) = [line for line in lines if line.startswith("HoliTom")]

@@ -73,28 +73,18 @@ SAME, WIDE, LITTLE = ("same", 0.1, -0.8, 1.0, 1.0), ("wide", -1.0, -2.5, 0.5, 0.
 def test_verdicts(test, rows, verdict):
     finding = findings(table(*rows), [Factor("f", "Expected.", test, "because")])[0]
     assert finding.verdict == verdict
-    assert finding.sentence.startswith("Expected.") and all(row[0] in finding.sentence for row in rows)
 
 
-def test_only_the_rivals_decide_and_all_are_told():
+def test_only_the_rivals_decide():
     factor = Factor("f", "Expected.", "robust", "because", rivals=("same",))
-    finding = findings(table(SAME, WORSE), [factor])[0]
-    assert finding.verdict == "holds" and "Clearly below the default: worse (−3.0 [−4.0, −2.0])" in finding.sentence
+    assert findings(table(SAME, WORSE), [factor])[0].verdict == "holds"
 
 
 def test_few_videos_decide_nothing():
     finding = findings(table(WORSE, videos=12), [Factor("f", "Expected.", "needed", "because")])[0]
-    assert finding.verdict == "not decided" and "Fewer than 30 videos" in finding.sentence
+    assert finding.verdict == "not decided"
 
 
 def test_a_clear_difference_needs_the_corrected_p():
     rows = table(WORSE, ("lucky", -3.0, -5.0, -1.0, 0.06))
     assert [clear(row) for _, row in rows.iloc[1:].iterrows()] == [-1, 0]
-
-
-def test_other_token_counts_and_unchanged_answers_are_said():
-    rows = table(SAME)
-    rows.loc[1, "tokens"] = 60.0
-    assert "60 tokens per layer instead of 50" in findings(rows, [Factor("f", "E.", "robust", "")])[0].sentence
-    still = findings(table(SAME, changed=0), [Factor("f", "E.", "robust", "")])[0].sentence
-    assert "No answer changes with: same" in still

@@ -79,7 +79,7 @@ def test_without_a_default_there_is_nothing_to_compare_with(made):
         against_default([c for c, _ in kept], [r for _, r in kept], "tiny", samples=found.samples)
 
 
-def test_the_ablation_table_and_its_sentences(compared, tmp_path):
+def test_the_ablation_table_and_its_verdicts(compared, tmp_path):
     found = findings(compared, FACTORS)
     view = ablation_table(compared, found, "tiny")
     labels = [row.cells[0].value for row in rows_of(view.parts[0])]

@@ -9,8 +9,9 @@ from html import escape
 
 from holitom import verdicts
 from holitom.claims import Judged, Verdict
-from holitom.claims.entries import OURS, PAPERS, Entry, entries, entry
+from holitom.claims.entries import OURS, PAPERS, Entry
 from holitom.report.outline import SHORT, NotebookPage
+from holitom.tables.verdicts import COUNTS, readable
 
 KEYS = {
     Verdict.REPRODUCED: "reproduced",
@@ -19,7 +20,7 @@ KEYS = {
     Verdict.NOT_RUN: "notrun",
     Verdict.QUOTED: "quoted",
 }
-GLYPHS = dict(zip(KEYS, "✓≈✗–“", strict=True))
+GLYPHS = dict(zip(KEYS, "✓≈✗–·", strict=True))
 MEANINGS = {
     Verdict.REPRODUCED: "calculated again or measured here, inside the tolerance that was stated first",
     Verdict.WITHIN_NOISE: "the measurement allows the claim and its contrary",
@@ -70,14 +71,14 @@ class Line:
         claim = self.claim
         if claim.computed is None:
             return "–"
-        text = f"{claim.computed:.2f} {unit(claim.unit)}".strip()
+        text = f"{claim.computed:z.{0 if claim.unit in COUNTS else 2}f} {unit(claim.unit)}".strip()
         known = claim.low is not None and claim.high is not None
-        return f"{text} [{claim.low:.2f},\N{NO-BREAK SPACE}{claim.high:.2f}]" if known else text
+        return readable(f"{text} [{claim.low:z.2f},\N{NO-BREAK SPACE}{claim.high:z.2f}]" if known else text)
 
     @property
     def reason(self) -> str:
         """As HTML: commands are set as code."""
-        return commands(self.claim.reason)
+        return commands(readable(self.claim.reason))
 
     @property
     def origin(self) -> str:
@@ -103,12 +104,6 @@ class Group:
     def verdicts(self) -> list[tuple[str, str, int]]:
         """(key, glyph and word, count) of the verdicts that occur."""
         return [(KEYS[v], f"{GLYPHS[v]} {v}", n) for v in KEYS if (n := self.count(v))]
-
-
-def pairs(judged: Sequence[Judged]) -> list[tuple[Entry, Judged]]:
-    """Every claim with what the ledger says about it."""
-    known = {one.name: one for one in entries()}
-    return [(known.get(claim.id) or entry("C?", claim), claim) for claim in judged]
 
 
 def groups(both: Sequence[tuple[Entry, Judged]], pages: Iterable[NotebookPage], address: Address) -> list[Group]:

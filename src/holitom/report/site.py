@@ -93,7 +93,7 @@ def _start(frame: Frame, judged: list[Judged], pictures: Pictures, attachments: 
     kept = records.behind(judged, frame.tier)
     frame.write("records.html", "Records", frame.fill("records.html.j2", records=kept))
     addresses = {record.key: f"{records.PAGE}#{record.anchor}" for record in kept}
-    both = ledger.pairs(judged)
+    both = verdicts.with_entries(judged)
 
     def address(name: str) -> str | None:
         key = name.split("/")[-1].removesuffix(".json")
