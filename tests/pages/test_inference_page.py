@@ -109,6 +109,9 @@ def test_decode_rates_are_whole_with_quartiles_and_one_setting_in_two_panels_is_
     said = figure.legends[0].get_title().get_text()
     assert "up to 5 % in the first token and up to 10 % in decoding" in said.replace("\n", " ")
     assert said.endswith("Left out: nobody.")
+    slow = measured_bars([rated("Vanilla", "all tokens", 0.43)], "10%").assign(decode_low=0.4291, decode_high=0.4312)
+    wide = bars_figure([("slow", slow.assign(high=150.0))])[0].axes
+    assert "0.43" in [text.get_text() for text in wide[1].texts] and wide[0].get_xlim()[1] > 150  # no whisker is cut
     assert between_panels(panels[:1]) == "" and between_panels([("printed", quoted_bars(PRINTED))] * 2) == ""
 
 

@@ -33,7 +33,7 @@ PARTS = {
     "first_token": "llm_ms",
 }
 """Measured stage -> the printed figure's group that it belongs to."""
-PLACES = (0.41, 0.84, 1.0)
+PLACES = (0.38, 0.84, 1.0)
 """Right ends of the columns beside the bars."""
 ORDER = ("Vanilla", "FastV", "PDrop", "VisionZip", "PruneVid", "HoliTom (w/o M)", "HoliTom")
 
@@ -147,7 +147,7 @@ def _panel(ax: Axes, title: str, bars: pd.DataFrame) -> None:
             ax.errorbar(row.ttft_ms, place, xerr=ends, color=INK, capsize=2, elinewidth=0.8, fmt="none")
     ax.set_yticks(range(len(bars)), [f"{baseline_name(row.method)}, {row.at}" for row in bars.itertuples()])
     ax.set_ylim(len(bars) - 0.4, -1.3)
-    ax.set_xlim(0, widest * 1.02)
+    ax.set_xlim(0, 1.02 * max(widest, bars["high"].max() if bars["high"].notna().any() else 0.0))
     ax.grid(axis="y", visible=False)
     ax.set_xlabel(f"{unit} to the first token")
     kept = "budget that its\nscore points to" if quoted else "tokens that enter\n(mean over layers)"
@@ -179,13 +179,13 @@ def _columns(ax: Axes, bars: pd.DataFrame, ylim: tuple[float | int, float | int]
 
 def _rate(row: Any) -> str:
     """A measured decode rate with its quartiles, to the digits that its passes share: whole tokens, two digits when
-    slow."""
+    slow; no quartiles where these digits are alike."""
     if pd.isna(row.decode_tok_s):
         return "-"
     middle, low, high = (
         f"{v:.0f}" if v >= 10 else f"{v:.2g}" for v in (row.decode_tok_s, row.decode_low, row.decode_high)
     )
-    return f"{middle} ({low}–{high})"
+    return middle if low == middle == high else f"{middle} ({low}–{high})"
 
 
 def measured_order(method: str) -> int:

@@ -101,7 +101,7 @@ def draw_counts(ax: Axes, frames: Frames, walk: Walk) -> None:
     ax.bar(centre, merged, wide, bottom=dynamic, color=STATIC_COLOUR, edgecolor="white", linewidth=0.3)
     ax.set(xlabel="time (s)", ylabel="tokens kept")
     ax.set_title(
-        f"{len(walk.kept)} of {walk.total} tokens = {walk.realised:.1%} (asked for {walk.budget:.0%})",
+        f"{len(walk.kept)} of {walk.total} tokens = {100 * walk.realised:.1f} % (asked for {100 * walk.budget:.3g} %)",
         fontsize=8,
         fontweight="normal",
         loc="right",
