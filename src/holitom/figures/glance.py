@@ -16,10 +16,10 @@ from holitom.figures.style import DOUBLE, INK, MUTED, styled
 
 LOOKS = {
     "REPRODUCED": ("✓ reproduced", "#1B7F4B", "", "white"),
-    "WITHIN NOISE": ("≈ within noise", "#A9D8BE", "", INK),
+    "WITHIN NOISE": ("≈ within noise", "#E9B44C", "", INK),
     "NOT REPRODUCED": ("✗ not reproduced", "#B3261E", "", "white"),
     "NOT RUN": ("– not run", "#D9D9D9", "....", INK),
-    "QUOTED": ("“ quoted, not checked", "#FFFFFF", "////", INK),
+    "QUOTED": ("quoted, not checked", "#FFFFFF", "////", INK),
 }
 """Verdict -> its name in the legend, colour, hatch, and the colour of the number on it."""
 NARROW = 0.055
