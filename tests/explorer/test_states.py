@@ -41,7 +41,7 @@ def test_a_side_is_a_reduction():
     made = side.reduction()
     assert made.outer == HoliTom(tau=0.7) and made.budget == 0.15 and made.inner == (HoliTomMerge(18, 0.5),)
     assert Side("HieraVid", inner="drop").label == "HieraVid, first stage + FastV"
-    assert side.label == "HoliTom" and side.settings == "τ = 0.7, K = 18, r = 0.5"
+    assert side.label == "HoliTom" and side.settings == "τ = 0.7, K = 18, R = 0.5"
     assert Side().label == "HoliTom (w/o M)" and Side(inner="drop").reduction(6).inner == (FastV(4, 0.5),)
     assert Side(inner="merge", ratio=0).reduction().inner == ()
 

@@ -68,7 +68,7 @@ def test_differences_are_paired_and_corrected(compared):
     assert set(compared["source"]) == {"measured"}
     same = tested[tested["factor"] == "beta"]
     assert (same["diff"] == 0).all() and (same["changed"] == 0).all()  # the synthetic answers see budgets only
-    inner = tested[tested["variant"] == "inner only, r = 0.5"].iloc[0]
+    inner = tested[tested["variant"] == "inner only, R = 0.5"].iloc[0]
     assert inner["diff"] > 0 and inner["tokens"] > 400
 
 

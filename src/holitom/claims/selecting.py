@@ -80,7 +80,7 @@ class Selector:
             parts.append("at any budget" if isinstance(self.budget, str) else f"at {100 * self.budget:g} %")
         if self.inner:
             many = f"{self.stages} stages, the first at " if self.stages > 1 else ""
-            parts.append(f"and {self.inner} ({many}K = {self.layer} of {PAPER_LAYERS}, r = {self.ratio})")
+            parts.append(f"and {self.inner} ({many}K = {self.layer} of {PAPER_LAYERS}, R = {self.ratio})")
         parts += [f"{self.frames} frames"] if self.frames != 32 else []
         parts += [f"{self.saliency} saliency"] if self.saliency != "own" else []
         return " ".join(parts)

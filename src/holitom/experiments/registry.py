@@ -113,7 +113,7 @@ _ALL = (
     ),
     _measuring(
         "fig_inner",
-        "Inner-LLM ablation: which layer K, which ratio R, and does merging beat dropping?",
+        "Inner-LLM ablation: which layer K, which share R, and does merging beat dropping?",
         "merging against dropping over K and R: trends (tiny tier)",
         _timed(3),
         30,

@@ -39,7 +39,7 @@ class SideControls:
         self.inner = labelled(ui.Dropdown, "Inside", options=stages, value=side.inner, layout=wide)
         self.layer = labelled(ui.IntSlider, "layer K", min=1, max=LAYERS - 1, value=side.layer, layout=wide)
         self.ratio = labelled(
-            ui.FloatSlider, "share r", min=0, max=0.95, step=0.05, value=side.ratio, readout_format=".0%", layout=wide
+            ui.FloatSlider, "share R", min=0, max=0.95, step=0.05, value=side.ratio, readout_format=".0%", layout=wide
         )
         self._all = (self.method, self.budget, self.tau, self.inner, self.layer, self.ratio)
         left = ui.VBox([self.method, self.budget, self.tau], layout=ui.Layout(width="50%"))

@@ -71,7 +71,7 @@ class Side:
     def settings(self) -> str:
         """Its parameters in one line."""
         parts = [f"τ = {self.tau:g}"] if self.method == "HoliTom" else []
-        return ", ".join(parts + ([f"K = {self.layer}", f"r = {self.ratio:g}"] if self.inner != "none" else []))
+        return ", ".join(parts + ([f"K = {self.layer}", f"R = {self.ratio:g}"] if self.inner != "none" else []))
 
     def outer(self) -> Outer:
         """The outer stage. BadUsage for an unknown method or a tau that is no cosine."""
@@ -94,7 +94,7 @@ class Side:
             return ()
         if not 1 <= self.layer < LAYERS or not 0 < self.ratio < 1:
             raise BadUsage(
-                f"K = {self.layer}, r = {self.ratio}", fix=f"give K from 1 to {LAYERS - 1} and r from 0 to below 1"
+                f"K = {self.layer}, R = {self.ratio}", fix=f"give K from 1 to {LAYERS - 1} and R from 0 to below 1"
             )
         layer = min(layers - 1, max(1, math.floor(self.layer / LAYERS * layers + 0.5)))
         made = HoliTomMerge if self.inner == "merge" else FastV

@@ -74,7 +74,7 @@ def defaults() -> dict[str, str]:
         "k of kNN": f"{outer.k}",
         "beta": f"{outer.beta:g}",
         "token counts": KINDS[outer.counts],
-        "stages": f"both, r = {inner.ratio:g}",
+        "stages": f"both, R = {inner.ratio:g}",
         "inner average": inner.average,
         "inner layer": "causal" if inner.causal else "not causal",
     }

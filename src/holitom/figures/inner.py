@@ -10,7 +10,7 @@ from holitom.figures.style import DOUBLE, styled
 
 AFTER = "HoliTom merges, FastV drops,\nboth behind the same outer stage"
 SPREAD = {"printed": "hollow: quoted, no intervals are given", "measured": "bars and bands: 95 % intervals, unpaired"}
-SWEEPS = {"K": "layer K where tokens leave (r = 50 %)", "R": "share r of visual tokens that leaves"}
+SWEEPS = {"K": "layer K where tokens leave (R = 50 %)", "R": "share R of visual tokens that leaves"}
 
 
 def inner_figure(

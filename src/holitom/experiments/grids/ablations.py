@@ -64,8 +64,8 @@ VARIANTS: dict[str, dict[str, Change]] = {
     "token counts": {"exact": _outer(counts="exact")},
     "stages": {
         "outer only": Change(whole={"inner": ()}),
-        "inner only, r = 0.5": Change(whole={"outer": None, "budget": 1.0}),
-        "inner only, r = 0.95": Change(inner={"ratio": 0.95}, whole={"outer": None, "budget": 1.0}),
+        "inner only, R = 0.5": Change(whole={"outer": None, "budget": 1.0}),
+        "inner only, R = 0.95": Change(inner={"ratio": 0.95}, whole={"outer": None, "budget": 1.0}),
     },
     "inner average": {"true mean": Change(inner={"average": "mean"}), "drop (FastV)": Change(drop=True)},
     "inner layer": {
