@@ -67,8 +67,8 @@ def load_frames(path: str | os.PathLike[str], frames: int) -> Frames:
     try:
         with _opened(path) as container:
             stream = _video_stream(container, path)
-            announced = stream.frames
-            pts, keys, complete = _scan(container, stream)
+            pts, keys, hidden, complete = _scan(container, stream)
+            announced = stream.frames - hidden
             if not pts:
                 raise BadVideo(
                     f"{path} holds no picture: it is empty or cut off before its first frame", fix=_ANY_VIDEO
@@ -144,17 +144,20 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     return stream
 
 
-def _scan(container: InputContainer, stream: VideoStream) -> tuple[list[int], list[int], bool]:
-    """Time stamps of all frames and of the key frames, ascending, from the packets alone (nothing is decoded).
+def _scan(container: InputContainer, stream: VideoStream) -> tuple[list[int], list[int], int, bool]:
+    """Time stamps of all frames and of the key frames, ascending, from the packets alone (nothing is decoded), and how
+    many frames are hidden: a clip that was cut without encoding it again keeps what its first frame needs.
 
-    The third value is False when the packets do not name every frame by a time stamp of its own.
+    The last value is False when the packets do not name every frame by a time stamp of its own.
     """
     pts: list[int] = []
     keys: list[int] = []
+    hidden = 0
     complete = True
     try:
         for packet in container.demux(stream):
             if not packet.size or packet.is_discard:
+                hidden += bool(packet.size)
                 continue
             complete &= packet.pts is not None and not packet.is_corrupt
             pts.append(packet.pts or 0)
@@ -164,7 +167,7 @@ def _scan(container: InputContainer, stream: VideoStream) -> tuple[list[int], li
         complete = False
     pts.sort()
     complete &= len(set(pts)) == len(pts) and bool(keys) and min(keys) <= pts[0]
-    return pts, sorted(keys), complete
+    return pts, sorted(keys), hidden, complete
 
 
 def _by_time_stamp(

@@ -81,6 +81,21 @@ def test_a_video_of_one_frame_and_one_with_fewer_frames_than_asked(tmp_path: Pat
     assert few.notes == ("32 frames were asked, the video has 5: all of them are used",)
 
 
+def test_a_clip_cut_out_without_encoding_it_again_is_whole(tmp_path: Path) -> None:
+    """The frames before its start stay in the file, hidden: its first frame needs them."""
+    whole, cut = encode(tmp_path / "whole.mp4", counted(40), options={"g": "20", "bf": "0"}), tmp_path / "cut.mp4"
+    with av.open(str(whole)) as source, av.open(str(cut), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                hidden = round(8 / (packet.time_base * source.streams.video[0].average_rate))
+                packet.pts, packet.dts, packet.stream = packet.pts - hidden, packet.dts - hidden, stream
+                target.mux(packet)
+    found = load_frames(cut, 64)
+    assert found.total == 32 and not any("announces" in note for note in found.notes)
+    assert np.abs(levels(found.pixels) - levels(counted(40))[8:]).max() < 3
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
 def test_a_file_that_is_cut_off_gives_what_is_there_and_says_so(tmp_path: Path, suffix: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 48, 64, 3)).astype(np.uint8)
