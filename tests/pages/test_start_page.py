@@ -56,6 +56,16 @@ def test_every_part_is_as_wide_as_its_share_however_small():
     assert number.get_position()[1] < 0 and number.get_va() == "bottom"  # above its bar, for the part is too narrow
 
 
+def test_numbers_of_narrow_neighbours_do_not_overlap():
+    few = [
+        claim("headline/a", "NOT REPRODUCED", experiment="headlines"),
+        claim("headline/b", "NOT RUN", experiment="headlines"),
+    ]
+    figure, _ = glance_figure([*(claim(f"headline/{i}", experiment="headlines") for i in range(50)), *few])
+    said = [text.get_text() for text in figure.axes[0].texts]
+    assert "✗ 1, – 1" in said and "✗ 1" not in said
+
+
 def test_a_glance_at_nothing_is_refused():
     with pytest.raises(BadUsage, match="no claim"):
         glance_figure([])

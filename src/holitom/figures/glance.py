@@ -61,19 +61,25 @@ def glance_figure(judged: Sequence[Judged]) -> tuple[Figure, pd.DataFrame]:
 
 def _bar(ax: Axes, place: int, counts: pd.Series) -> None:
     there = [word for word in LOOKS if counts.get(word, 0)]
-    left = 0.0
+    left, narrow = 0.0, []
     for word in there:
         name, colour, hatch, ink = LOOKS[word]
         wide = float(counts[word] / counts.sum())
         look = {"facecolor": colour, "edgecolor": "#9A9A9A", "hatch": hatch, "linewidth": 0.6}
         ax.barh(place, wide, left=left, height=HIGH, **look)
-        said = f"{name[0]} {counts[word]}"  # never by colour alone
+        glyph = "" if name[0].isalpha() else f"{name[0]} "  # never by colour alone
+        said = f"{glyph}{counts[word]}"
         if wide < NARROW:
-            ax.text(left + wide / 2, place - HIGH / 2, said, ha="center", va="bottom", fontsize=6.5, color=INK)
+            narrow.append((left, left + wide, said))
         else:
             box = {"boxstyle": "round,pad=0.15", "facecolor": colour, "edgecolor": "none"} if hatch else None
             ax.text(left + wide / 2, place, said, ha="center", va="center", fontsize=7.5, color=ink, bbox=box)
         left += wide
+    if narrow:
+        middle, numbers = (narrow[0][0] + narrow[-1][1]) / 2, ", ".join(said for *_, said in narrow)
+        there_is_room = 0.1 < middle < 0.9
+        x, side = (middle, "center") if there_is_room else (1.0, "right") if middle > 0.5 else (0.0, "left")
+        ax.text(x, place - HIGH / 2, numbers, ha=side, va="bottom", fontsize=6.5, color=INK)
 
 
 def _patch(word: str) -> Patch:
