@@ -13,6 +13,8 @@ from holitom import paths
 from holitom.comparing import answers, difference
 from holitom.evaluation.cells import Cell, load_samples
 from holitom.experiments.grids.findings import CLEAN, NOT_CAUSAL, RELEASED
+from holitom.experiments.grids.holitom_figures import PAPER_K
+from holitom.experiments.grids.stage import STAGES
 
 
 def mask_differences(
@@ -23,8 +25,8 @@ def mask_differences(
     samples: Callable[[Cell], list[dict[str, Any]]] | None = None,
 ) -> pd.DataFrame:
     """Average score without the mask, or as released, minus that of the text's inner stage, at every model, budget and
-    layer where both are cells of "findings": label, model, budget, layer, changed (answers), videos, diff with diff_low
-    and diff_high in points, p. Every benchmark counts the same."""
+    layer where both are cells of "findings": label, model, budget, layer, depth (the layer in words), changed
+    (answers), videos, diff with diff_low and diff_high in points, p. Every benchmark counts the same."""
     read = samples or (lambda cell: load_samples(cell, tier, runs=runs or paths.runs()))
     names = list(dict.fromkeys(cell.benchmark for cell in cells))
     groups: dict[tuple[str, str, float, int], list[Cell]] = {}
@@ -41,9 +43,17 @@ def mask_differences(
         found = difference(answers(mine, read), answers(clean, read), names)
         keep = {name: found[name] for name in ("diff", "diff_low", "diff_high", "p", "changed", "videos")}
         words = "as released" if row == RELEASED else "no mask"
-        label = f"{words}, {budget:.0%}" + (f", K = {layer}" if layer != usual else "")
+        depth = _depth(tier, layer)
+        label = f"{words}, {100 * budget:g} %" + (f", K = {depth}" if layer != usual else "")
         label += ", video model" if model != cells[0].model else ""
-        here = {"label": label, "row": row, "model": model, "budget": budget, "layer": layer}
+        here = {"label": label, "row": row, "model": model, "budget": budget, "layer": layer, "depth": depth}
         rows.append(here | keep | {"source": "measured"})
-    columns = ["label", "row", "model", "budget", "layer", "diff", "diff_low", "diff_high", "p", "changed", "videos"]
-    return pd.DataFrame(rows, columns=[*columns, "source"])
+    columns = ["label", "row", "model", "budget", "layer", "depth", "diff", "diff_low", "diff_high", "p", "changed"]
+    return pd.DataFrame(rows, columns=[*columns, "videos", "source"])
+
+
+def _depth(tier: str, layer: int) -> str:
+    """ "2 of 6 (7 of 28)": a layer of the tier's model, in brackets the papers' that move there in a smaller one."""
+    stage = STAGES[tier]
+    there = " or ".join(str(k) for k in PAPER_K if stage.depth(k) == layer) if stage.layers != 28 else ""
+    return f"{layer} of {stage.layers}" + (f" ({there} of 28)" if there else "")

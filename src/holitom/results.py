@@ -209,18 +209,18 @@ def load_records(path: str | Path) -> list[Record]:
     return records
 
 
-def write_atomic(path: str | Path, text: str) -> Path:
-    """Replace a text file as a whole: written under another name in the same folder, flushed to disk, moved into
-    place."""
+def write_atomic(path: str | Path, content: str | bytes) -> Path:
+    """Replace a file as a whole: written under another name in the same folder, flushed to disk, moved into place. Text
+    is written as UTF-8."""
     path = Path(path)
     draft: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False, encoding="utf-8"
+            dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
         ) as file:
             draft = Path(file.name)
-            file.write(text)
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         draft.chmod(0o644)

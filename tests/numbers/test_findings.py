@@ -108,9 +108,9 @@ def test_the_mask_is_paired_at_every_setting_of_the_grid() -> None:
         return [{"doc_id": i, "video": f"v{i // 2}", "correct": float(not (lost and i < 4))} for i in range(80)]
 
     found = mask_differences(plan, "tiny", samples=samples)
-    assert found["label"].is_unique and {"no mask, 25%", "as released, 10%"} <= set(found["label"])
+    assert found["label"].is_unique and {"no mask, 25 %", "as released, 10 %"} <= set(found["label"])
     assert set(found["model"]) == {"onevision", "video"} and len(found["layer"].unique()) == 5
-    lost = found[found["label"] == "no mask, 25%"].iloc[0]
+    lost = found[found["label"] == "no mask, 25 %"].iloc[0]
     assert lost["diff"] == pytest.approx(-5.0) and lost["changed"] == 16
     assert (found.drop(lost.name)["diff"] == 0).all() and CLEAN not in set(found["row"])
     figure, data = findings_figure(findings.printed_differences(), found)

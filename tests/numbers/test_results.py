@@ -159,7 +159,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_an_interrupt_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_atomic(tmp_path / "a.txt", "old")
+    path = write_atomic(tmp_path / "a.txt", b"old")
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,6 @@ from holitom.figures.points import (
     quoted_inner,
     quoted_tradeoff,
 )
-from holitom.figures.saving import write_bytes
 from holitom.figures.series import check_points
 from holitom.figures.style import LOOKS, look, marker_style, new_figure, spread
 from holitom.figures.tradeoff import tradeoff_figure
@@ -155,17 +153,6 @@ def test_a_trial_never_overwrites_a_finished_figure(made):
     assert stamp_of(made("table1").records, "tiny").folder == paths.figures("tiny")
     trial = stamp_of(made("table1", limit=6).records, "tiny")
     assert trial.folder == paths.runs("tiny", "trial") and trial.headline.startswith("TRIAL")
-
-
-def test_a_write_that_is_stopped_leaves_nothing(tmp_path, monkeypatch):
-    def stopped(*words):
-        raise KeyboardInterrupt
-
-    (tmp_path / "figure.png").write_bytes(b"the old one")
-    monkeypatch.setattr(Path, "replace", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        write_bytes(tmp_path / "figure.png", b"the new one")
-    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"the old one"]
 
 
 def test_tiers_are_never_mixed(made):

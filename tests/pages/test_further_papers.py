@@ -11,7 +11,7 @@ from holitom import tables
 from holitom.ablations import DEFAULT, against_default, findings
 from holitom.comparing import compare
 from holitom.errors import BadUsage
-from holitom.experiments.grids.ablations import FACTORS, VARIANTS
+from holitom.experiments.grids.ablations import FACTORS, VARIANTS, defaults
 from holitom.figures import Stamp, save
 from holitom.figures.ablations import ablation_figure
 from holitom.scores import score_frame
@@ -91,7 +91,7 @@ def test_the_ablation_table_and_its_verdicts(compared, tmp_path):
 
 
 def test_the_forest_draws_every_variant(compared, tmp_path):
-    figure, data = ablation_figure(compared, findings(compared, FACTORS), model="tiny")
+    figure, data = ablation_figure(compared, findings(compared, FACTORS), defaults(), model="tiny")
     ax = figure.axes[0]
     assert len(data) == len(ax.get_yticklabels()) == len(ax.containers) == 34
     names = [label.get_text().split(" (")[0] for label in ax.get_yticklabels()]
@@ -108,7 +108,7 @@ def test_the_forest_draws_every_variant(compared, tmp_path):
 
 def test_a_forest_of_nothing_is_refused(compared):
     with pytest.raises(BadUsage, match="no variant"):
-        ablation_figure(compared[compared["factor"] == ""], [], model="tiny")
+        ablation_figure(compared[compared["factor"] == ""], [], {}, model="tiny")
 
 
 def test_mmg_vid_keeps_quoted_and_measured_apart(made):

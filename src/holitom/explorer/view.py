@@ -18,7 +18,7 @@ from holitom.explorer.outcome import ALONE, GROUP, Outcome, outcome, similarity
 from holitom.explorer.page import Picture, draw_page
 from holitom.explorer.state import Side, State
 from holitom.explorer.table import Table, compare
-from holitom.figures.saving import write_bytes
+from holitom.results import write_atomic
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +73,9 @@ class View:
         CannotRun on a full disk."""
         target = Path(folder) if folder else paths.figures("tiny")
         made = self.picture()
-        write_bytes(target / f"{name}.png", made.png)
+        write_atomic(target / f"{name}.png", made.png)
         table = self.per_frame().to_csv(index=False, lineterminator="\n", float_format="%.6g")
-        write_bytes(target / f"{name}.csv", table.encode())
+        write_atomic(target / f"{name}.csv", table.encode())
         return made
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -19,12 +19,14 @@ LINE, TOP, BOTTOM = 0.155, 0.45, 1.05  # inches
 ABOVE, BELOW = 0.5, 1.25  # a heading's distance from the line before it and the one after, in lines
 ALIKE = 0.02  # tokens that differ by no more than this share are not named
 ROOM = 0.06  # of the axis between the widest intervals and its ends
-KINDS = {"dp": "best cut", "released": "rounded up"}
 
 
-def ablation_figure(table: pd.DataFrame, findings: Sequence[Finding], *, model: str) -> tuple[Figure, pd.DataFrame]:
+def ablation_figure(
+    table: pd.DataFrame, findings: Sequence[Finding], defaults: Mapping[str, str], *, model: str
+) -> tuple[Figure, pd.DataFrame]:
     """Differences to the default in points, below it on the left; the band is the margin within which a change matters
-    little. table: ``ablations.against_default``; findings: their verdicts, written beside each factor with its default.
+    little. table: ``ablations.against_default``; findings: their verdicts; defaults: factor -> what the default has
+    there. Both are written beside each factor.
     """
     require_sources(table)
     drawn = table[table["factor"] != ""].reset_index(drop=True)
@@ -36,10 +38,10 @@ def ablation_figure(table: pd.DataFrame, findings: Sequence[Finding], *, model: 
         ax = fig.subplots()
         y, places, labels = 0.0, [], []
         low, high = min(drawn["diff_low"].min(), -2 * MARGIN), max(drawn["diff_high"].max(), 2 * MARGIN)
-        edge, usual = ROOM * (high - low), defaults()
+        edge = ROOM * (high - low)
         for finding in findings:
             y += ABOVE
-            _heading(ax, finding, y, usual.get(finding.factor.name, ""))
+            _heading(ax, finding, y, defaults.get(finding.factor.name, ""))
             y += BELOW
             for _, row in drawn[drawn["factor"] == finding.factor.name].iterrows():
                 _point(ax, row, y)
@@ -56,28 +58,6 @@ def ablation_figure(table: pd.DataFrame, findings: Sequence[Finding], *, model: 
         ax.set_title(f"One change at a time around HoliTom at 10 %: {model}")
         _legend(fig, tested=int(table["p_holm"].notna().sum()))
     return fig, drawn
-
-
-def defaults() -> dict[str, str]:
-    """Factor -> what the default has there, read from the preset that the ablations start from; without the kind of
-    cell, whose expectation names it."""
-    from holitom.experiments.grids.ablations import BUDGET
-    from holitom.experiments.grids.stage import STAGES
-
-    made = STAGES["paper"].at("table1", "HoliTom", BUDGET)
-    outer, (inner,) = made.outer, made.inner
-    return {
-        "segmentation": KINDS[outer.segmentation],
-        "tau": f"{outer.tau:g}",
-        "longest segment": f"{outer.max_window}",
-        "D": f"{outer.cluster_share:g}",
-        "k of kNN": f"{outer.k}",
-        "beta": f"{outer.beta:g}",
-        "token counts": KINDS[outer.counts],
-        "stages": f"both, R = {inner.ratio:g}",
-        "inner average": inner.average,
-        "inner layer": "causal" if inner.causal else "not causal",
-    }
 
 
 def _point(ax: Axes, row: pd.Series, y: float) -> None:

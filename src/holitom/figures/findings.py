@@ -3,8 +3,6 @@ layer does to scores."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,15 +10,14 @@ from matplotlib.ticker import MultipleLocator, NullLocator
 
 from holitom import paper
 from holitom.errors import BadUsage
-from holitom.experiments.grids.findings import RELEASED
-from holitom.experiments.grids.holitom_figures import PAPER_K
-from holitom.experiments.grids.stage import STAGES
 from holitom.figures.series import note
 from holitom.figures.style import DOUBLE, INK, LOOKS, MUTED, look, require_sources, styled
 
 MARGIN = 1.5
 """Points: the margin of the trends that expect no difference."""
 BAND = "#D9E6F2"
+WHOLE = "as released"
+"""How the label of a setting begins that changes all that the release changes; the others lift the mask alone."""
 
 
 def findings_figure(printed: pd.DataFrame, mask: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -82,10 +79,10 @@ def _mask_panel(ax: Axes, mask: pd.DataFrame) -> None:
     style = look("HoliTom")
     for place, row in enumerate(mask.itertuples()):
         errors = [[row.diff - row.diff_low], [row.diff_high - row.diff]]
-        whole = row.row == RELEASED
+        whole = row.label.startswith(WHOLE)
         ax.errorbar(row.diff, place, xerr=errors, marker="s" if whole else style.marker, color=style.colour, ms=5,
                     capsize=2, elinewidth=0.9, mfc=style.colour, ls="none", zorder=3)  # fmt: skip
-    ax.set_yticks(range(len(mask)), [_label(row, _usual(mask)) for row in mask.itertuples()], fontsize=7)
+    ax.set_yticks(range(len(mask)), list(mask["label"]), fontsize=7)
     ax.yaxis.set_minor_locator(NullLocator())
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
@@ -93,26 +90,8 @@ def _mask_panel(ax: Axes, mask: pd.DataFrame) -> None:
     ax.set_xlim(min(1.1 * low, -MARGIN - 0.5), max(1.1 * high, MARGIN + 0.5))
     ax.set(xlabel="score minus that with the mask\n(points)", title="Measured: the mask")
     if len(mask):
-        usual = _layer(mask["model"].iloc[0], _usual(mask)).replace("K =", "K if not named:")
-        note(ax, f"bars: paired 95 % intervals, not corrected\nband: within {MARGIN:g} points\n{usual}")
+        unnamed = mask.loc[~mask["label"].str.contains("K = "), "depth"]
+        usual = f"\nK if not named: {unnamed.iloc[0]}" if len(unnamed) else ""
+        note(ax, f"bars: paired 95 % intervals, not corrected\nband: within {MARGIN:g} points{usual}")
     else:
         ax.annotate("not measured", (0.5, 0.5), xycoords="axes fraction", ha="center", color=MUTED)
-
-
-def _usual(mask: pd.DataFrame) -> int:
-    """The layer of the settings as published: the only one at which the release is measured."""
-    return int(mask.loc[mask["row"] == RELEASED, "layer"].min()) if (mask["row"] == RELEASED).any() else 0
-
-
-def _label(row: Any, usual: int) -> str:
-    """ "no mask, 10 %, K = 2 of 6 (7 of 28)": what is changed, the budget, and the layer where it is not the usual."""
-    words = ["as released" if row.row == RELEASED else "no mask", f"{100 * row.budget:g} %"]
-    words += [_layer(row.model, row.layer)] if row.layer != usual else []
-    return ", ".join(words + (["video model"] if row.model in {stage.video for stage in STAGES.values()} else []))
-
-
-def _layer(model: str, layer: int) -> str:
-    """A layer of a model, and in brackets the papers' layers of 28 that move there in a smaller one."""
-    stage = next(stage for stage in STAGES.values() if model in (stage.onevision, stage.video))
-    there = " or ".join(str(k) for k in PAPER_K if stage.depth(k) == layer) if stage.layers != 28 else ""
-    return f"K = {layer} of {stage.layers}" + (f" ({there} of 28)" if there else "")

@@ -8,8 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-from holitom.errors import BadUsage
-
 
 def left_out(records: Sequence[Mapping[str, Any]], at: str) -> str:
     """One sentence: which of the kit's methods have no bar at a budget ("10%"), each with what it says when it is asked
@@ -19,31 +17,14 @@ def left_out(records: Sequence[Mapping[str, Any]], at: str) -> str:
     ]
     if not chosen:
         return ""
-    from holitom.latency.settings import NAMES
+    from holitom.latency.settings import NAMES, refusal
 
     layers, reasons = len(chosen[0]["tokens_per_layer"]), {}
     for row in dict.fromkeys(NAMES.values()):
         if row not in {record["row"] for record in chosen}:
-            reasons.setdefault(_refusal(row, float(at.rstrip("%")) / 100, layers), []).append(row)
+            reasons.setdefault(refusal(row, float(at.rstrip("%")) / 100, layers), []).append(row)
     parts = [f"{' and '.join(rows)} {reason}" for reason, rows in reasons.items()]
     return f"Left out: {'; '.join(parts)}." if parts else ""
-
-
-def _refusal(row: str, share: float, layers: int) -> str:
-    """What a method says of a budget below what it can reach, without its name."""
-    import torch
-
-    from holitom.latency.settings import setting
-    from holitom.types import VideoFeatures
-
-    try:
-        made = setting(row, share, "ov-7b", layers)
-        if made.outer is not None:
-            tokens, saliency = torch.ones(8, 4, 2), torch.ones(8, 4)
-            made.outer(VideoFeatures(tokens, grid=(2, 2), saliency=saliency, keys=tokens), made.budget)
-    except BadUsage as refused:
-        return refused.what.split(" ", 1)[1].replace("%", " %")
-    return "not recorded"
 
 
 def between_panels(panels: Sequence[tuple[str, pd.DataFrame]]) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,10 @@ from matplotlib.transforms import ScaledTranslation
 from PIL import Image
 
 from holitom import paths
-from holitom.errors import BadUsage, CannotRun
+from holitom.errors import BadUsage
 from holitom.figures.style import INK, MUTED, TIER_STAMPS, require_sources, styled
 from holitom.provenance import provenance
+from holitom.results import write_atomic
 
 WIDTH_ON_SCREEN = 100  # pixels per inch a notebook shows a saved figure at
 MOST_WIDE = 1000
@@ -144,27 +143,9 @@ def save(
         png, svg = io.BytesIO(), io.BytesIO()
         fig.savefig(png, format="png", dpi=200, metadata={**facts, "Software": None}, facecolor="white")
         fig.savefig(svg, format="svg", metadata={**facts, "Date": None, "Creator": None}, facecolor="white")
-    write_bytes(target / f"{name}.png", png.getvalue())
-    write_bytes(target / f"{name}.svg", b"\n".join(line.rstrip() for line in svg.getvalue().splitlines()) + b"\n")
+    write_atomic(target / f"{name}.png", png.getvalue())
+    write_atomic(target / f"{name}.svg", b"\n".join(line.rstrip() for line in svg.getvalue().splitlines()) + b"\n")
     if data is None:
         return Saved(target / f"{name}.png", target / f"{name}.svg")
-    write_bytes(target / f"{name}.csv", data.to_csv(index=False, lineterminator="\n", float_format="%.6g").encode())
+    write_atomic(target / f"{name}.csv", data.to_csv(index=False, lineterminator="\n", float_format="%.6g").encode())
     return Saved(target / f"{name}.png", target / f"{name}.svg", target / f"{name}.csv")
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file through a temporary neighbour and a rename, which leaves nothing behind when it is stopped; a full
-    disk or a missing right is said in words."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        raise CannotRun(
-            f"could not write {path}: {error.strerror}", fix="make room or choose another folder"
-        ) from error

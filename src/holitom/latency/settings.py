@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from holitom.errors import BadUsage
 from holitom.methods import FastVID, MMGVid, ToMe
 from holitom.methods.presets import preset, preset_names
 from holitom.suggestions import nearest
-from holitom.types import Inner, Outer, Reduction
+from holitom.types import Inner, Outer, Reduction, VideoFeatures
 
 FULL = "Vanilla"
 PRINTED = (
@@ -110,3 +112,15 @@ def _nearest(row: str, budget: float, model: str) -> tuple[str, str, float, str]
     if not rows:
         raise BadUsage(f"there is no preset of {row!r}", fix=f"use one of {', '.join(dict.fromkeys(NAMES.values()))}")
     return min(rows, key=lambda name: (name[3] != model, abs(name[2] - budget), tables.index(name[0])))
+
+
+def refusal(row: str, share: float, layers: int) -> str:
+    """What a method says of a budget below what it can reach, without its name; tried on a video of 8 frames."""
+    try:
+        made = setting(row, share, "ov-7b", layers)
+        if made.outer is not None:
+            tokens, saliency = torch.ones(8, 4, 2), torch.ones(8, 4)
+            made.outer(VideoFeatures(tokens, grid=(2, 2), saliency=saliency, keys=tokens), made.budget)
+    except BadUsage as refused:
+        return refused.what.split(" ", 1)[1].replace("%", " %")
+    return "not recorded"

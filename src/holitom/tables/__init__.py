@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from holitom.errors import BadUsage
-from holitom.figures.saving import Saved, Stamp, here, save, write_bytes
+from holitom.figures.saving import Saved, Stamp, here, save
+from holitom.results import write_atomic
 from holitom.tables.derived import derived_part
 from holitom.tables.drawing import draw
 from holitom.tables.measured import further_part, measured_numbers, measured_part
@@ -54,7 +55,7 @@ class TableView:
         measured says that it is derived, with no number of questions and no hardware."""
         target = Path(folder) if folder else origin.folder
         note = f"\n_{origin.headline}_" + (f" · {origin.footer}" if origin.footer else "") + "\n"
-        write_bytes(target / f"{self.name}.md", (self.markdown() + note).encode())
+        write_atomic(target / f"{self.name}.md", (self.markdown() + note).encode())
         saved = []
         for place, part in enumerate(self.parts):
             table, _, kind = part.key.rpartition("_")

@@ -13,11 +13,13 @@ from typing import Any
 
 from holitom.ablations import DEFAULT, Factor
 from holitom.evaluation.cells import Cell
-from holitom.experiments.grids.stage import VANILLA, Setting, Stage, over
+from holitom.experiments.grids.stage import STAGES, VANILLA, Setting, Stage, over
 from holitom.methods import FastV
 from holitom.types import Reduction
 
 BUDGET = 0.10
+KINDS = {"dp": "best cut", "released": "rounded up"}
+"""What two settings of the default are called beside their rivals."""
 
 
 @dataclass(frozen=True)
@@ -143,3 +145,22 @@ def settings(stage: Stage) -> Iterator[Setting]:
     for factor in FACTORS:
         for variant, change in VARIANTS[factor.name].items():
             yield f"{factor.name}: {variant}", change.of(made, variant), "own"
+
+
+def defaults() -> dict[str, str]:
+    """Factor -> what the default has there, read from the preset that the ablations start from; without the kind of
+    cell, whose expectation names it."""
+    made = STAGES["paper"].at("table1", "HoliTom", BUDGET)
+    outer, (inner,) = made.outer, made.inner
+    return {
+        "segmentation": KINDS[outer.segmentation],
+        "tau": f"{outer.tau:g}",
+        "longest segment": f"{outer.max_window}",
+        "D": f"{outer.cluster_share:g}",
+        "k of kNN": f"{outer.k}",
+        "beta": f"{outer.beta:g}",
+        "token counts": KINDS[outer.counts],
+        "stages": f"both, R = {inner.ratio:g}",
+        "inner average": inner.average,
+        "inner layer": "causal" if inner.causal else "not causal",
+    }
