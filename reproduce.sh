@@ -68,13 +68,13 @@ set_up() {
   local started=$SECONDS req=$ROOT/requirements
   say "setting up $VENV (once; about 2 minutes and 2 GB; log: $LOG)"
   "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || step "environment ($("$BASE" -V 2>&1))" "$BASE" -m venv --clear "$VENV"
-  if ! "$VENV/bin/python" -P "$ROOT/src/holitom/pins.py" locked >/dev/null 2>&1; then
+  if ! "$VENV/bin/python" -P "$ROOT/src/holitom_repro/pins.py" locked >/dev/null 2>&1; then
     step "torch ($(sed -n 's/^torch==//p' "$req/constraints.txt"))" "${PIP[@]}" -r "$req/constraints.txt"
     step "libraries, evaluation, notebooks, tests" "${PIP[@]}" -r "$req/core.txt" -r "$req/eval.txt" -r "$req/notebooks.txt" -r "$req/dev.txt"
     step "lmms-eval, without its torchvision" "${PIP[@]}" --no-deps -r "$req/lmms-eval.txt"
   fi
   step "the package itself" "${PIP[@]}" --no-deps --no-build-isolation -e "$ROOT"
-  "$VENV/bin/python" -P "$ROOT/src/holitom/pins.py" locked >>"$LOG" 2>&1 ||
+  "$VENV/bin/python" -P "$ROOT/src/holitom_repro/pins.py" locked >>"$LOG" 2>&1 ||
     die "the environment differs from the lock: $(tail -n 1 "$LOG")" "remove $VENV and run the same command again"
   rm -rf "$ROOT/runs/cache/pip" "$ROOT/runs/cache/rustup"
   fingerprint >"$STAMP"
@@ -87,7 +87,7 @@ choose_python() { # an activated environment that meets pyproject.toml, else .ve
   local active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}} lacks
   if [ -n "$active" ] && [ ! "$active" -ef "$VENV" ]; then
     PYTHON=$active/bin/python
-    lacks=$("$PYTHON" -P "$ROOT/src/holitom/pins.py" declared 2>&1) && return
+    lacks=$("$PYTHON" -P "$ROOT/src/holitom_repro/pins.py" declared 2>&1) && return
     say "not using the activated environment $active: ${lacks:-no Python in it}"
   fi
   PYTHON=$VENV/bin/python
@@ -97,7 +97,7 @@ choose_python() { # an activated environment that meets pyproject.toml, else .ve
 
 without_environment() { # the parts of the command line that need no package: help, and doctor when the set-up fails
   [ -x "$VENV/bin/python" ] && BASE=$VENV/bin/python || need_python
-  PYTHONDONTWRITEBYTECODE=1 exec "$BASE" -P -c "import sys; sys.path.insert(0, sys.argv.pop(1)); from holitom.cli import main; sys.exit(main())" \
+  PYTHONDONTWRITEBYTECODE=1 exec "$BASE" -P -c "import sys; sys.path.insert(0, sys.argv.pop(1)); from holitom_repro.cli import main; sys.exit(main())" \
     "$ROOT/src" "$@"
 }
 
@@ -119,4 +119,4 @@ if for_paper "$@" && has_gpu && [ "$PYTHON" = "$VENV/bin/python" ] && [ ! -f "$V
   rm -rf "$ROOT/runs/cache/pip" "$ROOT/runs/cache/rustup"
   touch "$VENV/holitom.gpu"
 fi
-exec "$PYTHON" -P -m holitom "$@"
+exec "$PYTHON" -P -m holitom_repro "$@"

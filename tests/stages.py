@@ -1,7 +1,7 @@
 """Every stage that the package offers: as ``bench ops`` measures it, and in further settings."""
 
-from holitom.bench.methods import INNER as MEASURED_INNER
-from holitom.bench.methods import OUTER as MEASURED_OUTER
+from holitom_repro.bench.methods import INNER as MEASURED_INNER
+from holitom_repro.bench.methods import OUTER as MEASURED_OUTER
 from holitom.methods import (
     DyCoke,
     FastVID,

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config
 from holitom.attach import reduce_tokens
 from holitom.errors import BadUsage, BadVideo, CannotRun, UnsupportedModel
 from holitom.models.processing import QWEN_PROMPT, VideoProcessor, load_model
-from holitom.tiny.vocabulary import IMAGE, VIDEO, VOCABULARY_SIZE, WORD_ID, tokenizer
+from holitom_repro.tiny.vocabulary import IMAGE, VIDEO, VOCABULARY_SIZE, WORD_ID, tokenizer
 
 SIGLIP = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255, "resample": 3}
 

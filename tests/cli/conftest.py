@@ -33,7 +33,7 @@ def holitom():
     def call(*words: str, env: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess:
         options.setdefault("stdout", subprocess.PIPE)
         return subprocess.run(
-            [sys.executable, "-P", "-m", "holitom", *words],
+            [sys.executable, "-P", "-m", "holitom_repro", *words],
             stderr=subprocess.PIPE,
             text=True,
             timeout=300,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from holitom import doctor, machine
+from holitom_repro import doctor, machine
 
 
 @pytest.mark.parametrize(("gib", "lacking"), [(3.83, ("speed", "paper")), (3.5, ("tiny", "speed", "paper")), (31, ())])

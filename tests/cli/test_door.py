@@ -71,7 +71,7 @@ def door(checkout, tmp_path):
 def test_first_call_sets_up_and_the_second_does_not(door, checkout):
     first = door("list")
     assert first.returncode == 0, first.stderr
-    assert "ran: -P -m holitom list" in first.stdout
+    assert "ran: -P -m holitom_repro list" in first.stdout
     steps = [line for line in first.stderr.splitlines() if line.startswith("  ")]
     assert len(steps) == 5 and all(line.endswith(" s") for line in steps), first.stderr
     second = door("list")
@@ -154,7 +154,7 @@ def test_an_activated_environment_that_fits_is_used(door, checkout, tmp_path):
     shutil.copy(tmp_path / "tools" / "python3", active / "bin" / "python")
     for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
         done = door("list", **{variable: str(active)})
-        assert "ran: -P -m holitom list" in done.stdout and done.stderr == ""
+        assert "ran: -P -m holitom_repro list" in done.stdout and done.stderr == ""
         assert not (checkout / ".venv").exists()
 
 
@@ -187,12 +187,12 @@ def test_ctrl_c_in_the_set_up(door):
     stopped = door("list", FAKE_FAILS="slow")
     assert stopped.returncode == 130
     assert "stopped during set-up; run the same command to continue" in stopped.stderr
-    assert "ran: -P -m holitom list" in door("list").stdout
+    assert "ran: -P -m holitom_repro list" in door("list").stdout
 
 
 def test_a_failed_set_up_is_taken_up_again(door):
     assert door("list", FAKE_FAILS="pip", FAKE_SAYS="no route").returncode == 2
-    assert "ran: -P -m holitom list" in door("list").stdout
+    assert "ran: -P -m holitom_repro list" in door("list").stdout
 
 
 def test_doctor_answers_even_when_the_set_up_fails(door):

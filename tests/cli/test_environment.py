@@ -14,7 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from holitom import pins
+from holitom_repro import pins
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_environment_yml_agrees_with_pyproject(root, project):
 
 
 def test_entry_points_lead_somewhere(project):
-    assert project["scripts"] == {"holitom": "holitom.cli:main"}
+    assert project["scripts"] == {"holitom": "holitom_repro.cli:main"}
     for target in project["entry-points"]["lmms_eval.models"].values():
         module, function = target.split(":")
         source = Path(find_spec(module).origin).read_text()

@@ -10,7 +10,7 @@ import pytest
 from nbformat.sign import NotebookNotary
 from nbformat.v4 import new_code_cell, new_notebook
 
-from holitom import caches, execution, paths
+from holitom_repro import caches, execution, paths
 from holitom.errors import BadUsage, CannotRun
 
 PARAMETERS = 'tier: str = "tiny"  # tiny | paper\nlimit: int = None'
@@ -114,7 +114,7 @@ def test_a_kernel_of_another_python_is_refused(kit, tmp_path, monkeypatch):
 
 
 def test_every_experiment_has_a_notebook_with_parameters(root):
-    from holitom.experiments.registry import EXPERIMENTS
+    from holitom_repro.experiments.registry import EXPERIMENTS
 
     for experiment in EXPERIMENTS.values():
         known = execution._parameters(root / "notebooks" / f"{experiment.notebook}.ipynb")

@@ -7,12 +7,12 @@ import os
 
 import pytest
 
-from holitom import caches, machine, paper, paths, planned, runner, screen
+from holitom_repro import caches, machine, paper, paths, planned, runner, screen
 from holitom.errors import BadUsage, CannotRun
-from holitom.evaluation.cells import Cell
-from holitom.experiments import EXPERIMENTS, cells, find, status
-from holitom.experiments.registry import check_tier
-from holitom.scores import FEWER_FRAMES
+from holitom_repro.evaluation.cells import Cell
+from holitom_repro.experiments import EXPERIMENTS, cells, find, status
+from holitom_repro.experiments.registry import check_tier
+from holitom_repro.scores import FEWER_FRAMES
 
 MEASURING = [name for name, experiment in EXPERIMENTS.items() if experiment.measures]
 
@@ -160,7 +160,7 @@ def test_status_knows_when_the_code_changed(runs, monkeypatch):
 
 
 def test_dry_run_says_what_would_be_computed(monkeypatch, capsys, runs):
-    from holitom.evaluation import sweep
+    from holitom_repro.evaluation import sweep
 
     monkeypatch.setattr(sweep, "unfinished", lambda cells, tier, *, runs, fresh: cells[10:])
     planned.show(EXPERIMENTS["table1"], runner.Options(processes=2))
@@ -171,8 +171,8 @@ def test_dry_run_says_what_would_be_computed(monkeypatch, capsys, runs):
 
 
 def test_dry_run_of_all_counts_every_shared_cell_once(monkeypatch, capsys, runs):
-    from holitom.evaluation import sweep
-    from holitom.evaluation.cells import key
+    from holitom_repro.evaluation import sweep
+    from holitom_repro.evaluation.cells import key
 
     monkeypatch.setattr(sweep, "unfinished", lambda cells, tier, *, runs, fresh: list(cells))
     assert runner.run_all(runner.Options(dry_run=True, processes=2)) == 0
@@ -187,7 +187,7 @@ def test_dry_run_of_all_counts_every_shared_cell_once(monkeypatch, capsys, runs)
 
 
 def test_a_dry_run_of_the_paper_tier_needs_nothing_and_says_what_lacks(monkeypatch, capsys, runs):
-    from holitom.paper_tier import planning
+    from holitom_repro.paper_tier import planning
 
     monkeypatch.setattr(machine, "gpu", lambda: machine.Answer(False, "no NVIDIA GPU"))
     monkeypatch.setattr(machine, "hub", lambda: machine.Answer(True, "answers"))

@@ -12,9 +12,9 @@ import time
 
 import pytest
 
-from holitom import cli, machine, runner
+from holitom_repro import cli, machine, runner
 from holitom.errors import BadVideo
-from holitom.experiments.registry import EXPERIMENTS
+from holitom_repro.experiments.registry import EXPERIMENTS
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
@@ -95,10 +95,10 @@ def test_a_full_disk_behind_standard_output(holitom):
 SLOW = """
     import sys, time
     from pathlib import Path
-    from holitom import cli, experiments, paths, runner
-    from holitom.evaluation import sweep
-    from holitom.evaluation.cells import CellFiles
-    from holitom.experiments import grids
+    from holitom_repro import cli, experiments, paths, runner
+    from holitom_repro.evaluation import sweep
+    from holitom_repro.evaluation.cells import CellFiles
+    from holitom_repro.experiments import grids
 
     paths.runs = lambda *parts: Path(sys.argv[1]).joinpath(*parts)
     runner.missing_models = lambda tier: []
@@ -138,7 +138,7 @@ def test_ctrl_c_in_a_sweep_says_what_is_kept(tmp_path):
 
 TEXT = """
     import sys, time
-    from holitom import cli
+    from holitom_repro import cli
 
     def target(words):
         exec("print('begun', flush=True)\\ntime.sleep(60)")
@@ -166,7 +166,7 @@ def test_ctrl_c_while_code_made_from_text_runs(tmp_path):
 
 HALF_MADE = """
     import sys
-    from holitom import cli, runner
+    from holitom_repro import cli, runner
 
     class Bar:
         def __init__(self):
@@ -188,7 +188,7 @@ def test_ctrl_c_while_a_progress_bar_is_made_leaves_one_message():
 
 
 def test_strict_turns_a_failed_claim_into_exit_1(monkeypatch, capsys):
-    from holitom.claims import Judged, Verdict
+    from holitom_repro.claims import Judged, Verdict
 
     common = {"id": "x", "statement": "s", "place": "p", "reason": "r", "source": "derived", "unit": "%"}
     good = Judged(**common, verdict=Verdict.REPRODUCED)
@@ -220,7 +220,7 @@ def videos(tmp_path):
     import av
     import numpy as np
 
-    from holitom import paths
+    from holitom_repro import paths
     from holitom.video import write_video
 
     (tmp_path / "text.mp4").write_text("no video at all")

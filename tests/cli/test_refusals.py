@@ -11,8 +11,8 @@ import sys
 import pytest
 import torch
 
-from holitom import cli, paths, refusals
-from holitom.bench import command as ops
+from holitom_repro import cli, paths, refusals
+from holitom_repro.bench import command as ops
 from holitom.errors import CannotRun
 
 EMBEDS = ["export-embeds", "--model", "no-such-model", "--video", "x.mp4", "--prompt", "?"]
@@ -73,7 +73,7 @@ def test_ctrl_c_while_training_says_that_it_continues(tmp_path):
     words = ["train-tiny", "--only", "onevision", "--device", "cpu", "--threads", "1"]
     words += ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "holitom", *words], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-P", "-m", "holitom_repro", *words], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     said = ""
     while "step" not in said and (letter := process.stderr.read(1)):  # the progress bar: training has begun
@@ -106,7 +106,7 @@ def test_options_of_another_kind_are_refused_before_the_model_is_loaded(option, 
 
 
 def test_options_keep_their_values():
-    from holitom.serving.options import fields_of
+    from holitom_repro.serving.options import fields_of
 
     told = ["tau=1e-1", "k=7", "beta=null", "counts=exact"]
     assert fields_of("holitom", told) == {"tau": 0.1, "k": 7, "beta": None, "counts": "exact"}
@@ -115,7 +115,7 @@ def test_options_keep_their_values():
 def test_a_full_disk_leaves_no_part_of_a_file(tmp_path, monkeypatch):
     from safetensors import SafetensorError
 
-    from holitom.serving import PromptEmbeds, embeds
+    from holitom_repro.serving import PromptEmbeds, embeds
 
     def full(tensors, path, metadata):
         path.write_bytes(b"part")
@@ -136,7 +136,7 @@ def records(tmp_path):
 
 
 def test_a_record_that_was_cut_off_is_left_out_with_a_warning(records, capsys):
-    from holitom.latency.records import read, write
+    from holitom_repro.latency.records import read, write
 
     path, (first, second) = records
     path.write_bytes(first + second[:100])
@@ -149,7 +149,7 @@ def test_a_record_that_was_cut_off_is_left_out_with_a_warning(records, capsys):
 
 @pytest.mark.parametrize("broken", [b'{"version": 1, \n', b'{"a": "\xff"}\n', b"[]\n"])
 def test_a_broken_record_elsewhere_is_named(records, broken):
-    from holitom.latency.records import read
+    from holitom_repro.latency.records import read
 
     path, (first, second) = records
     path.write_bytes(first + broken + second)

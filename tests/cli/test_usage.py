@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from holitom import cli
-from holitom.experiments.registry import EXPERIMENTS, ORDER, TIERS
+from holitom_repro import cli
+from holitom_repro.experiments.registry import EXPERIMENTS, ORDER, TIERS
 
 HEAVY = ("torch", "transformers", "pandas", "matplotlib")
 OWN = [name for name in cli.names() if name not in cli.FORWARDED]
@@ -94,7 +94,7 @@ def test_options_may_stand_before_the_target():
 )
 def test_quick_targets_import_nothing_heavy(words):
     code = (
-        f"import sys; from holitom.cli import main; main({words!r}); print([m for m in {HEAVY!r} if m in sys.modules])"
+        f"import sys; from holitom_repro.cli import main; main({words!r}); print([m for m in {HEAVY!r} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.rstrip().endswith("[]"), done.stdout[-300:] + done.stderr
@@ -122,13 +122,13 @@ def test_letters_that_a_terminal_has_not_are_replaced(holitom, encoding):
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_a_closed_stream_is_quiet(closed):
-    command = f"{sys.executable} -P -m holitom list {closed}"
+    command = f"{sys.executable} -P -m holitom_repro list {closed}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_closed_pipe_is_quiet():
-    command = f"{sys.executable} -P -m holitom list | head -n 1"
+    command = f"{sys.executable} -P -m holitom_repro list | head -n 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert "experiments" in done.stdout
     assert done.stderr == ""

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from holitom import paths
-from holitom.tiny import benchmarks
+from holitom_repro import paths
+from holitom_repro.tiny import benchmarks
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from holitom.tiny.export import export
-    from holitom.tiny.model import build
+    from holitom_repro.tiny.export import export
+    from holitom_repro.tiny.model import build
 
     folder = tmp_path_factory.mktemp("models") / "random"
     with torch.random.fork_rng():

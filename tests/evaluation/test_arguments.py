@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from holitom import paths
+from holitom_repro import paths
 from holitom.errors import BadUsage
-from holitom.evaluation.arguments import reduction_from
+from holitom_repro.evaluation.arguments import reduction_from
 from holitom.methods import FastV, HoliTom, HoliTomMerge
 from holitom.methods.presets import preset
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from holitom.errors import BadUsage, CannotRun
-from holitom.tiny import benchmarks, world
-from holitom.tiny.benchmarks import BENCHMARKS, QUESTIONS_PER_VIDEO, VIDEOS
+from holitom_repro.tiny import benchmarks, world
+from holitom_repro.tiny.benchmarks import BENCHMARKS, QUESTIONS_PER_VIDEO, VIDEOS
 from holitom.video import load_frames
 
 NAMES = tuple(BENCHMARKS)
@@ -38,7 +38,7 @@ def test_questions_are_complete_balanced_and_not_answered_by_guessing(name: str)
 
 
 def test_a_video_is_the_same_in_another_process_and_whatever_was_drawn_before() -> None:
-    code = "from holitom.tiny import benchmarks as b; c, q = b.draw('tiny_general', 7); print(float(c.frames.sum()), q)"
+    code = "from holitom_repro.tiny import benchmarks as b; c, q = b.draw('tiny_general', 7); print(float(c.frames.sum()), q)"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     benchmarks.draw("tiny_general", 3)
     clip, questions = benchmarks.draw("tiny_general", 7)
@@ -111,7 +111,7 @@ def test_an_unknown_benchmark_names_the_four() -> None:
 
 
 def test_the_recipe_hash_names_the_folder_and_ignores_comments(tmp_path: Path) -> None:
-    from holitom.provenance import meaning
+    from holitom_repro.provenance import meaning
 
     folder = benchmarks.folder("tiny_long", tmp_path)
     assert folder == tmp_path / benchmarks.recipe_hash() / "tiny_long" and len(benchmarks.recipe_hash()) == 12

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from holitom.errors import BadUsage, CannotRun
-from holitom.evaluation import cells as module
-from holitom.evaluation.cells import Cell, CellFiles, key, load_samples, model_path, revision
+from holitom_repro.evaluation import cells as module
+from holitom_repro.evaluation.cells import Cell, CellFiles, key, load_samples, model_path, revision
 from holitom.methods import FastV, HoliTom
-from holitom.results import Record
+from holitom_repro.results import Record
 from holitom.types import Reduction
 
 HOLITOM = Reduction("HoliTom", HoliTom(tau=0.8), 0.1)
@@ -128,7 +128,7 @@ def test_a_damaged_log_counts_as_not_finished(cell: Cell, tmp_path: Path, damage
 
 
 def test_samples_are_on_disk_before_the_record(cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from holitom import results
+    from holitom_repro import results
 
     def full(path: Path, text: str) -> Path:
         if path.suffix == ".json":

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from holitom.errors import BadUsage, CannotRun
-from holitom.evaluation.cells import check_saliency
-from holitom.evaluation.features import FeatureStore
+from holitom_repro.evaluation.cells import check_saliency
+from holitom_repro.evaluation.features import FeatureStore
 from holitom.models import adapter_for
 from holitom.models.encoding import received_attention
-from holitom.tiny import benchmarks
-from holitom.tiny.model import normalise
+from holitom_repro.tiny import benchmarks
+from holitom_repro.tiny.model import normalise
 
 SALIENCY = frozenset({"saliency"})
 FRAMES = 4

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from holitom.errors import CannotRun
-from holitom.evaluation.cells import CellFiles
-from holitom.evaluation.journal import Journal
-from holitom.evaluation.lmms import ReducedVideoModel
-from holitom.evaluation.sweep import BATCH, Cell, load_samples, run_cells
+from holitom_repro.evaluation.cells import CellFiles
+from holitom_repro.evaluation.journal import Journal
+from holitom_repro.evaluation.lmms import ReducedVideoModel
+from holitom_repro.evaluation.sweep import BATCH, Cell, load_samples, run_cells
 from holitom.methods import HoliTom
 from holitom.types import Reduction
 
@@ -23,7 +23,7 @@ class Killed(Exception):
 
 @pytest.fixture
 def cell(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Cell:
-    monkeypatch.setattr("holitom.evaluation.sweep.BATCH", BATCH | {"paper": 1})
+    monkeypatch.setattr("holitom_repro.evaluation.sweep.BATCH", BATCH | {"paper": 1})
     setting = Reduction("HoliTom", HoliTom(tau=0.8), 0.25)
     return Cell("table1", "HoliTom", str(model_folder), setting, "tiny_ego", FRAMES, limit=QUESTIONS)
 
@@ -101,7 +101,7 @@ def _without_counters(add):
 def _requests(lm: ReducedVideoModel) -> list:
     from lmms_eval.api.instance import Instance
 
-    from holitom.tiny import benchmarks
+    from holitom_repro.tiny import benchmarks
 
     benchmarks.prepare(2, ["tiny_ego"], progress=False)
     docs = [doc | {"benchmark": "tiny_ego"} for doc in benchmarks.questions("tiny_ego")[:2]]

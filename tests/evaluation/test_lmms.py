@@ -14,14 +14,14 @@ import pytest
 import torch
 from lmms_eval.api.instance import Instance
 
-from holitom import paths
+from holitom_repro import paths
 from holitom.attaching.prefill import whole
 from holitom.errors import BadUsage, CannotRun
-from holitom.evaluation.lmms import ReducedVideoModel, manifest
-from holitom.evaluation.measuring import TASKS
-from holitom.evaluation.sweep import Cell, load_samples, run_cells
+from holitom_repro.evaluation.lmms import ReducedVideoModel, manifest
+from holitom_repro.evaluation.measuring import TASKS
+from holitom_repro.evaluation.sweep import Cell, load_samples, run_cells
 from holitom.methods import DyCokeDecode, FastV, HoliTom, HoliTomMerge
-from holitom.tiny import benchmarks
+from holitom_repro.tiny import benchmarks
 from holitom.types import Reduction, VideoFeatures
 
 FRAMES = 8
@@ -163,7 +163,7 @@ def test_wrong_arguments_are_named(model_folder: Path, arguments: dict) -> None:
 
 
 def test_answers_end_at_a_stop_string() -> None:
-    from holitom.evaluation.lmms import _cut
+    from holitom_repro.evaluation.lmms import _cut
 
     assert _cut("A. a cat\n\nQuestion", ("\n\n",)) == "A. a cat" and _cut(" red ", ()) == "red"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from holitom.errors import CannotRun
-from holitom.evaluation.scoring import correct, kind_of, video_of
+from holitom_repro.evaluation.scoring import correct, kind_of, video_of
 
 MVBENCH = {"mvbench_accuracy": {"pred_answer": "A.", "gt_answer": "A", "score": 1}}
 VIDEOMME = {"videomme_perception_score": {"pred_answer": "C", "answer": "B", "score": 0.0, "videoID": "x"}}

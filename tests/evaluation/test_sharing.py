@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holitom.evaluation.cells import Cell
-from holitom.evaluation.sharing import Shares, asked, useful
+from holitom_repro.evaluation.cells import Cell
+from holitom_repro.evaluation.sharing import Shares, asked, useful
 from holitom.types import Reduction
 
 BENCHMARKS = ("tiny_ego", "tiny_long", "tiny_general")

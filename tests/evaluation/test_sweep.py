@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from holitom.errors import BadUsage, CannotRun
-from holitom.evaluation import lmms, measuring, sweep
-from holitom.evaluation.sweep import Cell, load_samples, run_cells
+from holitom_repro.evaluation import lmms, measuring, sweep
+from holitom_repro.evaluation.sweep import Cell, load_samples, run_cells
 from holitom.methods import HoliTom, HoliTomMerge, RandomDrop, SaliencyTopK
-from holitom.tiny import benchmarks
+from holitom_repro.tiny import benchmarks
 from holitom.types import Reduction
 
 FULL = Reduction("Vanilla")
@@ -123,7 +123,7 @@ def test_batches_give_the_answers_of_single_questions(model_folder: Path, tmp_pa
 
 
 def test_the_tower_sees_a_video_once(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from holitom.evaluation.features import FeatureStore
+    from holitom_repro.evaluation.features import FeatureStore
 
     seen: list[str] = []
     original = FeatureStore._encode
@@ -142,7 +142,7 @@ def test_saliency_can_be_random_or_of_another_tower(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measuring, "CONTROL_TOWER", (str(model_folder.parent / "tower"),))
-    monkeypatch.setattr("holitom.evaluation.cells.CONTROL_TOWER", (str(model_folder.parent / "tower"),))
+    monkeypatch.setattr("holitom_repro.evaluation.cells.CONTROL_TOWER", (str(model_folder.parent / "tower"),))
     top = Reduction("TopK", SaliencyTopK(), 0.25)
     cells = [cell(model_folder, top, saliency=s) for s in ("own", "random", "control")]
     records = run_cells(cells, "tiny", runs=tmp_path, progress=False)
@@ -205,11 +205,11 @@ def test_a_killed_sweep_goes_on_where_it_stopped(
 ) -> None:
     code = f"""
 from pathlib import Path
-from holitom import paths
-from holitom.tiny import benchmarks
+from holitom_repro import paths
+from holitom_repro.tiny import benchmarks
 folder = benchmarks.folder
 benchmarks.folder = lambda name, root=None: folder(name, root or Path({str(cache)!r}))
-from holitom.evaluation.sweep import Cell, run_cells
+from holitom_repro.evaluation.sweep import Cell, run_cells
 from holitom.methods import HoliTom
 from holitom.types import Reduction
 settings = [Reduction("HoliTom", HoliTom(tau=0.8), b / 100) for b in range(10, 90)]
@@ -229,7 +229,7 @@ run_cells(cells, "tiny", runs={str(tmp_path)!r}, progress=False)
     for record in records:  # whole, and with its samples
         assert len((done / f"{record['extra']['cell']}.samples.jsonl").read_text().splitlines()) == LIMIT
     # a run that goes on finds them; the sources may have been edited since the other process read them
-    monkeypatch.setattr("holitom.evaluation.cells.code_fingerprint", lambda: records[0]["code"])
+    monkeypatch.setattr("holitom_repro.evaluation.cells.code_fingerprint", lambda: records[0]["code"])
     settings = [Reduction("HoliTom", HoliTom(tau=0.8), b / 100) for b in range(10, 90)]
     cells = [dataclasses.replace(cell(model_folder, setting), row="row") for setting in settings]
     assert sweep.finished(cells, "tiny", runs=tmp_path) == len(finished)

@@ -18,14 +18,14 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from holitom import machine
+from holitom_repro import machine
 from holitom.errors import BadUsage, BadVideo, CannotRun
-from holitom.evaluation import workers
-from holitom.evaluation.cells import Cell, CellFiles
-from holitom.evaluation.sweep import finished, load_samples, run_cells
+from holitom_repro.evaluation import workers
+from holitom_repro.evaluation.cells import Cell, CellFiles
+from holitom_repro.evaluation.sweep import finished, load_samples, run_cells
 from holitom.methods import HoliTom, HoliTomMerge, RandomDrop
-from holitom.results import Record
-from holitom.tiny import benchmarks
+from holitom_repro.results import Record
+from holitom_repro.tiny import benchmarks
 from holitom.types import Reduction
 
 SETTINGS = (
@@ -52,7 +52,7 @@ def start(cache: Path, lock: Path) -> str:
     code = f"""
         import fcntl
         from pathlib import Path
-        from holitom.tiny import benchmarks
+        from holitom_repro.tiny import benchmarks
         held = open({str(lock)!r}, "w")
         fcntl.flock(held, fcntl.LOCK_SH)
         own = benchmarks.folder
@@ -135,7 +135,7 @@ def test_an_error_of_a_worker_is_raised_as_it_was_and_the_others_stop(
     [
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", r"was ended from outside \(SIGKILL\)"),
         (
-            "import os, signal; from holitom.evaluation import workers;"
+            "import os, signal; from holitom_repro.evaluation import workers;"
             "workers.code_fingerprint = lambda: os.kill(os.getpid(), signal.SIGTERM); workers.work({descriptor})",
             r"was ended from outside \(SIGTERM\)",
         ),
@@ -160,10 +160,10 @@ def test_workers_measure_with_the_sources_that_their_parent_has_read(tmp_path: P
 
 SCRIPT = """
 from pathlib import Path
-from holitom.evaluation import workers
-from holitom.evaluation.sweep import Cell, run_cells
+from holitom_repro.evaluation import workers
+from holitom_repro.evaluation.sweep import Cell, run_cells
 from holitom.methods import HoliTom
-from holitom.tiny import benchmarks
+from holitom_repro.tiny import benchmarks
 from holitom.types import Reduction
 before, own = workers._PROGRAM.split("; from holitom")
 workers._PROGRAM = before + "; " + {start!r} + "; from holitom" + own

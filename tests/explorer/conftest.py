@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from holitom import paths
-from holitom.colour import colour_features
-from holitom.explorer.clips import Clip, open_clip
+from holitom_repro import paths
+from holitom_repro.colour import colour_features
+from holitom_repro.explorer.clips import Clip, open_clip
 from holitom.types import VideoFeatures
 from holitom.video import Frames
 

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from explorer_browser import chromium, lab
 
-from holitom import paths
+from holitom_repro import paths
 
 pytest.importorskip("websocket")
 BROWSER = chromium()

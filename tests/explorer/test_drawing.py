@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from holitom.explorer import Side, State, view
-from holitom.explorer.canvas import Canvas, device, rgb
-from holitom.explorer.cells import paint, segment_of
-from holitom.explorer.outcome import ALONE, CARRIED, DROPPED, GROUP, outcome, similarity
-from holitom.explorer.page import describe, draw_page
-from holitom.explorer.state import outer_methods
-from holitom.explorer.table import compare, percent, signed
-from holitom.explorer.timing import time_updates
-from holitom.figures.overlay import DYNAMIC_COLOUR
+from holitom_repro.explorer import Side, State, view
+from holitom_repro.explorer.canvas import Canvas, device, rgb
+from holitom_repro.explorer.cells import paint, segment_of
+from holitom_repro.explorer.outcome import ALONE, CARRIED, DROPPED, GROUP, outcome, similarity
+from holitom_repro.explorer.page import describe, draw_page
+from holitom_repro.explorer.state import outer_methods
+from holitom_repro.explorer.table import compare, percent, signed
+from holitom_repro.explorer.timing import time_updates
+from holitom_repro.figures.overlay import DYNAMIC_COLOUR
 from holitom.methods import HoliTom
 
 

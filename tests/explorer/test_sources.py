@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from holitom.explorer.sources import NOBODY, rebuild_error, reduce_with_sources
-from holitom.explorer.state import outer_methods
+from holitom_repro.explorer.sources import NOBODY, rebuild_error, reduce_with_sources
+from holitom_repro.explorer.state import outer_methods
 from holitom.methods import AveragePool, FastVID, HoliTom, RandomDrop, ToMe, UniformStride
 from holitom.types import TokenSet
 

@@ -5,14 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from holitom import methods, paths
+from holitom import methods
+from holitom_repro import paths
 from holitom.errors import BadUsage, BadVideo, CannotRun, KitError
-from holitom.explorer import Side, State, view
-from holitom.explorer.answers import tiny_model
-from holitom.explorer.clips import open_clip, shipped
-from holitom.explorer.costs import FULL, NOTHING_RECORDED, Point, cost, expected_ttft, recorded
-from holitom.explorer.state import INNER, outer_methods, shown_name
-from holitom.figures.style import LOOKS
+from holitom_repro.explorer import Side, State, view
+from holitom_repro.explorer.answers import tiny_model
+from holitom_repro.explorer.clips import open_clip, shipped
+from holitom_repro.explorer.costs import FULL, NOTHING_RECORDED, Point, cost, expected_ttft, recorded
+from holitom_repro.explorer.state import INNER, outer_methods, shown_name
+from holitom_repro.figures.style import LOOKS
 from holitom.flops import paper_flops
 from holitom.methods import FastV, HoliTom, HoliTomMerge
 from holitom.video import write_video

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from holitom.errors import BadUsage
-from holitom.explorer import Explorer, Side, State
-from holitom.explorer import widgets as module
+from holitom_repro.explorer import Explorer, Side, State
+from holitom_repro.explorer import widgets as module
 from holitom.video import write_video
 
 

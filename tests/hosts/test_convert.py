@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from holitom.attach import reduce_tokens
-from holitom.convert import convert, main
+from holitom_repro.convert import convert, main
 from holitom.errors import BadUsage, CannotRun, UnsupportedModel
-from holitom.forwarded import run
+from holitom_repro.forwarded import run
 from holitom.models.processing import VideoProcessor, load_model
 
 WIDTH, PATCHES, WORDS = 16, 27, 260
@@ -104,7 +104,7 @@ def test_load_model_points_to_convert(original):
     for load in (load_model, VideoProcessor.from_pretrained):
         with pytest.raises(UnsupportedModel, match=r"original LLaVA-NeXT.*LlavaQwenForCausalLM") as caught:
             load(original)
-        assert f"python -m holitom convert --from {original}" in caught.value.fix
+        assert f"python -m holitom_repro convert --from {original}" in caught.value.fix
 
 
 @torch.no_grad()

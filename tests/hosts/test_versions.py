@@ -2,7 +2,8 @@
 
 import pytest
 
-from holitom import paths, pins, versions
+from holitom import versions
+from holitom_repro import paths, pins
 from holitom.errors import CannotRun
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from holitom.latency.content import forced
-from holitom.latency.inputs import make_inputs
-from holitom.latency.measuring import Protocol
-from holitom.latency.shapes import load
+from holitom_repro.latency.content import forced
+from holitom_repro.latency.inputs import make_inputs
+from holitom_repro.latency.measuring import Protocol
+from holitom_repro.latency.shapes import load
 
 
 @pytest.fixture(scope="session")

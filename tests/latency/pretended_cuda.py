@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from holitom.latency.crossings import Crossings
-from holitom.latency.pretending import OnDevice, crossings_of, leaves, mapped, pretended_device, put
-from holitom.latency.static_decoding import _side_stream
+from holitom_repro.latency.crossings import Crossings
+from holitom_repro.latency.pretending import OnDevice, crossings_of, leaves, mapped, pretended_device, put
+from holitom_repro.latency.static_decoding import _side_stream
 
 CUDA = torch.device("cuda", 0)
 _GUARDS = "_ZN3c104impl26device_guard_impl_registryE"
@@ -92,7 +92,7 @@ class Operations:
     seen: dict[tuple[str, tuple[torch.dtype, ...]], str] = field(default_factory=dict)
 
     def add(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        from holitom.latency.crossings import caller
+        from holitom_repro.latency.crossings import caller
 
         types = tuple(t.dtype for t in leaves((args, kwargs)) if isinstance(t, Tensor))
         made = kwargs.get("dtype")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holitom.latency.pretending import leaves
+from holitom_repro.latency.pretending import leaves
 
 
 class Streams:

@@ -8,11 +8,11 @@ import textwrap
 import pytest
 import torch
 
-from holitom import forwarded
+from holitom_repro import forwarded
 from holitom.errors import BadUsage, CannotRun
-from holitom.latency import command, measuring
-from holitom.latency.records import read
-from holitom.latency.shapes import SHAPES, Shape, build, load
+from holitom_repro.latency import command, measuring
+from holitom_repro.latency.records import read
+from holitom_repro.latency.shapes import SHAPES, Shape, build, load
 
 
 @pytest.fixture(autouse=True)
@@ -115,8 +115,8 @@ def test_it_runs_with_torch_and_transformers_alone(tmp_path):
 
 
     sys.meta_path.insert(0, Blocked())
-    from holitom.latency import command, measuring
-    from holitom.latency.shapes import Shape, build, Loaded, SHAPES
+    from holitom_repro.latency import command, measuring
+    from holitom_repro.latency.shapes import Shape, build, Loaded, SHAPES
 
     config = Shape("small", "ov-7b", 4, 32, 64, 4, 4, 2).config()
     config.vision_config.hidden_size, config.vision_config.intermediate_size = 32, 64

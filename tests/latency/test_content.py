@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from holitom.errors import BadUsage
-from holitom.latency.content import (
+from holitom_repro.latency.content import (
     QUANTILES,
     Similarity,
     drawn_video,
@@ -15,7 +15,7 @@ from holitom.latency.content import (
     recorded_similarity,
     similarity_of,
 )
-from holitom.latency.settings import INSIDE, PRINTED, at_mean, printed_setting, row_of, setting
+from holitom_repro.latency.settings import INSIDE, PRINTED, at_mean, printed_setting, row_of, setting
 from holitom.methods import HoliTom
 from holitom.ops.similarity import neighbour_cosine
 

@@ -5,13 +5,13 @@ import torch
 
 from holitom.attach import reduce_tokens
 from holitom.errors import BadUsage
-from holitom.latency.content import drawn_video, forced
-from holitom.latency.crossings import SIZE, TO_DEVICE, TO_HOST, VALUE, Crossings
-from holitom.latency.inputs import make_inputs
-from holitom.latency.passes import Inputs
-from holitom.latency.pretending import OnDevice, pretended_device, put
-from holitom.latency.settings import setting
-from holitom.latency.subjects import count_crossings, pretending
+from holitom_repro.latency.content import drawn_video, forced
+from holitom_repro.latency.crossings import SIZE, TO_DEVICE, TO_HOST, VALUE, Crossings
+from holitom_repro.latency.inputs import make_inputs
+from holitom_repro.latency.passes import Inputs
+from holitom_repro.latency.pretending import OnDevice, pretended_device, put
+from holitom_repro.latency.settings import setting
+from holitom_repro.latency.subjects import count_crossings, pretending
 from holitom.methods import FastV, HoliTom, HoliTomMerge
 from holitom.types import Reduction
 

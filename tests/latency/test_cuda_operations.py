@@ -8,14 +8,14 @@ import torch
 from cuda_support import tables, unsupported
 from pretended_cuda import pretended_cuda
 
-from holitom.bench.methods import DECODE
-from holitom.bench.videos import prompt_of, synthetic_video, with_every_field
-from holitom.latency.content import recorded_similarity
-from holitom.latency.inputs import make_inputs
-from holitom.latency.passes import run_pass
-from holitom.latency.settings import setting
-from holitom.latency.shapes import load
-from holitom.latency.timeline import EventClock
+from holitom_repro.bench.methods import DECODE
+from holitom_repro.bench.videos import prompt_of, synthetic_video, with_every_field
+from holitom_repro.latency.content import recorded_similarity
+from holitom_repro.latency.inputs import make_inputs
+from holitom_repro.latency.passes import run_pass
+from holitom_repro.latency.settings import setting
+from holitom_repro.latency.shapes import load
+from holitom_repro.latency.timeline import EventClock
 from holitom.methods import DyCoke, DyCokeDecode
 from holitom.types import Reduction
 from stages import INNER, OUTER, reach

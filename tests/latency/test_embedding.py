@@ -7,7 +7,7 @@ from ticking import Ticking
 from holitom.attaching import session
 from holitom.attaching.embedding import as_embeddings, takes_encoded_videos
 from holitom.errors import UnsupportedModel
-from holitom.latency.passes import run_pass
+from holitom_repro.latency.passes import run_pass
 from holitom.methods import HoliTom, HoliTomMerge
 from holitom.models.encoding import EncodedVideos
 from holitom.types import Reduction

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from holitom.errors import BadUsage
-from holitom.latency import backends, shapes
-from holitom.latency.faults import device_lost, out_of_memory
-from holitom.latency.inputs import make_inputs
-from holitom.latency.timeline import HostClock
+from holitom_repro.latency import backends, shapes
+from holitom_repro.latency.faults import device_lost, out_of_memory
+from holitom_repro.latency.inputs import make_inputs
+from holitom_repro.latency.timeline import HostClock
 
 
 @pytest.mark.parametrize(

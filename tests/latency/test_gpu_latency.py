@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from holitom.latency.content import forced, recorded_similarity
-from holitom.latency.crossings import cuda_waits
-from holitom.latency.inputs import make_inputs
-from holitom.latency.measuring import Protocol, measure
-from holitom.latency.passes import run_pass
-from holitom.latency.records import check
-from holitom.latency.saliency_ways import try_ways
-from holitom.latency.settings import setting
-from holitom.latency.shapes import SHAPES, Loaded, build
-from holitom.latency.static_decoding import ATTENTIONS
-from holitom.latency.timeline import EventClock
+from holitom_repro.latency.content import forced, recorded_similarity
+from holitom_repro.latency.crossings import cuda_waits
+from holitom_repro.latency.inputs import make_inputs
+from holitom_repro.latency.measuring import Protocol, measure
+from holitom_repro.latency.passes import run_pass
+from holitom_repro.latency.records import check
+from holitom_repro.latency.saliency_ways import try_ways
+from holitom_repro.latency.settings import setting
+from holitom_repro.latency.shapes import SHAPES, Loaded, build
+from holitom_repro.latency.static_decoding import ATTENTIONS
+from holitom_repro.latency.timeline import EventClock
 from holitom.types import Reduction
 
 pytestmark = pytest.mark.gpu

@@ -2,10 +2,10 @@
 
 import pytest
 
-from holitom.latency.content import recorded_similarity
-from holitom.latency.inputs import make_inputs
-from holitom.latency.launches import count_launches, table
-from holitom.latency.passes import ADDED, STAGES
+from holitom_repro.latency.content import recorded_similarity
+from holitom_repro.latency.inputs import make_inputs
+from holitom_repro.latency.launches import count_launches, table
+from holitom_repro.latency.passes import ADDED, STAGES
 from holitom.methods import HoliTom, HoliTomMerge
 from holitom.types import Reduction
 

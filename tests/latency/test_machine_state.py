@@ -2,7 +2,7 @@
 
 import pytest
 
-from holitom.latency import machine_state as state
+from holitom_repro.latency import machine_state as state
 
 LINE = "GPU-aa, 345, 3201, 1980, 31, 76.11, 0, 4"
 

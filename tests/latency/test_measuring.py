@@ -6,14 +6,14 @@ import pytest
 import torch
 from ticking import Ticking
 
-from holitom import paths
+from holitom_repro import paths
 from holitom.errors import BadUsage, CannotRun
-from holitom.latency import backends, measuring, records
-from holitom.latency.content import forced
-from holitom.latency.measuring import Protocol, measure
-from holitom.latency.passes import STAGES
-from holitom.latency.records import check, extrapolated, read, spread, summarise, write
-from holitom.latency.settings import setting
+from holitom_repro.latency import backends, measuring, records
+from holitom_repro.latency.content import forced
+from holitom_repro.latency.measuring import Protocol, measure
+from holitom_repro.latency.passes import STAGES
+from holitom_repro.latency.records import check, extrapolated, read, spread, summarise, write
+from holitom_repro.latency.settings import setting
 from holitom.methods import HoliTom
 from holitom.types import Reduction
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from ticking import Ticking
 
-from holitom.latency.passes import ADDED, STAGES, run_pass
-from holitom.latency.settings import PRINTED, setting
+from holitom_repro.latency.passes import ADDED, STAGES, run_pass
+from holitom_repro.latency.settings import PRINTED, setting
 from holitom.methods import FastV, HoliTom, HoliTomMerge
 from holitom.types import Reduction
 

@@ -5,11 +5,11 @@ import contextlib
 import pytest
 
 from holitom.errors import BadUsage, CannotRun
-from holitom.experiments import inference
-from holitom.latency import command, measuring, running
-from holitom.latency.plan import PARTS, SWEPT, TIERS, sizes
-from holitom.latency.records import read
-from holitom.latency.running import described, missing, record_plan
+from holitom_repro.experiments import inference
+from holitom_repro.latency import command, measuring, running
+from holitom_repro.latency.plan import PARTS, SWEPT, TIERS, sizes
+from holitom_repro.latency.records import read
+from holitom_repro.latency.running import described, missing, record_plan
 
 
 def test_the_most_valuable_comes_first():

@@ -7,16 +7,16 @@ import pytest
 import torch
 from pretended_cuda import pretended_cuda
 
-from holitom.latency import shapes
-from holitom.latency.content import recorded_similarity
-from holitom.latency.inputs import make_inputs
-from holitom.latency.passes import prefilled
-from holitom.latency.plan import sizes
-from holitom.latency.records import read
-from holitom.latency.running import record_plan
-from holitom.latency.shapes import load
-from holitom.latency.static_decoding import StaticDecoder
-from holitom.latency.timeline import EventClock
+from holitom_repro.latency import shapes
+from holitom_repro.latency.content import recorded_similarity
+from holitom_repro.latency.inputs import make_inputs
+from holitom_repro.latency.passes import prefilled
+from holitom_repro.latency.plan import sizes
+from holitom_repro.latency.records import read
+from holitom_repro.latency.running import record_plan
+from holitom_repro.latency.shapes import load
+from holitom_repro.latency.static_decoding import StaticDecoder
+from holitom_repro.latency.timeline import EventClock
 from holitom.models import adapter_for
 from holitom.moments import clock
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from holitom.errors import CannotRun
-from holitom.latency.release_code import Released
+from holitom_repro.latency.release_code import Released
 
 ARCH = """
 from abc import ABC
@@ -50,7 +50,7 @@ def checkout(tmp_path):
 
 
 def test_both_stages_run_without_their_packages(checkout, capsys):
-    from holitom.latency.content import drawn_video, forced
+    from holitom_repro.latency.content import drawn_video, forced
 
     before = sys.modules.get("llava")
     released = Released(checkout)

@@ -9,12 +9,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from holitom.errors import UnsupportedModel
-from holitom.latency.inputs import make_inputs
-from holitom.latency.measuring import measure
-from holitom.latency.plan import sizes
-from holitom.latency.saliency_ways import _log_sums, received_by_sums, try_ways
-from holitom.latency.shapes import load
-from holitom.latency.timeline import EventClock, HostClock
+from holitom_repro.latency.inputs import make_inputs
+from holitom_repro.latency.measuring import measure
+from holitom_repro.latency.plan import sizes
+from holitom_repro.latency.saliency_ways import _log_sums, received_by_sums, try_ways
+from holitom_repro.latency.shapes import load
+from holitom_repro.latency.timeline import EventClock, HostClock
 from holitom.models.encoding import received_attention
 from holitom.types import Reduction
 
@@ -88,13 +88,13 @@ def test_a_way_that_fails_is_told_and_costs_nothing_else(tiny, quick, monkeypatc
     def broken(*_):
         raise RuntimeError("no kernel here\nand more")
 
-    monkeypatch.setattr("holitom.latency.saliency_ways.received_by_sums", broken)
+    monkeypatch.setattr("holitom_repro.latency.saliency_ways.received_by_sums", broken)
     settings = [("all tokens", Reduction("Vanilla"))]
     asked = replace(quick, saliency_ways=True, new_tokens=0, decode_repeats=0)
     (record,) = measure(tiny, settings, frames=4, batch=1, similarity=None, protocol=asked)
     assert record["saliency_tried"]["flash"] == "RuntimeError: no kernel here" and record["outcome"] == "measured"
     assert record["saliency_tried"]["maps"] > 0 and "largest_difference" not in record["saliency_tried"]
-    monkeypatch.setattr("holitom.latency.saliency_ways.received_attention", broken)
+    monkeypatch.setattr("holitom_repro.latency.saliency_ways.received_attention", broken)
     (record,) = measure(tiny, settings, frames=4, batch=1, similarity=None, protocol=asked)
     assert record["saliency_tried"] == {"maps": "RuntimeError: no kernel here"} and record["outcome"] == "measured"
     quiet = replace(asked, saliency_ways=False)

@@ -8,17 +8,17 @@ import torch
 from ticking import Ticking
 
 from holitom.errors import BadUsage, CannotRun, UnsupportedModel
-from holitom.latency import measuring
-from holitom.latency.content import forced, recorded_similarity
-from holitom.latency.decoding import check_ways, fastest_attention
-from holitom.latency.inputs import make_inputs
-from holitom.latency.measuring import Protocol, measure
-from holitom.latency.passes import prefilled, run_pass
-from holitom.latency.pretending import pretended_device, put
-from holitom.latency.records import check
-from holitom.latency.settings import setting
-from holitom.latency.shapes import Loaded, Shape, build
-from holitom.latency.static_decoding import ATTENTIONS, Prompt, StaticDecoder
+from holitom_repro.latency import measuring
+from holitom_repro.latency.content import forced, recorded_similarity
+from holitom_repro.latency.decoding import check_ways, fastest_attention
+from holitom_repro.latency.inputs import make_inputs
+from holitom_repro.latency.measuring import Protocol, measure
+from holitom_repro.latency.passes import prefilled, run_pass
+from holitom_repro.latency.pretending import pretended_device, put
+from holitom_repro.latency.records import check
+from holitom_repro.latency.settings import setting
+from holitom_repro.latency.shapes import Loaded, Shape, build
+from holitom_repro.latency.static_decoding import ATTENTIONS, Prompt, StaticDecoder
 from holitom.methods import DyCoke, DyCokeDecode, FastV, HoliTom, HoliTomMerge
 from holitom.models import adapter_for
 from holitom.types import Reduction

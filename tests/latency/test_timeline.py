@@ -4,7 +4,7 @@ import pytest
 from ticking import Ticking
 
 from holitom.errors import BadUsage
-from holitom.latency.timeline import HostClock, Timeline
+from holitom_repro.latency.timeline import HostClock, Timeline
 
 
 def test_stages_add_up_to_the_total():

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holitom.bench import synthetic_video
+from holitom_repro.bench import synthetic_video
 from holitom.errors import BadUsage
 from holitom.methods import AveragePool, RandomDrop, SaliencyTopK, UniformStride
 from holitom.types import Outer, VideoFeatures

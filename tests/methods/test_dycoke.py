@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from golden.loader import Golden, cases
-from holitom.bench import peak_bytes
+from holitom_repro.bench import peak_bytes
 from holitom.errors import BadUsage
 from holitom.methods.dycoke import DyCoke, DyCokeDecode
 from holitom.types import Decode, Outer, VideoFeatures

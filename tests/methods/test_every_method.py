@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holitom import methods
-from holitom.bench import peak_bytes, prompt_of, synthetic_video, with_every_field
+from holitom_repro.bench import peak_bytes, prompt_of, synthetic_video, with_every_field
 from holitom.errors import BadUsage
 from holitom.methods import (
     AveragePool,

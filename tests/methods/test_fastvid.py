@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from golden.loader import Golden, cases
-from holitom.bench import peak_bytes
+from holitom_repro.bench import peak_bytes
 from holitom.errors import BadUsage
 from holitom.methods.fastvid import FastVID
 from holitom.types import Outer, VideoFeatures

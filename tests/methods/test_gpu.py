@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from holitom.bench import NAMES, bench_methods, prompt_of, synthetic_video, with_every_field
+from holitom_repro.bench import NAMES, bench_methods, prompt_of, synthetic_video, with_every_field
 from holitom.layout import arrange
 from holitom.methods import DyCokeDecode, HoliTom, HoliTomMerge
 from stages import INNER, OUTER, call, reach

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracle
-from holitom.bench import peak_bytes, synthetic_video
+from holitom_repro.bench import peak_bytes, synthetic_video
 from holitom.errors import BadUsage
 from holitom.methods import HoliTom
 from holitom.types import Outer, VideoFeatures

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from holitom import paper
+from holitom_repro import paper
 from holitom.errors import BadUsage
 from holitom.flops import LLMShape
 from holitom.methods import (

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from golden.loader import Golden, cases
-from holitom.bench import peak_bytes
+from holitom_repro.bench import peak_bytes
 from holitom.errors import BadUsage
 from holitom.methods.tome import ToMe, group_means, match_rounds, plan_rounds
 from holitom.types import Outer, VideoFeatures

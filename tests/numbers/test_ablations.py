@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from holitom.ablations import DEFAULT, Factor, clear, findings
-from holitom.comparing import difference, holm
+from holitom_repro.ablations import DEFAULT, Factor, clear, findings
+from holitom_repro.comparing import difference, holm
 from holitom.errors import BadUsage
 
 

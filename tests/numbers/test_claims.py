@@ -7,11 +7,11 @@ import json
 
 import pytest
 
-from holitom import paper
-from holitom.claims import Verdict, all_claims, claims_of, judge_score, judge_value, score_claims, table_claims
-from holitom.claims.judging import judge_above, judge_equal, tally
+from holitom_repro import paper
+from holitom_repro.claims import Verdict, all_claims, claims_of, judge_score, judge_value, score_claims, table_claims
+from holitom_repro.claims.judging import judge_above, judge_equal, tally
 from holitom.errors import BadUsage
-from holitom.results import Record
+from holitom_repro.results import Record
 
 R, W, N = Verdict.REPRODUCED, Verdict.WITHIN_NOISE, Verdict.NOT_REPRODUCED
 

@@ -7,13 +7,13 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from holitom import paper
-from holitom.claims import Judged, Verdict, accounting, findings
-from holitom.claims.trends import trends
-from holitom.experiments import cells
-from holitom.experiments.grids.findings import CLEAN, NOT_CAUSAL
-from holitom.figures.findings import findings_figure
-from holitom.masking import mask_differences
+from holitom_repro import paper
+from holitom_repro.claims import Judged, Verdict, accounting, findings
+from holitom_repro.claims.trends import trends
+from holitom_repro.experiments import cells
+from holitom_repro.experiments.grids.findings import CLEAN, NOT_CAUSAL
+from holitom_repro.figures.findings import findings_figure
+from holitom_repro.masking import mask_differences
 
 R, N, OPEN = Verdict.REPRODUCED, Verdict.NOT_REPRODUCED, Verdict.NOT_RUN
 

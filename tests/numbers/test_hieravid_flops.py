@@ -2,11 +2,11 @@
 
 import pytest
 
-from holitom import paper
-from holitom.claims import Verdict
-from holitom.claims.hieravid import flops_pct, hieravid_headlines
+from holitom_repro import paper
+from holitom_repro.claims import Verdict
+from holitom_repro.claims.hieravid import flops_pct, hieravid_headlines
 from holitom.flops import LLMShape
-from holitom.tables.hieravid import layer_means
+from holitom_repro.tables.hieravid import layer_means
 
 
 @pytest.mark.parametrize(("preset", "flops", "mean"), [(30, 24.47, 30.0), (20, 17.18, 21.0), (10, 8.54, 11.0)])

@@ -10,16 +10,17 @@ import sys
 import pytest
 import yaml
 
-from holitom import methods, paper, paths, readme, verdicts
-from holitom.claims import Judged, Verdict, all_claims, claims_of, headlines, recorded
-from holitom.claims.defaults import method_defaults
-from holitom.claims.entries import NOWHERE, OURS, PAPERS, entries
-from holitom.claims.finished import finished_cells
-from holitom.claims.points import SPEED_TOLERANCE, judge_ratio, time_claims
+from holitom import methods
+from holitom_repro import paper, paths, readme, verdicts
+from holitom_repro.claims import Judged, Verdict, all_claims, claims_of, headlines, recorded
+from holitom_repro.claims.defaults import method_defaults
+from holitom_repro.claims.entries import NOWHERE, OURS, PAPERS, entries
+from holitom_repro.claims.finished import finished_cells
+from holitom_repro.claims.points import SPEED_TOLERANCE, judge_ratio, time_claims
 from holitom.errors import BadUsage, CannotRun
-from holitom.experiments import EXPERIMENTS, TIERS
-from holitom.provenance import code_fingerprint
-from holitom.results import Record, save_records
+from holitom_repro.experiments import EXPERIMENTS, TIERS
+from holitom_repro.provenance import code_fingerprint
+from holitom_repro.results import Record, save_records
 
 LEDGER = entries()
 R, W, N, OPEN = Verdict.REPRODUCED, Verdict.WITHIN_NOISE, Verdict.NOT_REPRODUCED, Verdict.NOT_RUN
@@ -79,7 +80,7 @@ def test_no_number_is_typed_twice() -> None:
 
 @pytest.mark.parametrize("path", list(readme.generated()), ids=lambda path: path.name)
 def test_generated_files_are_current(path) -> None:
-    assert path.read_text(encoding="utf-8") == readme.generated()[path], "run python -m holitom.readme"
+    assert path.read_text(encoding="utf-8") == readme.generated()[path], "run python -m holitom_repro.readme"
 
 
 def test_texts_follow_from_committed_files_only(tmp_path, monkeypatch) -> None:
@@ -279,7 +280,7 @@ def test_strict_fails_for_a_checked_claim_that_does_not_hold_only(empty, monkeyp
 
 
 def test_claims_need_no_torch() -> None:
-    code = "import sys; from holitom.cli import main; main(['claims', '--json']); print('torch' in sys.modules)"
+    code = "import sys; from holitom_repro.cli import main; main(['claims', '--json']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.rstrip().endswith("False"), done.stderr[-500:]
 

@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 
-from holitom import paper
-from holitom.claims import Verdict
-from holitom.claims.mmg_vid import Block, _of_block, blocks, derived_flops, mmg_vid_claims, share_of_means
+from holitom_repro import paper
+from holitom_repro.claims import Verdict
+from holitom_repro.claims.mmg_vid import Block, _of_block, blocks, derived_flops, mmg_vid_claims, share_of_means
 
 
 def test_every_derivable_number_comes_out():

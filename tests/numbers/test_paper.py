@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from holitom import paper, paths
+from holitom_repro import paper, paths
 from holitom.errors import BadUsage
 from holitom.flops import LLM_SHAPES, outer_tokens
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from holitom import provenance as provenance_module
+from holitom_repro import provenance as provenance_module
 from holitom.budgets import TokenBudget
 from holitom.errors import BadUsage, CannotRun
-from holitom.provenance import meaning
-from holitom.results import Record, code_fingerprint, load_records, provenance, save_records, write_atomic
+from holitom_repro.provenance import meaning
+from holitom_repro.results import Record, code_fingerprint, load_records, provenance, save_records, write_atomic
 
 BASE = {"value": 57.9, "unit": "%", "metric": "score", "experiment": "table1", "row": "HoliTom@10%", "tier": "tiny"}
 

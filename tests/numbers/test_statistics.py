@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from holitom.errors import BadUsage
-from holitom.evaluation.statistics import interval, paired_difference, retained_share
+from holitom_repro.evaluation.statistics import interval, paired_difference, retained_share
 
 VIDEOS, QUESTIONS = 100, 3
 IDS = [video for video in range(VIDEOS) for _ in range(QUESTIONS)]

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from holitom.claims import Verdict, trend_claims, trends
-from holitom.claims.selecting import Selector, choose
-from holitom.claims.trends import Trend, _interval
+from holitom_repro.claims import Verdict, trend_claims, trends
+from holitom_repro.claims.selecting import Selector, choose
+from holitom_repro.claims.trends import Trend, _interval
 from holitom.errors import BadUsage
-from holitom.evaluation.statistics import Estimate
-from holitom.experiments import EXPERIMENTS
-from holitom.results import Record, code_fingerprint
+from holitom_repro.evaluation.statistics import Estimate
+from holitom_repro.experiments import EXPERIMENTS
+from holitom_repro.results import Record, code_fingerprint
 
 BENCHMARKS = ("tiny_actions", "tiny_ego", "tiny_long", "tiny_general")
 OUTER = {"method": "HoliTom", "tau": 0.65}  # the published one at 10 %
@@ -295,7 +295,7 @@ def test_a_badly_declared_trend_is_refused(tmp_path: Path, change: Callable[[dic
 )
 def test_every_trend_is_measured_by_its_experiment(trend: Trend) -> None:
     """The grid of each experiment holds the settings that its trends compare: made-up records, real cells."""
-    from holitom.experiments import cells
+    from holitom_repro.experiments import cells
 
     records = [
         Record(

@@ -3,8 +3,9 @@ import json
 import pytest
 import torch
 
-from holitom import bench, methods
-from holitom.bench import against_loop
+from holitom import methods
+from holitom_repro import bench
+from holitom_repro.bench import against_loop
 from holitom.errors import BadUsage, CannotRun
 from holitom.ops.segmentation import best_segments
 from holitom.ops.similarity import neighbour_cosine

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from holitom.errors import BadUsage
-from holitom.latency.crossings import TO_HOST, VALUE
-from holitom.latency.pretending import OnDevice, pretended_device, put
+from holitom_repro.latency.crossings import TO_HOST, VALUE
+from holitom_repro.latency.pretending import OnDevice, pretended_device, put
 from holitom.ops.transfer import Later, postponing, refuse_if, riding, to_device, to_host
 
 MIXED = (
@@ -130,7 +130,7 @@ def test_what_has_failed_is_dropped(seen):
 
 @pytest.mark.gpu
 def test_on_cuda_the_same_values_and_one_wait():
-    from holitom.latency.crossings import cuda_waits
+    from holitom_repro.latency.crossings import cuda_waits
 
     to_device(np.arange(2), like=torch.device("cuda"))  # what is set up once
     with cuda_waits() as waits:

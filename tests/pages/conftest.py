@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from holitom.budgets import TokenBudget
-from holitom.evaluation.cells import Cell
-from holitom.evaluation.statistics import interval
-from holitom.experiments.grids import cells
-from holitom.results import Record
+from holitom_repro.evaluation.cells import Cell
+from holitom_repro.evaluation.statistics import interval
+from holitom_repro.experiments.grids import cells
+from holitom_repro.results import Record
 
 QUESTIONS = 60
 PROVENANCE = {"cpu": "a processor", "cores": 2, "gpu": None, "git": {"commit": "0123456789abcdef", "dirty": False}}

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from holitom import paper
-from holitom.figures.decoding import NOT_RUN, ROWS, WAYS, decode_table, explained, read_bytes
+from holitom_repro import paper
+from holitom_repro.figures.decoding import NOT_RUN, ROWS, WAYS, decode_table, explained, read_bytes
 from holitom.flops import LLM_SHAPES
 
 SHAPE = LLM_SHAPES["ov-7b"]

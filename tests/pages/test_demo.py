@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-from holitom import cli, paths
-from holitom.colour import colour_features
-from holitom.demo import begins_at, main, report
+from holitom_repro import cli, paths
+from holitom_repro.colour import colour_features
+from holitom_repro.demo import begins_at, main, report
 from holitom.errors import BadUsage, BadVideo
-from holitom.figures.method import frame_table, method_figure, segment_table, similarity_figure
-from holitom.figures.style import INK
+from holitom_repro.figures.method import frame_table, method_figure, segment_table, similarity_figure
+from holitom_repro.figures.style import INK
 from holitom.methods import HoliTom
 from holitom.video import load_frames, write_video
-from holitom.walkthrough import CARRIED, DROPPED, DYNAMIC, MERGED, walk
+from holitom_repro.walkthrough import CARRIED, DROPPED, DYNAMIC, MERGED, walk
 
 CLIP = paths.data("videos", "three_shots.mp4")
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from holitom.figures.points import measured_tradeoff, quoted_tradeoff
-from holitom.figures.series import MARKER, note
-from holitom.figures.style import marker_style, new_figure
-from holitom.figures.tradeoff import INSIDE, tradeoff_figure, upper_range
-from holitom.scores import score_frame
+from holitom_repro.figures.points import measured_tradeoff, quoted_tradeoff
+from holitom_repro.figures.series import MARKER, note
+from holitom_repro.figures.style import marker_style, new_figure
+from holitom_repro.figures.tradeoff import INSIDE, tradeoff_figure, upper_range
+from holitom_repro.scores import score_frame
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
-from holitom import paths
+from holitom_repro import paths
 from holitom.errors import BadUsage
-from holitom.figures import Stamp, save, stamp_of
-from holitom.figures.frames import frames_figure
-from holitom.figures.inner import inner_figure
-from holitom.figures.points import (
+from holitom_repro.figures import Stamp, save, stamp_of
+from holitom_repro.figures.frames import frames_figure
+from holitom_repro.figures.inner import inner_figure
+from holitom_repro.figures.points import (
     measured_frames,
     measured_inner,
     measured_tradeoff,
@@ -22,10 +22,10 @@ from holitom.figures.points import (
     quoted_inner,
     quoted_tradeoff,
 )
-from holitom.figures.series import check_points
-from holitom.figures.style import LOOKS, look, marker_style, new_figure, spread
-from holitom.figures.tradeoff import tradeoff_figure
-from holitom.scores import score_frame
+from holitom_repro.figures.series import check_points
+from holitom_repro.figures.style import LOOKS, look, marker_style, new_figure, spread
+from holitom_repro.figures.tradeoff import tradeoff_figure
+from holitom_repro.scores import score_frame
 
 STAMP = Stamp("tiny", "n = 60 questions per benchmark", "a processor, 2 cores", "abc")
 

@@ -7,17 +7,17 @@ from dataclasses import replace
 
 import pytest
 
-from holitom import tables
-from holitom.ablations import DEFAULT, against_default, findings
-from holitom.comparing import compare
+from holitom_repro import tables
+from holitom_repro.ablations import DEFAULT, against_default, findings
+from holitom_repro.comparing import compare
 from holitom.errors import BadUsage
-from holitom.experiments.grids.ablations import FACTORS, VARIANTS, defaults
-from holitom.figures import Stamp, save
-from holitom.figures.ablations import ablation_figure
-from holitom.scores import score_frame
-from holitom.tables.ablations import ablation_table
-from holitom.tables.hieravid import hieravid_table, share_of
-from holitom.tables.mmg_vid import assumptions, mmg_vid_table
+from holitom_repro.experiments.grids.ablations import FACTORS, VARIANTS, defaults
+from holitom_repro.figures import Stamp, save
+from holitom_repro.figures.ablations import ablation_figure
+from holitom_repro.scores import score_frame
+from holitom_repro.tables.ablations import ablation_table
+from holitom_repro.tables.hieravid import hieravid_table, share_of
+from holitom_repro.tables.mmg_vid import assumptions, mmg_vid_table
 
 ORIGIN = Stamp("tiny", "n = 60", "a processor", "0123456")
 

@@ -5,10 +5,10 @@ import json
 import pandas as pd
 import pytest
 
-from holitom import machine, paper, paths
+from holitom_repro import machine, paper, paths
 from holitom.errors import BadUsage, CannotRun
-from holitom.experiments import find, inference
-from holitom.figures.inference import (
+from holitom_repro.experiments import find, inference
+from holitom_repro.figures.inference import (
     GROUPS,
     ORDER,
     bars_figure,
@@ -16,14 +16,14 @@ from holitom.figures.inference import (
     measured_bars,
     quoted_bars,
 )
-from holitom.figures.remarks import between_panels, left_out
-from holitom.figures.stages import stage_frame, stages_figure
-from holitom.figures.style import look
-from holitom.figures.sweeps import sweep_figure, sweep_frame
-from holitom.figures.timing import against_full, cost_table, timing_stamp
+from holitom_repro.figures.remarks import between_panels, left_out
+from holitom_repro.figures.stages import stage_frame, stages_figure
+from holitom_repro.figures.style import look
+from holitom_repro.figures.sweeps import sweep_figure, sweep_frame
+from holitom_repro.figures.timing import against_full, cost_table, timing_stamp
 from holitom.flops import LLMShape
-from holitom.latency.passes import STAGES
-from holitom.latency.records import spread
+from holitom_repro.latency.passes import STAGES
+from holitom_repro.latency.records import spread
 
 PRINTED = paper.table("fig_inference")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from holitom import paths
-from holitom.experiments import EXPERIMENTS
-from holitom.experiments.registry import missing_models
+from holitom_repro import paths
+from holitom_repro.experiments import EXPERIMENTS
+from holitom_repro.experiments.registry import missing_models
 
 FOLDER = paths.root() / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

@@ -5,14 +5,14 @@ import math
 import pandas as pd
 import pytest
 
-from holitom.describing import in_words, settings
+from holitom_repro.describing import in_words, settings
 from holitom.errors import BadUsage
-from holitom.figures import Saved
+from holitom_repro.figures import Saved
 from holitom.methods import DyCoke, DyCokeDecode, FastV, HoliTom, HoliTomMerge, PyramidDrop
-from holitom.scores import averages, score_frame
-from holitom.tables import notebooks
-from holitom.tables.lines import tasks
-from holitom.tables.plain import (
+from holitom_repro.scores import averages, score_frame
+from holitom_repro.tables import notebooks
+from holitom_repro.tables.lines import tasks
+from holitom_repro.tables.plain import (
     difference,
     estimate,
     figures,
@@ -27,7 +27,7 @@ from holitom.tables.plain import (
     small,
     words,
 )
-from holitom.tiny.vocabulary import QUESTION_TYPES
+from holitom_repro.tiny.vocabulary import QUESTION_TYPES
 from holitom.types import Reduction
 
 FRAME = pd.DataFrame(

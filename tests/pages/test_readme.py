@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from holitom import catalogue, paper, paths, readme
+from holitom_repro import catalogue, paper, paths, readme
 from holitom.errors import CannotRun
 
 TEXT = (paths.root() / "README.md").read_text(encoding="utf-8")
@@ -16,7 +16,7 @@ def test_it_is_short():
 
 
 def test_the_results_table_is_current():
-    assert readme.block(TEXT) == TEXT, "run python -m holitom.readme"
+    assert readme.block(TEXT) == TEXT, "run python -m holitom_repro.readme"
 
 
 def test_every_method_is_in_the_table_with_its_facts():
@@ -86,7 +86,7 @@ def test_every_verdict_is_counted(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [(["--help"], "usage: .venv/bin/python -m holitom.readme"), (["--chek"], "--chek")]
+    ("words", "said"), [(["--help"], "usage: .venv/bin/python -m holitom_repro.readme"), (["--chek"], "--chek")]
 )
 def test_its_command_line_writes_nothing_unasked(monkeypatch, capsys, words, said):
     monkeypatch.setattr(readme, "_write", lambda: pytest.fail("files were written"))
@@ -104,4 +104,4 @@ def test_an_error_of_the_kit_is_one_message(monkeypatch, capsys):
 
     monkeypatch.setattr(readme, "_write", full)
     assert readme.main([]) == 2
-    assert capsys.readouterr().err == "holitom.readme: the disk is full. Free some space.\n"
+    assert capsys.readouterr().err == "holitom_repro.readme: the disk is full. Free some space.\n"

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from holitom.errors import BadUsage
-from holitom.scores import AVERAGE, FEWER_FRAMES, averages, by_type, score_frame, with_average
+from holitom_repro.scores import AVERAGE, FEWER_FRAMES, averages, by_type, score_frame, with_average
 
 TINY = ("tiny_actions", "tiny_ego", "tiny_long", "tiny_general")
 

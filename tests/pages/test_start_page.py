@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from holitom import paths
-from holitom.claims.judging import Judged, Verdict
+from holitom_repro import paths
+from holitom_repro.claims.judging import Judged, Verdict
 from holitom.errors import BadUsage
-from holitom.figures import Stamp, save
-from holitom.figures.glance import GROUPS, LOOKS, counted, glance_figure, group_of
-from holitom.guide import guide
-from holitom.tables.verdicts import readable, verdicts_of
+from holitom_repro.figures import Stamp, save
+from holitom_repro.figures.glance import GROUPS, LOOKS, counted, glance_figure, group_of
+from holitom_repro.guide import guide
+from holitom_repro.tables.verdicts import readable, verdicts_of
 
 
 def claim(name, verdict="REPRODUCED", source="derived", unit="%", experiment="table1", **more):

@@ -4,10 +4,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from holitom.tables import render
-from holitom.tables.html import table_html
-from holitom.tables.parts import Column, Row, Text
-from holitom.tables.verdicts import verdicts_of
+from holitom_repro.tables import render
+from holitom_repro.tables.html import table_html
+from holitom_repro.tables.parts import Column, Row, Text
+from holitom_repro.tables.verdicts import verdicts_of
 
 LEFT = {"style": "text-align: left"}
 COLUMNS = (Column("", "Method", 1.3, "left"), Column("tokens", "asked"), Column("tokens", "got"))

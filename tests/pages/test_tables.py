@@ -5,15 +5,15 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from holitom import paper
+from holitom_repro import paper
 from holitom.errors import BadUsage
-from holitom.figures import Stamp
-from holitom.scores import FEWER_FRAMES, score_frame
-from holitom.tables import derived, render
-from holitom.tables.drawing import COLOURS, MARGIN, draw
-from holitom.tables.html import CSS
-from holitom.tables.measured import columns
-from holitom.tables.parts import VERDICTS, Text, verdict
+from holitom_repro.figures import Stamp
+from holitom_repro.scores import FEWER_FRAMES, score_frame
+from holitom_repro.tables import derived, render
+from holitom_repro.tables.drawing import COLOURS, MARGIN, draw
+from holitom_repro.tables.html import CSS
+from holitom_repro.tables.measured import columns
+from holitom_repro.tables.parts import VERDICTS, Text, verdict
 
 
 def rows_of(part):

@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from holitom import paper, paths
-from holitom.claims.judging import Verdict
+from holitom_repro import paper, paths
+from holitom_repro.claims.judging import Verdict
 from holitom.errors import CannotRun
-from holitom.evaluation.cells import Cell
+from holitom_repro.evaluation.cells import Cell
 from holitom.methods import HoliTom
-from holitom.paper_tier import gate
-from holitom.results import Record
+from holitom_repro.paper_tier import gate
+from holitom_repro.results import Record
 from holitom.types import Reduction
 
 TASKS = {"mvbench": "mvbench", "longvideobench": "longvideobench_val_v", "videomme": "videomme"}
@@ -117,7 +117,7 @@ def test_only_whole_models_at_the_papers_frames_are_baselines() -> None:
 
 
 def test_the_experiments_have_their_baselines() -> None:
-    from holitom.experiments import cells
+    from holitom_repro.experiments import cells
 
     found = gate.baselines(cells("table1", "paper"))
     assert {(cell.model, cell.benchmark) for cell in found} == {("ov-7b", task) for task in paper.TASKS.values()}

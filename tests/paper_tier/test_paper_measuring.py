@@ -9,15 +9,15 @@ import pytest
 import torch
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from holitom import cli, paths
+from holitom_repro import cli, paths
 from holitom.errors import BadUsage, CannotRun, UnsupportedModel
-from holitom.evaluation.cells import HUB, Cell, CellFiles
-from holitom.experiments import cells
+from holitom_repro.evaluation.cells import HUB, Cell, CellFiles
+from holitom_repro.experiments import cells
 from holitom.methods import FastVID
-from holitom.paper_tier import gate, launching, measuring, planning
-from holitom.paper_tier.__main__ import main
-from holitom.paper_tier.measuring import Settings, measure, share
-from holitom.results import Record
+from holitom_repro.paper_tier import gate, launching, measuring, planning
+from holitom_repro.paper_tier.__main__ import main
+from holitom_repro.paper_tier.measuring import Settings, measure, share
+from holitom_repro.results import Record
 from holitom.types import Reduction
 
 TINY = str(paths.data("tiny", "onevision"))
@@ -118,11 +118,11 @@ def test_the_error_of_a_full_gpu_keeps_nothing_on_it(swept, tmp_path: Path) -> N
 
 def test_how_processes_are_started() -> None:
     words = ["table1", "--limit", "8"]
-    assert launching.command(1, words, gpus=True)[1:] == ["-m", "holitom.paper_tier", *words]
+    assert launching.command(1, words, gpus=True)[1:] == ["-m", "holitom_repro.paper_tier", *words]
     many = launching.command(8, words, gpus=True)
     assert many[1:3] == ["-m", "accelerate.commands.launch"]
     assert many[many.index("--num_processes") + 1] == "8"
-    assert many[-5:] == ["-m", "holitom.paper_tier", *words]
+    assert many[-5:] == ["-m", "holitom_repro.paper_tier", *words]
     assert "torch.distributed.run" in launching.command(2, words, gpus=False), "accelerate starts one process on CPUs"
 
 

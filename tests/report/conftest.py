@@ -10,9 +10,9 @@ import nbformat
 import pytest
 from PIL import Image, ImageDraw
 
-from holitom import paths
-from holitom.claims import Judged, Verdict, table_claims, trends
-from holitom.report import build
+from holitom_repro import paths
+from holitom_repro.claims import Judged, Verdict, table_claims, trends
+from holitom_repro.report import build
 
 CELL = "0123456789abcdef"
 RUN = {"papermill": {"end_time": "2026-01-02T03:04:05.6+00:00", "exception": None, "parameters": {"tier": "tiny"}}}

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from holitom import execution, machine
+from holitom_repro import execution, machine
 from holitom.errors import CannotRun
-from holitom.evaluation import sweep
-from holitom.report import command
+from holitom_repro.evaluation import sweep
+from holitom_repro.report import command
 
 NAMES = ["01_method", "table1", "table2", "fig_inference", "explore"]
 

@@ -5,10 +5,10 @@ import json
 import nbformat
 import pytest
 
-from holitom import paths
-from holitom.experiments import EXPERIMENTS
-from holitom.report import tiers
-from holitom.strip import main, strip, stripped
+from holitom_repro import paths
+from holitom_repro.experiments import EXPERIMENTS
+from holitom_repro.report import tiers
+from holitom_repro.strip import main, strip, stripped
 
 SOURCES = sorted((paths.root() / "notebooks").glob("*.ipynb"))
 
@@ -45,7 +45,7 @@ def test_minutes_and_hardware_are_those_of_the_registry(name):
     experiment = EXPERIMENTS[name]
     path = paths.root() / "notebooks" / f"{experiment.notebook}.ipynb"
     text = nbformat.read(path, as_version=4).cells[0].source
-    assert tiers.told(text, experiment) == text, "python -m holitom.report.tiers writes it"
+    assert tiers.told(text, experiment) == text, "python -m holitom_repro.report.tiers writes it"
 
 
 def test_a_stale_row_is_rewritten_and_a_tier_that_is_not_offered_is_not():

@@ -8,9 +8,9 @@ from urllib.parse import unquote
 import pytest
 from bs4 import BeautifulSoup
 
-from holitom import cli, paths
+from holitom_repro import cli, paths
 from holitom.errors import BadUsage
-from holitom.report.site import MARK, build, check
+from holitom_repro.report.site import MARK, build, check
 
 LARGEST = 15_000_000
 CELL = "0123456789abcdef"  # the record that conftest.py makes
@@ -168,7 +168,7 @@ def test_a_failed_build_leaves_the_old_site(site, monkeypatch, tmp_path):
     old.mkdir()
     (old / MARK).write_text("")
     (old / "index.html").write_text("old")
-    monkeypatch.setattr("holitom.report.site._method", lambda *_: 1 / 0)
+    monkeypatch.setattr("holitom_repro.report.site._method", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         build("tiny", old, judged=[])
     assert (old / "index.html").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["site"]

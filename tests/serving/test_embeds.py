@@ -8,16 +8,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from holitom import paths
+from holitom_repro import paths
 from holitom.attach import reduce_tokens
-from holitom.cli import main
+from holitom_repro.cli import main
 from holitom.errors import BadUsage, CannotRun
 from holitom.methods import DyCoke, FastV, HoliTom, HoliTomMerge, ToMe, VisionZip
 from holitom.models.processing import VideoProcessor, load_model
-from holitom.serving import load, prompt_embeds, save
-from holitom.serving.language_model import export
-from holitom.tiny import world
-from holitom.tiny.benchmarks import pixels
+from holitom_repro.serving import load, prompt_embeds, save
+from holitom_repro.serving.language_model import export
+from holitom_repro.tiny import world
+from holitom_repro.tiny.benchmarks import pixels
 from holitom.types import Reduction
 
 MODEL = str(paths.data("tiny", "onevision"))

@@ -8,10 +8,10 @@ import signal
 import sys
 from pathlib import Path
 
-from holitom.evaluation.cells import Cell
-from holitom.evaluation.journal import Journal
+from holitom_repro.evaluation.cells import Cell
+from holitom_repro.evaluation.journal import Journal
 from holitom.methods import HoliTom
-from holitom.paper_tier.measuring import Settings, measure
+from holitom_repro.paper_tier.measuring import Settings, measure
 from holitom.types import Reduction
 
 FRAMES, BUDGET, TAU = 8, 0.25, 0.8

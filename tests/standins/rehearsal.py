@@ -9,9 +9,9 @@ from pathlib import Path
 
 import holitom.models.llava_onevision as host
 from holitom.errors import KitError
-from holitom.evaluation.cells import Cell
-from holitom.evaluation.sweep import run_cells
-from holitom.experiments import EXPERIMENTS, cells
+from holitom_repro.evaluation.cells import Cell
+from holitom_repro.evaluation.sweep import run_cells
+from holitom_repro.experiments import EXPERIMENTS, cells
 
 
 def rows(model: str) -> list[Cell]:

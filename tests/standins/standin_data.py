@@ -20,9 +20,9 @@ from typing import Any
 import pandas as pd
 from lmms_eval import tasks as lmms_tasks
 
-from holitom import paths
-from holitom.tiny import vocabulary, world
-from holitom.tiny.benchmarks import pixels
+from holitom_repro import paths
+from holitom_repro.tiny import vocabulary, world
+from holitom_repro.tiny.benchmarks import pixels
 from holitom.video import write_video
 
 COLORS = dict(zip(vocabulary.COLORS, "ABCDE", strict=False))  # red is A, ..., white is E; purple keeps its name

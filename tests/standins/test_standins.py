@@ -15,7 +15,7 @@ import pytest
 from driver import BUDGET, FRAMES, TAU, cells
 from standin_data import COLORS, PLACES, StandIns, lettered, make
 
-from holitom.evaluation.sweep import load_samples
+from holitom_repro.evaluation.sweep import load_samples
 
 pytestmark = pytest.mark.slow
 DRIVER = Path(__file__).with_name("driver.py")

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from holitom import paths
-from holitom.tiny import card, instruct
-from holitom.tiny.recipes import RECIPES
-from holitom.tiny.vocabulary import QUESTION_TYPES
-from holitom.tiny.world import development_rng
+from holitom_repro import paths
+from holitom_repro.tiny import card, instruct
+from holitom_repro.tiny.recipes import RECIPES
+from holitom_repro.tiny.vocabulary import QUESTION_TYPES
+from holitom_repro.tiny.world import development_rng
 
 FOLDERS = sorted(p.parent.name for p in paths.data("tiny").glob("*/training.json"))
 MODELS = [name for name in FOLDERS if RECIPES[name].lessons]

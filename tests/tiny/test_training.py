@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from holitom import paths
+from holitom_repro import paths
 from holitom.errors import CannotRun
 from holitom.layout import arrange
-from holitom.tiny import card, card_text, instruct, pretrain, train
-from holitom.tiny.export import export
-from holitom.tiny.inspection import rank_auc
-from holitom.tiny.model import CELLS, GRID, build, project, tower_states
-from holitom.tiny.packing import use_block_attention
-from holitom.tiny.recipes import RECIPES
-from holitom.tiny.vocabulary import PROMPT_HEAD, VIDEO, WORD_ID, tokenizer
-from holitom.tiny.world import training_rng
+from holitom_repro.tiny import card, card_text, instruct, pretrain, train
+from holitom_repro.tiny.export import export
+from holitom_repro.tiny.inspection import rank_auc
+from holitom_repro.tiny.model import CELLS, GRID, build, project, tower_states
+from holitom_repro.tiny.packing import use_block_attention
+from holitom_repro.tiny.recipes import RECIPES
+from holitom_repro.tiny.vocabulary import PROMPT_HEAD, VIDEO, WORD_ID, tokenizer
+from holitom_repro.tiny.world import training_rng
 from holitom.types import TokenSet
 
 
@@ -88,7 +88,7 @@ def test_a_stopped_run_continues_bit_for_bit(tmp_path, monkeypatch):
         train.run_stage(stage, model, heads, optimiser, folder, "cpu", 0)
         return model.state_dict()
 
-    monkeypatch.setattr("holitom.tiny.loop.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("holitom_repro.tiny.loop.SAVE_SECONDS", 0.0)
     whole = run(4, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run(2, tmp_path / "stopped")

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from holitom.tiny import world
-from holitom.tiny.vocabulary import CHOICES, COLORS, NEEDLE, SHAPES, WORD_ID, WORDS
+from holitom_repro.tiny import world
+from holitom_repro.tiny.vocabulary import CHOICES, COLORS, NEEDLE, SHAPES, WORD_ID, WORDS
 from holitom.video import sample_index
 
 

@@ -39,7 +39,7 @@ class LlavaRun(Run):
         if reduction.decode is not None:
             raise UnsupportedModel(
                 "decode stages need the cache layers of transformers 5, and the llava package has transformers 4.51",
-                fix="leave the decode stage out, or convert the checkpoint (python -m holitom convert)",
+                fix="leave the decode stage out, or convert the checkpoint (python -m holitom_repro convert)",
             )
         super().__init__(model, adapter, reduction)
         self._waiting: _Waiting | None = None

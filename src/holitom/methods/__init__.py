@@ -1,6 +1,6 @@
 """The reduction methods, one file per paper. Each is a frozen dataclass; none knows a model library.
 
-``holitom.catalogue`` tells where each acts, what it reads, how faithful it is and what it costs, as one table.
+``holitom_repro.catalogue`` tells where each acts, what it reads, how faithful it is and what it costs, as one table.
 """
 
 from holitom.methods.controls import AveragePool, RandomDrop, SaliencyTopK, UniformStride

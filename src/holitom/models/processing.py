@@ -148,7 +148,7 @@ def load_config(path: str | Path) -> Any:
         raise UnsupportedModel(
             f"{path} is a checkpoint in the format of the original LLaVA-NeXT repository "
             f"({', '.join(stored.get('architectures') or ['mm_vision_tower in its config'])})",
-            fix=f"convert it once: python -m holitom convert --from {path} --to FOLDER (a downloaded folder)",
+            fix=f"convert it once: python -m holitom_repro convert --from {path} --to FOLDER (a downloaded folder)",
         )
     if config.model_type != FAMILY:
         raise UnsupportedModel(

@@ -1,0 +1,36 @@
+"""Diverse subsets: greedy MAP of a determinantal point process, for many groups of unequal size at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def greedy_map(rows: Tensor, quality: Tensor, valid: Tensor, counts: Tensor, eps: float = 1e-5) -> Tensor:
+    """Choose ``counts[g]`` slots of every padded group: rows [G, n, D], quality (above 0) and valid [G, n], counts [G]
+    -> mask [G, n].
+
+    The kernel of a group is diag(q) S diag(q) with S the cosine of its rows and q their quality. Each step adds the row
+    that raises the determinant of the chosen minor most: the largest q^2 * residual, where the residual is what the
+    rows chosen so far leave of the unit vector (an incremental Cholesky factorisation, Chen et al. 2018). Once a
+    residual falls to ``eps`` its row adds nothing but rounding noise; such rows follow by quality. Ties: lowest slot.
+    The steps are sequential by nature: max(counts) of them, for all groups together. Workspace: the Gram matrices.
+    """
+    unit, weight = normalize(rows.float(), dim=-1), quality.float().square()
+    kernel, every = unit @ unit.mT, torch.arange(len(rows), device=rows.device)
+    spent = weight - 8 * weight.amax()  # below every row that still adds something
+    residual, chosen = valid.float(), torch.zeros_like(valid)
+    steps = int(counts.max()) if len(counts) else 0
+    factor = kernel.new_zeros(len(rows), steps, rows.shape[1])
+    for step in range(steps):
+        useful = torch.where(residual > eps, weight * residual, spent)
+        best = useful.masked_fill(chosen | ~valid, -torch.inf).argmax(-1)
+        past = factor[:, :step]
+        row = kernel[every, best] - (past[every, :, best][:, None] @ past)[:, 0]
+        pivot = residual[every, best]
+        scale = torch.where((counts > step) & (pivot > eps), pivot.clamp(min=eps).rsqrt(), 0)
+        factor[:, step] = row * scale[:, None]
+        residual = residual - factor[:, step].square()
+        chosen[every, best] |= counts > step
+    return chosen & valid
