@@ -102,12 +102,19 @@ def group_mean(rows: Tensor, ids: Tensor, sizes: Tensor) -> Tensor:
     return scaled
 
 
+def frame_mean(tokens: Tensor) -> Tensor:
+    """Mean token of every frame [T, N, D] -> [T, D] float32. Non-finite where one of the frame's tokens is."""
+    return torch.cat([part.mean(1, dtype=torch.float32) for part in tokens.split(8)])
+
+
 # --- cosines and inner products
 
 
 def row_norms(tokens: Tensor) -> Tensor:
     """Euclidean norm of every token [T, N, D] -> [T, N] float32. A NaN or an infinity makes its norm non-finite."""
-    return torch.linalg.vector_norm(tokens, dim=-1, dtype=torch.float32)
+    if tokens.dtype == torch.float32:
+        return torch.linalg.vector_norm(tokens, dim=-1)
+    return torch.stack([torch.linalg.vector_norm(frame.float(), dim=-1) for frame in tokens])  # no copy of the whole
 
 
 def neighbour_cosine(tokens: Tensor, norms: Tensor | None = None) -> Tensor:
@@ -143,6 +150,8 @@ def nearest_row(rows: Tensor, ids: Tensor, heads: Tensor) -> tuple[Tensor, Tenso
 
 def gram(x: Tensor) -> Tensor:
     """x @ x^T of every group [G, n, D] -> [G, n, n], exactly symmetric: a product need not round [i, j] and [j, i]
-    alike, and equal scores must stay equal."""
-    square = x @ x.mT
-    return torch.minimum(square, square.mT)
+    alike, and equal scores must stay equal. Only blocks on and below the diagonal are multiplied."""
+    square = x.new_empty(len(x), x.shape[1], x.shape[1])
+    for i in range(0, x.shape[1], 64):
+        square[:, i : i + 64, : i + 64] = x[:, i : i + 64] @ x[:, : i + 64].mT
+    return square.tril() + square.tril(-1).mT
