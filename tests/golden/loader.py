@@ -1,12 +1,15 @@
-"""Read the golden files: parameters and arrays of each run."""
+"""Read the golden files: parameters and arrays of each run. ``pytest tests/golden --golden DIR`` reads another folder of
+the same format; what it has no file for is then skipped."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
 
-HERE = Path(__file__).parent
+OURS = Path(__file__).parent
+folder = OURS  # set by tests/conftest.py from --golden
 
 
 class Golden:
@@ -14,7 +17,7 @@ class Golden:
 
     def __init__(self, name: str):
         self.name = name
-        self.arrays = np.load(HERE / f"{name}.npz", allow_pickle=False)
+        self.arrays = np.load(folder / f"{name}.npz", allow_pickle=False)
         self.params = json.loads(str(self.arrays["params"]))
         self.runs = self.params["runs"]
 
@@ -34,7 +37,13 @@ class Golden:
 
 
 def cases(pattern: str) -> list[tuple[str, int]]:
-    """(file, run) for every run of every file that matches: the parameters of a test."""
-    names = sorted(path.stem for path in HERE.glob(f"{pattern}.npz"))
-    assert names, f"no golden file matches {pattern}"
+    """(file, run) for every run of every file whose name begins with the pattern: the parameters of a test."""
+    names = sorted(path.stem for path in folder.glob(f"{pattern.removesuffix('*')}*.npz"))
+    assert names or folder != OURS, f"no golden file is called {pattern}*"
     return [(name, run) for name in names for run in range(len(Golden(name).runs))]
+
+
+def grid_of(cells: int) -> tuple[int, int]:
+    """The square that the releases assume, or one row where the number of cells is no square."""
+    side = math.isqrt(cells)
+    return (side, side) if side * side == cells else (1, cells)

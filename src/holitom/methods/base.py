@@ -38,6 +38,16 @@ def refuse_non_finite(**fields: Tensor) -> None:
             )
 
 
+def on_host(wanted: Tensor, **fields: Tensor) -> np.ndarray:
+    """A boolean tensor on the host, in the one copy that also says whether every field is finite: BadUsage as in
+    :func:`refuse_non_finite`."""
+    finite = torch.stack([value.isfinite().all() for value in fields.values()]).all()
+    found = torch.cat([finite[None], wanted.flatten()]).cpu().numpy()
+    if not found[0]:
+        refuse_non_finite(**fields)
+    return found[1:].reshape(wanted.shape)
+
+
 def budget_tokens(video: VideoFeatures, budget: float) -> int:
     """round(budget * T * N), at least one token: what an exact count means."""
     return max(1, round(check_budget(budget) * (video.frames * video.cells)))

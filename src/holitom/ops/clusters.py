@@ -26,8 +26,9 @@ def squared_distances(x: Tensor) -> Tensor:
     """Squared Euclidean distances / dim in every group [G, n, D] -> [G, n, n] float32, exactly symmetric. Rows are
     taken relative to their group's first one: equal rows are at distance zero exactly."""
     inner = gram(x.float() - x[:, :1].float())
-    norm = inner.diagonal(dim1=1, dim2=2).clone()
-    return inner.mul_(-2).add_(norm[:, :, None]).add_(norm[:, None]).clamp_(min=0).div_(x.shape[2])
+    norm = inner.diagonal(dim1=1, dim2=2)
+    square = norm[:, :, None] + norm[:, None]  # first the sum, which is symmetric
+    return square.sub_(inner, alpha=2).clamp_(min=0).div_(x.shape[2])
 
 
 def peak_scores(square: Tensor, valid: Tensor | None, k: int, most: Tensor | None = None) -> Tensor:
@@ -42,11 +43,12 @@ def peak_scores(square: Tensor, valid: Tensor | None, k: int, most: Tensor | Non
     apart = square.masked_fill(~valid[:, None], torch.inf)
     near = _nearest(apart, min(k, n))
     near = near.masked_fill(torch.arange(near.shape[-1], device=near.device) >= used[:, None, None], 0)
-    density = torch.exp(-near.sum(-1) / used[:, None]).masked_fill(~valid, -1)
-    rank = ranks(density)
+    spacing = near.sum(-1) / used[:, None]
+    # ranked by the mean distance: exp rounds equal values differently inside and at the end of a vector
+    rank = ranks(-spacing.masked_fill(~valid, torch.inf))
     delta = apart.masked_fill(rank[:, None] >= rank[:, :, None], torch.inf).amin(-1)
     delta = torch.where(rank == 0, farthest[:, None], delta).sqrt()
-    return (density * delta).masked_fill(~valid, -1)
+    return (torch.exp(-spacing) * delta).masked_fill(~valid, -1)
 
 
 def group_scores(rows: Tensor, ids: Tensor, valid: Tensor | None, k: int) -> Tensor:

@@ -107,7 +107,9 @@ def group_mean(rows: Tensor, ids: Tensor, sizes: Tensor) -> Tensor:
 
 def row_norms(tokens: Tensor) -> Tensor:
     """Euclidean norm of every token [T, N, D] -> [T, N] float32. A NaN or an infinity makes its norm non-finite."""
-    return torch.linalg.vector_norm(tokens, dim=-1, dtype=torch.float32)
+    if tokens.dtype == torch.float32:
+        return torch.linalg.vector_norm(tokens, dim=-1)
+    return torch.stack([torch.linalg.vector_norm(frame.float(), dim=-1) for frame in tokens])  # no copy of the whole
 
 
 def neighbour_cosine(tokens: Tensor, norms: Tensor | None = None) -> Tensor:
