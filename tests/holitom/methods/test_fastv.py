@@ -5,7 +5,7 @@ from holitom.errors import BadUsage
 from holitom.methods.fastv import FastV
 
 
-@pytest.mark.parametrize(("visual", "ratio", "left"), [(40, 0.5, 20), (40, 0.0, 40), (5, 0.5, 2), (6, 0.99, 1)])
+@pytest.mark.parametrize(("visual", "ratio", "left"), [(40, 0.5, 20), (40, 0.0, 40), (7, 0.5, 4), (6, 0.99, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_highest_scores_stay_with_all_text_and_ties_go_to_the_lowest_index(visual, ratio, left, dtype):
     hidden, score = torch.randn(visual + 8, 4, dtype=dtype), torch.randint(0, 4, (visual + 8,)).to(dtype)
