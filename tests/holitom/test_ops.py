@@ -162,7 +162,10 @@ def test_choices_by_hand():
     score = torch.tensor([1.0, 3, 3, 2, 3])
     assert tensors.top_ids(score, 2).tolist() == [1, 2]
     assert tensors.ranks(score).tolist() == [4, 0, 1, 3, 2]
-    assert tensors.top_mask(score[None].expand(2, -1), torch.tensor([0, 4])).tolist() == [[False] * 5, [False] + [True] * 4]
+    assert tensors.top_mask(score[None].expand(2, -1), torch.tensor([0, 4])).tolist() == [
+        [False] * 5,
+        [False] + [True] * 4,
+    ]
     assert tensors.ids_of(torch.tensor([True, False, True]), 2).tolist() == [0, 2]
     assert tensors.spread(5, 4).tolist() == [1, 1, 1, 2]
     order, size = tensors.grouped(torch.tensor([2, 0, 2, 0, 2]), torch.tensor([0, 2]))
