@@ -23,14 +23,17 @@ from holitom.ops.tensors import gram, group_mean, grouped, ids_of, on, ranks
 _CACHE = 1 << 21  # float32 elements that stay near a CPU's core; more only cost memory traffic
 
 
+@torch.no_grad()
 def squared_distances(x: Tensor) -> Tensor:
     """Squared Euclidean distances / dim in every group [G, n, D] -> [G, n, n] float32, exactly symmetric. Rows are
     taken relative to their group's first one: equal rows are at distance zero exactly."""
     inner = gram(x.float() - x[:, :1].float())
-    norm = inner.diagonal(dim1=1, dim2=2).clone()
-    return inner.mul_(-2).add_(norm[:, :, None]).add_(norm[:, None]).clamp_(min=0).div_(x.shape[2])
+    norm = inner.diagonal(dim1=1, dim2=2)
+    square = norm[:, :, None] + norm[:, None]  # first the sum, which is symmetric
+    return square.sub_(inner, alpha=2).clamp_(min=0).div_(x.shape[2])
 
 
+@torch.no_grad()
 def peak_scores(square: Tensor, valid: Tensor | None, k: int, most: Tensor | None = None) -> Tensor:
     """density * delta [G, n] of every row from its group's squared distances [G, n, n]; -1 where not ``valid`` [G, n]
     (None: all are). k: neighbours, at most the size of the group, and at most ``most`` [G] (None: no such bound)."""
@@ -58,6 +61,7 @@ def separation(square: Tensor, density: Tensor, valid: Tensor | None = None) -> 
     return torch.where(rank == 0, square.amax((1, 2))[:, None], delta).sqrt()
 
 
+@torch.no_grad()
 def group_scores(rows: Tensor, ids: Tensor, valid: Tensor | None, k: int) -> Tensor:
     """:func:`peak_scores` [G, n] of padded groups of rows [n, D]."""
     score = torch.empty(ids.shape, device=rows.device)
@@ -66,6 +70,7 @@ def group_scores(rows: Tensor, ids: Tensor, valid: Tensor | None, k: int) -> Ten
     return score
 
 
+@torch.no_grad()
 def ranked_clusters(
     rows: Tensor, ids: Tensor, valid: Tensor, clusters: Tensor, k: int, *, capped: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -82,6 +87,7 @@ def ranked_clusters(
     return rank, nearest
 
 
+@torch.no_grad()
 def density_peaks(rows: Tensor, sizes: np.ndarray, clusters: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
     """HoliTom's clusters: rows [n, D] are the groups one after the other, ``sizes[g]`` rows each, of which
     ``clusters[g]`` (from 1) become centres; k neighbours, at most as many as clusters. Returns the centre mask [n] and,
