@@ -1,30 +1,26 @@
 """FastVID (arXiv 2503.11187): cut the video where frames change, keep the salient tokens of every frame, and merge the
 others of a segment into anchors of a few of its frames. After LunarShen/FastVID at a40a109, the LLaVA-OneVision code
-(fastvid_llavaonevision, modeling_qwen2.py :: Qwen2Model.forward):
+(fastvid_llavaonevision, modeling_qwen2.py :: Qwen2Model.forward).
 
-  1. DySeg: a segment ends at the c - 1 least similar pairs of neighbouring frames, and wherever their cosine is below
-     tau. Frames are compared by the vector that SigLIP's attention-pooling head gives them.
-  2. STPrune: of R = int(r * N) tokens per frame, ctx = int(d * R) are context; the R - ctx most salient cells, by the
-     attention of that head's query, are kept as they are.
-  3. ATS: a segment's last frame and every p-th before it carry anchors, int(ctx * frames / carriers) each: the highest
-     density peaks (k = 4) among the frame's other tokens.
-  4. DTM: for every anchor frame, each token of the segment that is not salient joins the most similar anchor (cosine)
-     of that frame: w * anchor + (1 - w) * mean of those that joined, w = max(1 / (count + 1), beta). The anchors are
-     among those that join. A token is so merged once per anchor frame.
-  5. Tokens stay in raster order with the positions of the full prompt.
-Quirk of the release: a frame with exactly ctx anchors takes in its own tokens only, as in a segment of one frame.
+1. DySeg: a segment ends at the c - 1 least similar pairs of neighbouring frames, and wherever their cosine is below
+   tau. A frame's vector is the output of SigLIP's attention-pooling head, which the LLaVA-OneVision checkpoints do not
+   have (models.siglip_head reads it from SigLIP's own).
+2. STPrune: of R = int(r N) tokens per frame, ctx = int(d R) are context; the R - ctx cells that the query of that head
+   attends to most are kept as they are.
+3. Density-based anchors: a segment's last frame and every p-th before it carry int(ctx * frames / carriers) each, the
+   highest density peaks (k = 4) among the frame's other tokens.
+4. Merging: for every carrier, each token of the segment that is not salient joins the most similar (cosine) of its
+   anchors, anchors too: w * anchor + (1 - w) * mean of what joined, w = max(1 / (count + 1), beta). A token is so
+   merged once per carrier. A carrier with exactly ctx anchors takes in its own frame only, as in a segment of one.
+5. Tokens stay in raster order with the positions of the full prompt.
 
-The head is not in the LLaVA-OneVision checkpoints; models.siglip_head reads it from SigLIP's own. Counts are rounded
-down per frame and per anchor frame.
-
-Deviations: ties between densities go to the lower index (the release adds random noise). At least one token per frame
-stays; short videos get fewer segments and crowded frames fewer anchors (the release fails there). Budget 1 is the
-identity. head="substitute" is none of the release's: see the class.
+So counts are rounded down, per frame and per carrier. Deviations: ties between densities go to the lower index (the
+release adds random noise); at least one token per frame stays; short videos get fewer segments and crowded frames fewer
+anchors (the release fails there); budget 1 is the identity.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -46,9 +42,9 @@ class FastVID:
     anchor frames; beta: least weight of an anchor; k: neighbours in the density. ``size`` of an anchor counts what
     joined it.
 
-    head "siglip": frame_embed and head_saliency of SigLIP's pooling head, as published. "substitute": for models without
-    that head, the mean of a frame's tokens and the attention received in the tower (saliency); frames then look more
-    alike, so tau cuts less. Raises BadUsage for a budget outside (0, 1], a missing field, and a NaN.
+    head "siglip": frame_embed and head_saliency of SigLIP's pooling head, as published. "substitute": for models
+    without that head, the mean of a frame's tokens and the attention received in the tower (saliency); frames then look
+    more alike, so tau cuts less. Raises BadUsage for a budget outside (0, 1], a missing field, and a NaN.
     """
 
     segments: int = 8
@@ -76,7 +72,7 @@ class FastVID:
         return "golden" if self.head == "siglip" else "port"
 
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
-        """Reduce one video. One copy to the host, the frames' similarities."""
+        """Reduce one video. One copy to the host: where segments end."""
         budget, means = check_budget(budget), frame_mean(video.tokens)
         fields = {name: need_field(self, video, name) for name in sorted(self.requires)}
         # 1. Segments.
@@ -89,7 +85,7 @@ class FastVID:
         # 2. Salient tokens; the rest of every frame, by cell.
         kept = max(1, int(video.cells * budget))
         context = int(kept * self.context)
-        salience = ranks(fields.get("head_saliency", fields.get("saliency")))
+        salience = ranks(fields["head_saliency" if self.head == "siglip" else "saliency"])
         salient = salience < kept - context
         rest = salience.sort(dim=1).indices[:, kept - context :].sort(dim=1).values
         rest += torch.arange(video.frames, device=rest.device)[:, None] * video.cells  # [T, left] rows of the video
@@ -127,16 +123,17 @@ class FastVID:
         carriers: np.ndarray,
         each: np.ndarray,
     ) -> tuple[Tensor, Tensor]:
-        """Anchors [A] -> merged [A, D] float32, and how many tokens joined each [A]. Of the frames that ``joins`` names,
-        the rest joins anchors from ``begin`` on, one of ``each`` in each of ``carriers`` frames: [T] all four."""
+        """Anchors [A] -> merged [A, D] float32, and how many tokens joined each [A]. What is left of the frames in
+        ``joins`` joins anchors from ``begin`` on, one of ``each`` in each of ``carriers`` frames: [T] all four."""
         owner, member = [], []
-        for quota in np.unique(each[joins] * (len(rest) + 1) + carriers[joins]):  # frames of like segments together
-            alike = np.flatnonzero(joins & (each * (len(rest) + 1) + carriers == quota))
-            few, many = int(each[alike[0]]), int(carriers[alike[0]])
-            for some in _chunks(alike, (rest.shape[1] + few * many) * rows.shape[1]):
+        for few, many in np.unique(np.stack([each, carriers], 1)[joins], axis=0).tolist():  # frames of like segments
+            alike = np.flatnonzero(joins & (each == few) & (carriers == many))
+            pieces = len(alike) * (rest.shape[1] + few * many) * rows.shape[1] >> 21  # each stays near a CPU's core
+            for some in np.array_split(alike, min(len(alike), pieces + 1)):
                 slots = on(begin[some], rest)[:, None] + torch.arange(few * many, device=rest.device)
-                heads = normalize(embedding(anchors[slots], rows).float(), dim=-1)  # a token's own norm changes no choice
                 free = rest[on(some, rest)]
+                # Cosine: the norm of what joins changes no choice.
+                heads = normalize(embedding(anchors[slots], rows).float(), dim=-1)
                 nearest = (heads @ embedding(free, rows).float().mT).unflatten(1, (many, few)).argmax(2)
                 owner.append((slots[:, ::few, None] + nearest).flatten())
                 member.append(free[:, None].expand_as(nearest).flatten())
@@ -145,9 +142,3 @@ class FastVID:
         mean = group_mean(rows, member[order], size).float()
         own = (1 / (size + 1)).clamp_min(self.beta).masked_fill(size == 0, 1)[:, None]
         return mean.mul_(1 - own).addcmul_(rows[anchors].float(), own), size.clamp_min(1).float()
-
-
-def _chunks(items: np.ndarray, each: int) -> Iterator[np.ndarray]:
-    """Items in chunks of a float32 workspace that stays near a CPU's core, ``each`` elements per item."""
-    step = max(1, (1 << 21) // each)
-    return (items[i : i + step] for i in range(0, len(items), step))

@@ -1,26 +1,26 @@
 """HieraVid (arXiv 2604.01881): merge over time, then keep diverse tokens of every segment, fewer the deeper the layer.
 
-After Ethan16162/VidTokenPrune at 2733a94, the first author's development code; it is not a release, and whether the
-paper's tables used it exactly is not known. The paper's equations were not available. Assumptions are numbered A1 to A5.
+After Ethan16162/VidTokenPrune at 2733a94, the first author's development code: no release, and whether the paper's
+tables used exactly that is not known. The paper's equations were not available. Assumptions are numbered.
 
-  Segment level, before layer 0 (class HieraVid):
-    1. A cell is unchanged where its cosine to the previous frame is above 0.6; a segment begins where less than beta =
-       0.4 of the cells are unchanged.
-    2. The tokens most like their cell's previous frame, in the whole video (A1), are merged into it: a run of them is
-       averaged into the token before the run, which keeps its position.
-    3. Every segment has a marginal gain: MMG-Vid's equation 6 with k = 0.5.
-  Frame level, at layers 7, 14 and 21 of 28 (class HieraVidSelect): of every segment a diverse subset stays, by greedy MAP
-  of a determinantal point process with kernel diag(r) S diag(r). S is the cosine of the states; r is the attention of
-  the last prompt token, scaled to [0, 1] with the *least* attended token on top (A2), plus 1e-6. A segment may keep
-  (1 - p) + 0.1 * gain of its tokens, within [0.05, 0.95].
-  Layer level (hieravid): p at layers 0, 7, 14 and 21. The paper's percentages are averages over the layers; the shares
-  of "30%" give its printed 24.5 % of the FLOPs.
+Segment level, before layer 0 (class HieraVid):
+1. A cell is unchanged where its cosine to the previous frame is above 0.6; a segment begins where less than beta = 0.4
+   of the cells are unchanged.
+2. The tokens most like their cell's previous frame, in the whole video (A1), are merged into it: a run of them is
+   averaged into the token before the run, which keeps its position.
+3. Every segment has a marginal gain: MMG-Vid's equation 6.
+Frame level, at layers 7, 14 and 21 of 28 (class HieraVidSelect): of every segment a diverse subset stays, by greedy MAP
+of a determinantal point process with kernel diag(r) S diag(r). S is the cosine of the states; r is the attention of the
+last prompt token, scaled to [0, 1] with the *least* attended token on top (A2), plus 1e-6. A segment may keep (1 - p) +
+0.1 * gain of its tokens, within [0.05, 0.95].
+Layer level (hieravid): p at layers 0, 7, 14 and 21. The paper's percentages are averages over the layers; the shares of
+"30%" give its printed 24.5 % of the FLOPs.
 
 Deviations: counts are exact (A4; the code rounds down in every segment: counts="coded"). Tokens leave before a layer's
 attention instead of between its attention and its MLP (A5). Rows that depend on those chosen follow by quality (A3; in
 the code by rounding noise, which can end in NaN). Newlines are left alone; the code merges them like patches on
-LLaVA-Video. Below one token per cell, where merging over time ends, evenly spaced cells stay. The later version of the
-code (37503c3: no determinantal selection at layer 7, Nystrom kernels) is not built.
+LLaVA-Video. Below one token per cell, where merging over time ends, evenly spaced cells stay. The code's later version
+(37503c3: no determinantal selection at layer 7, Nystrom kernels) is not built.
 """
 
 from __future__ import annotations

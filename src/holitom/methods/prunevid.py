@@ -1,26 +1,26 @@
 """PruneVid (arXiv 2412.16117): merge what stays the same in a window of frames, cluster the rest, then keep what the
-question attends to. Both stages, after Visual-AI/PruneVid at b12600c, the code for PLLaVA (the code for LLaVA-OneVision
-was never published). Written from a description; no line of that repository, which is CC-BY-NC-SA, is used here.
+question attends to. Both stages, as described of Visual-AI/PruneVid at b12600c, its code for PLLaVA (that for
+LLaVA-OneVision was never published); no line of that repository, which is CC-BY-NC-SA, is used here.
 
 Merging, before the language model (models/pllava/modeling_pllava.py :: merge_frames_dynamic):
-  1. Windows: density-peak clusters of the frames' mean tokens, int(T * temporal_segment_ratio) of them; of every
-     label only the longest runs of frames stay, other runs join a neighbour (refine_clusters).
-  2. A cell is static in a window when its mean cosine over all pairs of the window's frames is above tau.
-  3. Static cells are averaged over their window.
-  4. The static tokens of a window, and the dynamic tokens of a frame, are each a group. A group of n > 14 tokens is
-     clustered by density peaks (k = 7) into int(n * cluster_ratio); a token is the plain mean of its cluster.
-  5. Output: per window its static tokens, then its frames; inside a group in descending density-peak score.
+1. Windows: density-peak clusters of the frames' mean tokens, int(T * temporal_segment_ratio) of them; of every label
+   only the longest runs of frames stay, other runs join a neighbour (refine_clusters).
+2. A cell is static in a window when its mean cosine over all pairs of the window's frames is above tau.
+3. Static cells are averaged over their window.
+4. The static tokens of a window, and the dynamic tokens of a frame, are each a group. A group of n > 14 tokens is
+   clustered by density peaks (k = 7) into int(n * cluster_ratio); a token is the plain mean of its cluster.
+5. Output: per window its static tokens, then its frames; inside a clustered group in descending density-peak score.
 Selection, inside it (elastic_cache.py): after layer 10 a token's score is the largest attention that any token of the
 question pays to it in any head; int(alpha * n) of every group stay, in the caches of the earlier layers too.
 
-The procedure behind the papers' ratios is unpublished. Here a budget gives cluster_ratio = min(1, budget * T * N /
-tokens left by step 3). So the count is not exact: groups are rounded down, and small groups stay whole, on a small grid
-far above the budget.
+How the papers reached their ratios is unpublished. Here a budget gives cluster_ratio = min(1, budget * T * N / tokens
+left by step 3). The count is so not exact: groups are rounded down, and small groups stay whole, which on a small grid
+is far above the budget.
 
-Deviations: ties between densities go to the lower index (the release adds random noise of 1e-6). At least one cluster
-of a group, one frame cluster, and one selected token stay; short videos work (the release fails below 7 frames), and a
-window of one frame has no static cells. Budget 1 is the identity. Without PruneVid's groups the selection takes all
-visual tokens as one.
+Deviations: ties between densities go to the lower index (the release adds random noise of 1e-6); at least one cluster
+of frames, one of a group and one selected token stay; short videos work (the release fails below 7 frames); a window of
+one frame has no static cells; budget 1 is the identity. Without PruneVid's groups the selection takes all visual tokens
+as one.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from torch.nn.functional import embedding_bag
 
 from holitom.errors import BadUsage
 from holitom.methods.base import check_share, check_stage, every_token, finite, on_host, surviving, token_set
+from holitom.methods.holitom import static_means
 from holitom.ops.clusters import padding, ranked_clusters
 from holitom.ops.segments import Segments, above
 from holitom.ops.tensors import TINY, frame_mean, group_mean, grouped, ids_of, on, row_norms
@@ -60,10 +61,7 @@ class PruneVid:
 
     def __post_init__(self) -> None:
         if self.k < 1 or not 0 < self.temporal_segment_ratio <= 1:
-            raise BadUsage(
-                f"k={self.k}, temporal_segment_ratio={self.temporal_segment_ratio}",
-                fix="k from 1 on, a ratio in (0, 1]",
-            )
+            raise BadUsage(f"{self} cannot be", fix="count k from 1, and give a temporal_segment_ratio in (0, 1]")
 
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
         budget = check_budget(budget)
@@ -91,30 +89,19 @@ class PruneVid:
 
     def merge(self, video: VideoFeatures, windows: Segments, cluster_ratio: float) -> TokenSet:
         """Steps 3 to 5, with the release's own knob in place of a budget."""
-        rows, cells = video.tokens.flatten(0, 1), video.cells
-        owner = np.repeat(np.arange(len(windows)), windows.lengths)  # the window of every frame
-        static = windows.static[owner]
-        frame, cell = np.nonzero(static)
-        members = (frame * cells + cell)[np.argsort(owner[frame] * cells + cell, kind="stable")]  # by window, by cell
-        spans = np.repeat(windows.lengths, windows.static.sum(1))
-        means = group_mean(rows, on(members, rows), on(spans, rows))
-        heads = on(members[spans.cumsum() - spans], rows)
-
-        sizes = windows.static.sum(1)
-        counts = _clusters_of(sizes, cluster_ratio)
-        still, of, centre = _cluster(means, np.arange(len(means)), sizes, counts, self.k)
-        moving_sizes = (~static).sum(1)
-        moving_counts = _clusters_of(moving_sizes, cluster_ratio)
-        moving, size, ids = _cluster(rows, np.flatnonzero(~static), moving_sizes, moving_counts, self.k)
-
+        rows, owner = video.tokens.flatten(0, 1), np.repeat(np.arange(len(windows)), windows.lengths)
+        means, first, span, static = static_means(video.tokens, windows, np.ones(len(windows), dtype=bool))
+        moving = ~windows.static[owner]
+        counts, moving_counts = (_clusters_of(sizes, cluster_ratio) for sizes in (static, moving.sum(1)))
+        merged, size, centre = _cluster(means, np.arange(len(means)), static, counts, self.k)
+        others, other_size, ids = _cluster(rows, np.flatnonzero(moving), moving.sum(1), moving_counts, self.k)
         before = windows.first + np.arange(len(windows))  # the number of a window's static group
         later = np.arange(video.frames) + owner + 1  # the number of a frame's group
-        group = np.concatenate([np.repeat(before, counts), np.repeat(later, moving_counts)])
-        order = np.argsort(group, kind="stable")
-        place = on(order, rows)
-        size = torch.cat([of * on(np.repeat(windows.lengths, counts), rows), size])[place]
-        kept = token_set(video, torch.cat([heads[centre], ids])[place], torch.cat([still, moving])[place], size)
-        return replace(kept, group=on(group[order], rows))
+        group = on(np.concatenate([np.repeat(before, counts), np.repeat(later, moving_counts)]), rows)
+        order = group.sort(stable=True).indices
+        tokens, ids = torch.cat([merged, others])[order], torch.cat([first[centre], ids])[order]
+        kept = token_set(video, ids, tokens, torch.cat([size * span[centre], other_size])[order])
+        return replace(kept, group=group[order])
 
 
 def refine_runs(labels: np.ndarray) -> np.ndarray:
@@ -149,6 +136,7 @@ def _run_starts(labels: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.diff(labels, prepend=labels[:1] - 1))
 
 
+@torch.no_grad()
 def _pair_cosine(tokens: Tensor, norms: Tensor, lengths: np.ndarray) -> Tensor:
     """[W, N] mean cosine of a cell over all pairs of different frames of each window, 0 for one frame: with unit
     vectors u, (|sum u|^2 - sum |u|^2) / (W * (W - 1)). Some cells at a time, so that no copy of the video is made."""
@@ -179,21 +167,19 @@ def _cluster(
     means [C, D], how many rows each merges [C], and the row of each centre [C]; by group, then by falling score."""
     sizes, counts = sizes[sizes > 0], counts[sizes > 0]
     place, inside = padding(sizes)
-    slot = on(ids[(sizes.cumsum() - sizes)[:, None] + place], rows)
-    rank = on(place, rows)
+    slot, rank = on(ids[(sizes.cumsum() - sizes)[:, None] + place], rows), on(place, rows)
     nearest = rank.clone()
     for width in np.unique(sizes[sizes > SMALL] // 32):  # groups of like size together: little padding
         alike = np.flatnonzero((sizes // 32 == width) & (sizes > SMALL))
         some, n = on(alike, rows), int(sizes[alike].max())
         found = ranked_clusters(rows, slot[some, :n], on(inside[alike, :n], rows), on(counts[alike], rows), k)
         rank[some, :n], nearest[some, :n] = found
-    total, member = int(counts.sum()), on(np.flatnonzero(inside), rows)
-    number = rank.gather(1, nearest) + on(counts.cumsum() - counts, rows)[:, None]  # of the cluster, over all groups
-    number, source = number.flatten()[member], slot.flatten()[member]
+    total, real = int(counts.sum()), on(np.flatnonzero(inside), rows)
+    number = (rank.gather(1, nearest) + on(counts.cumsum() - counts, rows)[:, None]).flatten()[real]  # of the cluster
+    row = slot.flatten()[real]
     order, size = grouped(number, torch.arange(total, device=rows.device))
-    middle = ids_of((rank < on(counts, rows)[:, None]).flatten()[member], total)
-    centre = source.new_empty(total).scatter_(0, number[middle], source[middle])
-    return group_mean(rows, source[order], size), size, centre
+    middle = ids_of((rank < on(counts, rows)[:, None]).flatten()[real], total)
+    return group_mean(rows, row[order], size), size, torch.empty_like(middle).scatter_(0, number[middle], row[middle])
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,9 @@ def peak_scores(square: Tensor, valid: Tensor | None, k: int, most: Tensor | Non
 
 
 def separation(square: Tensor, density: Tensor, valid: Tensor | None = None) -> Tensor:
-    """delta [G, n]: the distance of every row to the nearest denser one, for the densest row the largest distance in its
-    group. square: [G, n, n] squared distances; density: [G, n], anything in its order, lowest in the padding; valid as
-    in :func:`peak_scores`."""
+    """delta [G, n]: the distance of every row to the nearest denser one, for the densest row the largest distance in
+    its group. square: [G, n, n] squared distances; density: [G, n], anything in its order, lowest in the padding; valid
+    as in :func:`peak_scores`."""
     rank = ranks(density)
     delta = square.masked_fill(rank[:, None] >= rank[:, :, None], torch.inf).amin(-1)
     if valid is not None:
