@@ -32,7 +32,17 @@ from torch.nn.functional import embedding, normalize
 from holitom.errors import BadUsage
 from holitom.methods.base import every_token, need_field, on_host, token_set
 from holitom.ops.clusters import group_scores
-from holitom.ops.tensors import frame_mean, group_mean, grouped, ids_of, neighbour_cosine, on, ranks, top_mask
+from holitom.ops.tensors import (
+    frame_mean,
+    group_mean,
+    grouped,
+    ids_of,
+    neighbour_cosine,
+    on,
+    ranks,
+    top_mask,
+    workspace,
+)
 from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures, check_budget
 
 
@@ -128,7 +138,7 @@ class FastVID:
         owner, member = [], []
         for few, many in np.unique(np.stack([each, carriers], 1)[joins], axis=0).tolist():  # frames of like segments
             alike = np.flatnonzero(joins & (each == few) & (carriers == many))
-            pieces = len(alike) * (rest.shape[1] + few * many) * rows.shape[1] >> 21  # each stays near a CPU's core
+            pieces = len(alike) * (rest.shape[1] + few * many) * rows.shape[1] // workspace(rows)
             for some in np.array_split(alike, min(len(alike), pieces + 1)):
                 slots = on(begin[some], rest)[:, None] + torch.arange(few * many, device=rest.device)
                 free = rest[on(some, rest)]

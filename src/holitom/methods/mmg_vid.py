@@ -33,7 +33,7 @@ from torch import Tensor
 from holitom.errors import BadUsage
 from holitom.methods.base import budget_tokens, every_token, on_host, token_set
 from holitom.ops.clusters import peak_scores, separation, squared_distances
-from holitom.ops.tensors import frame_mean, group_mean, ids_of, neighbour_cosine, on, row_norms, top_mask
+from holitom.ops.tensors import frame_mean, group_mean, ids_of, neighbour_cosine, on, row_norms, top_mask, workspace
 from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures
 
 NEIGHBOURS, EXTRA, LIMITS = 7, 0.1, (0.05, 0.95)
@@ -106,7 +106,7 @@ def _guided_peaks(tokens: Tensor, norms: Tensor, lengths: np.ndarray, counts: np
     kept = torch.zeros_like(norms, dtype=torch.bool)
     for j in range(int(lengths.max())):
         segments = np.flatnonzero(lengths > j)
-        pieces = len(segments) * cells * (dim + 3 * cells) >> 21  # each stays near a CPU's core
+        pieces = len(segments) * cells * (dim + 3 * cells) // workspace(tokens)
         for some in np.array_split(segments, min(len(segments), pieces + 1)):
             g, t, m = (on(array, tokens) for array in (some, first[some] + j, counts[some]))
             x = tokens.index_select(0, t).float()

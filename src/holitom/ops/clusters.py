@@ -18,9 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from holitom.ops.tensors import gram, group_mean, grouped, ids_of, on, ranks
-
-_CACHE = 1 << 21  # float32 elements that stay near a CPU's core; more only cost memory traffic
+from holitom.ops.tensors import gram, group_mean, grouped, ids_of, on, ranks, workspace
 
 
 @torch.no_grad()
@@ -138,7 +136,7 @@ def _nearest(square: Tensor, k: int) -> Tensor:
 
 def _chunks(rows: Tensor, ids: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Groups that fit into the workspace together, with their squared distances, which the caller may overwrite."""
-    room = _CACHE if rows.device.type == "cpu" else max(_CACHE, rows.numel() // 4)
-    step = max(1, room // (ids.shape[1] * rows.shape[1] + 3 * ids.shape[1] ** 2))
+    each = ids.shape[1] * (rows.shape[1] + 3 * ids.shape[1])
+    step = max(1, workspace(rows) // max(1, each))
     for i in range(0, len(ids), step):
         yield slice(i, i + step), squared_distances(embedding(ids[i : i + step], rows))

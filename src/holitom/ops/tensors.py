@@ -22,6 +22,12 @@ def on(array: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(like.device, non_blocking=True)
 
 
+def workspace(rows: Tensor) -> int:
+    """Float32 elements to work on at once: a quarter of the rows; on a CPU at most what stays near its core."""
+    quarter = max(1 << 18, rows.numel() // 4)
+    return min(quarter, 1 << 21) if rows.device.type == "cpu" else quarter
+
+
 # --- counts
 
 
