@@ -229,7 +229,8 @@ def _read(film: _Film, frames: int, sampling: Sampling, hidden: int) -> Frames:
         notes.append(f"{frames} frames were asked, the video has {total}: {how}")
     if hidden:
         notes.append(f"an edit list hides {hidden} frames, which are {'used' if sampling.hidden else 'left out'}")
-    if total < film.announced - (0 if sampling.hidden else hidden):
+    reached = max(total, round(duration * film.rate))  # files of uneven rate announce frames for their gaps
+    if reached < film.announced - (0 if sampling.hidden else hidden):
         notes.append(f"the file announces {film.announced} frames, {total} can be decoded: it is cut off or damaged")
     elif duration + 0.5 < 0.95 * film.length:
         notes.append(f"the file announces {film.length:.1f} s, its pictures end after {duration:.1f} s")

@@ -74,12 +74,12 @@ class Qwen25VL(AdapterBase):
         encoded = clock(pixels.device)
         parts = {"tokens": tokens}
         if attention:
-            order = self._raster(video_grid_thw).to(tokens.device)
+            library = sys.modules[type(attention).__module__]
+            order = self._raster(library, video_grid_thw).to(tokens.device)
             query, key, _ = seen["qkv"].unflatten(-1, (3, attention.num_heads, -1)).unbind(1)
             found = {}
             if "saliency" in requires:
-                rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb_vision
-                turned = rotate(query, key, *seen["position_embeddings"])
+                turned = library.apply_rotary_pos_emb_vision(query, key, *seen["position_embeddings"])
                 frames = (tuple(part[a:b][None] for part in turned) for a, b in pairwise(seen["cu_seqlens"].tolist()))
                 found["saliency"] = torch.cat([received_attention(*qk, attention.scaling)[0] for qk in frames])
             if "keys" in requires:
@@ -113,14 +113,8 @@ class Qwen25VL(AdapterBase):
         self.core.rope_deltas = deltas  # as the model's own forward does
         return found
 
-    def _raster(self, grid_thw: Tensor) -> Tensor:
+    def _raster(self, library: Any, grid_thw: Tensor) -> Tensor:
         """For every token in reading order, its place in the order of windows in which the tower works."""
-        visual: Any = self.core.visual
-        find = sys.modules[type(visual).__module__].get_vision_window_index
-        windows, _ = find(
-            grid_thw,
-            spatial_merge_size=visual.spatial_merge_size,
-            window_size=visual.window_size,
-            patch_size=visual.patch_size,
-        )
-        return torch.argsort(torch.as_tensor(windows))
+        sizes = ("spatial_merge_size", "window_size", "patch_size")
+        found = library.get_vision_window_index(grid_thw, **{name: getattr(self.core.visual, name) for name in sizes})
+        return torch.argsort(torch.as_tensor(found[0]))
