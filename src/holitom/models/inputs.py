@@ -190,7 +190,9 @@ def load_model(
     chosen = {"dtype": _DTYPES.get(dtype or "auto", dtype), "attn_implementation": attention, "device_map": device_map}
     try:
         model = LlavaOnevisionForConditionalGeneration.from_pretrained(str(path), **chosen)
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+    except ImportError as error:
+        raise CannotRun(f"attention {attention!r} cannot be had ({_first_line(error)})", fix="use 'sdpa'") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _cannot_load(path, error) from error
     return (model if device_map is not None else model.to(device)).eval()
 
