@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
+from holitom.errors import BadUsage
 from holitom.models.encoding import EncodedVideos
 
 
@@ -60,8 +63,20 @@ class AdapterBase:
     def packed(self, rows: Tensor) -> Any:
         return rows[None]
 
-    def run(self, model: nn.Module, reduction: Any) -> Any:
-        """The ``with`` block's object; families that are not transformers' own models bring theirs."""
-        from holitom.attaching.session import Run
-
-        return Run(model, self, reduction)
+    def embed_prompt(self, ids: Tensor, given: Mapping[str, Any]) -> Tensor:
+        """Embeddings [B, S, D] of a prompt's ids, with its images in their places; what stands for a video is left to
+        the caller. given: the arguments of the call, among them the images' pixels."""
+        core: Any = self.core
+        embeds = core.get_input_embeddings()(ids.masked_fill(ids == self.video_token_id, 0))
+        if given.get("pixel_values") is None:
+            return embeds
+        names = inspect.signature(core.get_image_features).parameters
+        features = core.get_image_features(**{n: given[n] for n in names if given.get(n) is not None}).pooler_output
+        features = torch.cat(list(features)).to(embeds)
+        place = ids == self.config.image_token_id
+        if int(place.sum()) != len(features):
+            raise BadUsage(
+                f"{int(place.sum())} image placeholders for {len(features)} embeddings of images",
+                fix="give the prompt that the model's own processor makes",
+            )
+        return embeds.masked_scatter(place[..., None].to(embeds.device), features)

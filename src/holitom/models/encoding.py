@@ -7,17 +7,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import time
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from holitom.moments import Span, clock
 from holitom.types import VideoFeatures
 
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
 """Size of one float32 block of attention maps [frames, heads, patches, patches]; bounds the memory of a saliency pass.
 On a GPU 30 frames of SigLIP's 729 patches fit, so that there are few launches."""
+
+
+
+def clock(device: torch.device) -> float:
+    """Seconds."""
+    return time.perf_counter()
+
 
 Reading = tuple[Tensor | None, Tensor | None]
 """Saliency and keys, as read from one call of an attention."""
@@ -42,7 +50,7 @@ class Probe:
 
     saliency: Tensor | None = None
     keys: Tensor | None = None
-    seconds: float | Span = 0.0
+    seconds: float = 0.0
     _chunks: list[Reading] = field(default_factory=list)
 
 

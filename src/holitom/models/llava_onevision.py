@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from holitom.errors import BadUsage, UnsupportedModel
-from holitom.layout import Order
 from holitom.models.base import AdapterBase
 from holitom.models.encoding import EncodedVideos, clock, probe_attention
 from holitom.models.siglip_head import HUB, HeadRecord, PoolingHead, find_pooling_head
 from holitom.types import VideoFeatures
 from holitom.versions import FORWARD_ONLY, require_transformers
 
+Order = Literal["end", "row", "none"]
 NEWLINE_ORDERS: dict[str, Order] = {"one_token": "end", "grid": "row", "no_token": "none"}
 POOL_MODES = ("bilinear", "average")
 

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isqrt
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from holitom.errors import UnsupportedModel
-from holitom.layout import Order
 from holitom.models.base import AdapterBase
 from holitom.models.encoding import EncodedVideos, Probe, clock, probe_attention
 from holitom.models.llava_onevision import frames_of, newline_order
 from holitom.types import VideoFeatures
 
+Order = Literal["end", "row", "none"]
 IMAGE_TOKEN = -200
 """What stands for an image or a video in a prompt of that package (its constant IMAGE_TOKEN_INDEX)."""
 
@@ -81,11 +81,6 @@ class LlavaPackage(AdapterBase):
         side = isqrt(tokens.shape[1])
         videos = (VideoFeatures(grid=(side, side), **{n: p[i] for n, p in split.items()}) for i in range(len(sizes)))
         return EncodedVideos(videos=tuple(videos), seconds=seconds)
-
-    def run(self, model: nn.Module, reduction: Any) -> Any:
-        from holitom.attaching.llava_session import LlavaRun
-
-        return LlavaRun(model, self, reduction)
 
 
 def _order(config: Any) -> Order:

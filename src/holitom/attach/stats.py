@@ -1,22 +1,25 @@
-"""What a reduced run did: tokens requested and kept, tokens per layer, cost, seconds, and whether every stage acted."""
+"""What a block has done: token counts that were asked for and spent, seconds, and whether every stage acted."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from holitom.budgets import TokenBudget
+import torch
+
 from holitom.errors import CannotRun
 from holitom.flops import LLMShape
-from holitom.moments import Seconds
-from holitom.ops.transfer import Later
 from holitom.types import Reduction
 
+WITHIN = 1.0
+"""Tokens per frame by which two realised budgets may differ and still be called equal."""
 
-@dataclass
+
+@dataclass(frozen=True)
 class SampleStats:
     """One prompt of one prefill (beams of a prompt count once).
 
@@ -31,8 +34,8 @@ class SampleStats:
 
     videos: int
     frames: int
-    cells: int | float
-    budget: float | int
+    cells: float
+    budget: float
     requested: int
     kept: int
     newlines: int
@@ -44,10 +47,7 @@ class SampleStats:
     newlines_per_layer: tuple[int, ...] = ()
     prompt_per_layer: tuple[int, ...] = ()
     cached_per_layer: tuple[int, ...] = ()
-    seconds: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.seconds = Seconds(self.seconds)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def full(self) -> int:
@@ -76,14 +76,60 @@ class SampleStats:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a record."""
+        derived = ("realised", "off_per_frame", "flops_paper", "flops_exact")
         values = {name: value for name, value in vars(self).items() if name != "shape"}
-        return values | {
-            "seconds": dict(self.seconds.items()),
-            "realised": self.realised,
-            "off_per_frame": self.off_per_frame,
-            "flops_paper": self.flops_paper,
-            "flops_exact": self.flops_exact,
-        }
+        return values | {name: getattr(self, name) for name in derived}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBudget:
+    """Tokens of one video (or of all videos of one prompt), as means over the prompts of a run.
+
+    asked_share, asked_tokens: what the outer stage was given as its budget (1 and all tokens where there is none);
+    full_tokens, full_newlines: of the unreduced video; kept_tokens, kept_newlines: what entered the language model;
+    layer_tokens, layer_newlines: what entered a layer, averaged over all layers of the language model; frames: of the
+    video. off_per_frame: kept minus asked tokens, per frame; farthest_off: the same of the prompt where it is farthest
+    from 0.
+    """
+
+    asked_share: float
+    asked_tokens: float
+    full_tokens: float
+    full_newlines: float
+    kept_tokens: float
+    kept_newlines: float
+    layer_tokens: float
+    layer_newlines: float
+    frames: float
+    off_per_frame: float
+    farthest_off: float
+
+    @property
+    def share(self) -> float:
+        """Realised before the language model: visual tokens that entered it, of the full video's."""
+        return self.kept_tokens / self.full_tokens
+
+    @property
+    def share_with_newlines(self) -> float:
+        """The same, newline embeddings counted on both sides."""
+        return (self.kept_tokens + self.kept_newlines) / (self.full_tokens + self.full_newlines)
+
+    @property
+    def layer_share(self) -> float:
+        """Averaged over the layers, as HieraVid and FastV count."""
+        return self.layer_tokens / self.full_tokens
+
+    @property
+    def met(self) -> bool:
+        """Whether the realised budget is within one token per frame of what was asked."""
+        return abs(self.off_per_frame) <= WITHIN
+
+    def remark(self) -> str:
+        """For a table: "" when the budget was met, else by how much the realised one differs."""
+        if self.met:
+            return ""
+        side = "over" if self.off_per_frame > 0 else "under"
+        return f"{abs(self.off_per_frame):.1f} tokens per frame {side} the asked {100 * self.asked_share:g} %"
 
 
 def token_budget(samples: Sequence[SampleStats]) -> TokenBudget:
@@ -110,15 +156,14 @@ def token_budget(samples: Sequence[SampleStats]) -> TokenBudget:
 class RunStats:
     """Everything since the ``with`` block began. ``stages``: the stages that were asked for; ``identities``: those of
     them whose parameters ask for nothing; ``calls``: how often each ran; ``removed``: how many tokens each took away
-    (for a decode stage: left unread), summed over everything; ``samples``: one per prompt; ``later``: counts and checks
-    that the device knows and nobody has read yet."""
+    (for a decode stage: left unread), summed over everything."""
 
     stages: tuple[str, ...] = ()
     identities: frozenset[str] = frozenset()
     calls: Counter[str] = field(default_factory=Counter)
     removed: Counter[str] = field(default_factory=Counter)
-    later: Later = field(default_factory=Later, repr=False, compare=False)
     _samples: list[SampleStats] = field(default_factory=list)
+    _unread: list[tuple[SampleStats, dict[str, Any]]] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
     def of(cls, reduction: Reduction) -> RunStats:
@@ -131,24 +176,23 @@ class RunStats:
             return cls(tuple(named), frozenset(nothing))
         return cls(("outer", *named), frozenset(nothing | ({"outer"} if reduction.budget == 1 else set())))
 
+    def add(self, samples: Sequence[SampleStats], spans: Mapping[str, Any]) -> None:
+        """Note the prompts of one prefill. spans: by stage its seconds, or two marks, which are read when asked for."""
+        self._samples += samples
+        self._unread += [(sample, dict(spans)) for sample in samples]
+
     @property
     def samples(self) -> list[SampleStats]:
-        """One per prompt of every prefill so far. BadUsage if a stage met values or gave ids that it must not."""
-        self.later.settle()
+        """One per prompt of every prefill so far; on CUDA this waits until the last of them has run."""
+        for sample, spans in self._unread:
+            sample.seconds.update({name: seconds(span) for name, span in spans.items()})
+        self._unread.clear()
         return self._samples
-
-    @samples.setter
-    def samples(self, samples: list[SampleStats]) -> None:
-        self._samples = samples
-
-    def add(self, samples: Iterable[SampleStats]) -> None:
-        """Note further samples, of which counts may still be on the device."""
-        self._samples += samples
 
     @property
     def last(self) -> SampleStats:
         """The newest sample."""
-        if not self.samples:
+        if not self._samples:
             raise CannotRun("no video has been prefilled yet", fix="call model.generate(...) with a video first")
         return self.samples[-1]
 
@@ -160,7 +204,7 @@ class RunStats:
     @property
     def acted(self) -> bool:
         """True if there was a video, every stage that was asked for has run, and has taken tokens away if it should."""
-        return bool(self.samples) and not self.missing and not self.idle
+        return bool(self._samples) and not self.missing and not self.idle
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -175,7 +219,7 @@ class RunStats:
 
     def check_acted(self) -> None:
         """CannotRun if there was no video at all, or if a stage that was asked for never ran or changed nothing."""
-        if not self.samples:
+        if not self._samples:
             raise CannotRun("no video reached the model, so nothing was reduced", fix="give a prompt with a video")
         if self.missing:
             raise CannotRun(
@@ -184,8 +228,28 @@ class RunStats:
             )
         if self.idle:
             raise CannotRun(
-                f"{', '.join(self.idle)} kept every token of all {len(self.samples)} prompts, so the run measures the "
+                f"{', '.join(self.idle)} kept every token of all {len(self._samples)} prompts, so the run measures the "
                 "model without it",
                 fix="ask for fewer tokens, or give longer videos; a stage that is meant to keep all needs ratio 0 (or "
                 "a budget of 1)",
             )
+
+
+def mark(device: torch.device) -> Any:
+    """This moment: seconds on a CPU; on CUDA an event in the stream, so that nobody waits here."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def seconds(span: Any) -> float:
+    """Of seconds, or of two marks (on CUDA this waits for the later one)."""
+    if not isinstance(span, tuple):
+        return float(span)
+    start, end = span
+    if isinstance(start, float):
+        return end - start
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
