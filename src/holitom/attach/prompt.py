@@ -1,6 +1,6 @@
-"""The prompt: every video is reduced, its newlines are placed, and the rows that are left take its place in the prompt.
+"""The prompt: every video is reduced, its newlines are placed, and what is left takes its place among the embeddings.
 
-What a prompt consists of is written down on the host, in one copy per video; only embeddings stay on the device.
+What a prompt consists of is written down on the host, in one copy per video; embeddings stay on their device.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +23,11 @@ TEXT, VISUAL, NEWLINE = 0, 1, 2
 
 @dataclass(frozen=True)
 class Placed:
-    """The rows of one video in the order in which the model reads them, newlines among them.
+    """The rows [P, D] of one video in the order in which the model reads them, newlines among them.
 
-    rows: [P, D]. On the host: place [P], the place that each row has among the embeddings of the whole video, newlines
-    counted; visual [P], False for newlines; group, gain [P] as in the TokenSet (None: no groups), where a newline has
-    those of the token before it. full: how many embeddings the whole video has.
+    On the host: place [P], the place of each row among the embeddings of the whole video, newlines counted; visual [P],
+    False for newlines; group, gain [P] as in the TokenSet (None: no groups), where a newline has those of the token
+    before it. full: how many embeddings the whole video has.
     """
 
     rows: Tensor
@@ -37,49 +37,40 @@ class Placed:
     group: Tensor | None = None
     gain: Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.place)
 
-
-def arrange(
-    kept: TokenSet, frames: int, grid: tuple[int, int], newline: Tensor | None, order: Literal["end", "row", "none"]
-) -> Placed:
-    """Put the kept tokens of a video of ``frames`` and the model's newline embedding [D] in the model's order.
+def arrange(kept: TokenSet, frames: int, grid: tuple[int, int], newline: Tensor | None, order: str) -> Placed:
+    """Put the kept tokens of a video and the model's newline embedding [D] in the model's order.
 
     "end" (LLaVA-OneVision): the tokens as the method ordered them, then one newline. "row" (LLaVA-Video): tokens by
-    frame and cell, and a newline after every grid row that still holds one, as in HoliTom's release; newlines come on
-    top of the budget. "none", or "end" without a newline: the tokens alone. BadUsage for "row" without a newline.
+    frame and cell, and a newline after every grid row that still holds one, as in HoliTom's release; these newlines
+    come on top of the budget. "none", or "end" without a newline: the tokens alone.
     """
     height, width = grid
     if order == "row":
-        if newline is None:
-            raise BadUsage("a newline after every row needs the newline embedding", fix="pass it, or use 'none'")
-        row = kept.frame * height + kept.cell // width  # of all rows of the video; each has a place for its newline
+        row = kept.frame * height + kept.cell // width  # each row of the video has one place more, for its newline
         place, full = row * (width + 1) + kept.cell % width, frames * height * (width + 1)
         newlines = torch.unique(row) * (width + 1) + width
     else:
-        ends = int(order == "end" and newline is not None)
-        place, full = kept.frame * (height * width) + kept.cell, frames * height * width + ends
-        newlines = place.new_full((ends,), full - ends)
+        full = frames * height * width + (order == "end" and newline is not None)
+        place = kept.frame * (height * width) + kept.cell
+        newlines = torch.arange(frames * height * width, full, device=place.device)
     rows, place = kept.tokens, torch.cat([place, newlines])
     if len(newlines):
         rows = torch.cat([rows, newline.to(rows).expand(len(newlines), -1)])
-    visual = torch.arange(len(place)) < len(kept)
-    by_place = None
+    source = torch.arange(len(place), device=place.device)
     if order == "row":
-        by_place = place.argsort(stable=True)
-        rows, place = rows[by_place], place[by_place]
-        by_place = by_place.cpu()
-        visual = visual[by_place]
+        source = place.argsort(stable=True)
+        rows, place = rows[source], place[source]
+    place, source = torch.stack([place, source]).cpu()
+    visual = source < len(kept)
 
     def carried(values: Tensor | None) -> Tensor | None:
         if values is None:
             return None
-        every = torch.cat([values.cpu(), torch.zeros(len(newlines), dtype=values.dtype)])
-        every = every if by_place is None else every[by_place]
+        every = torch.cat([values.cpu(), values.cpu().new_zeros(len(newlines))])[source]
         return torch.where(visual, every, every.roll(1))
 
-    return Placed(rows, place.cpu(), visual, full, carried(kept.group), carried(kept.gain))
+    return Placed(rows, place, visual, full, carried(kept.group), carried(kept.gain))
 
 
 def reduced(video: VideoFeatures, reduction: Reduction, adapter: Any) -> Placed:
@@ -102,87 +93,93 @@ def reduced(video: VideoFeatures, reduction: Reduction, adapter: Any) -> Placed:
     return arrange(kept, video.frames, video.grid, adapter.newline, adapter.newline_order)
 
 
-class Held:
-    """The tokens of a batch of prompts that one decoder layer holds, padded on the left to one length.
+@dataclass(frozen=True)
+class Row:
+    """The tokens of one prompt, without padding: kind [n]; group, gain [n] of the outer stage (None: no groups)."""
 
-    On the host, per prompt: ids, ascending, into the prompt without padding; numbers, their rotary positions; pads. shift:
-    by how much its numbers are smaller here than in the first layer at the end of the prompt (None: nothing renumbered).
+    kind: Tensor
+    group: Tensor | None = None
+    gain: Tensor | None = None
+
+    def __getitem__(self, ids: Tensor) -> Row:
+        return Row(*(None if values is None else values[ids] for values in (self.kind, self.group, self.gain)))
+
+    def may_go(self, stage: Any) -> Tensor:
+        """Which tokens a stage may drop: visual ones, and newlines where it counts them as such."""
+        return self.kind != TEXT if stage.include_newlines else self.kind == VISUAL
+
+
+@dataclass(eq=False)
+class Held:
+    """The tokens of a batch of prompts that one decoder layer holds, padded on the left to one length S.
+
+    ids: per prompt, ascending, into the prompt without padding; positions [..., B, S]: the rotary ones; shift [B]: by
+    how much these are smaller than the first layer's at the end of the prompt (None: nothing was renumbered).
     """
 
-    def __init__(self, ids: Sequence[Tensor], numbers: Sequence[Tensor], shift: list[int] | None = None) -> None:
-        self.ids, self.numbers, self.shift = list(ids), list(numbers), shift
-        self.length = max(map(len, ids))
-        self.pads = [self.length - len(row) for row in ids]
+    ids: list[Tensor]
+    positions: Tensor
+    shift: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.length = max(map(len, self.ids))
+        self.pads = [self.length - len(row) for row in self.ids]
 
     def real(self, batched: Tensor, b: int) -> Tensor:
         """The rows of one prompt without its padding: [B or 1, S, ...] -> [S_b, ...]."""
         return batched[b if len(batched) > 1 else 0, self.pads[b] :]
 
-    def mask(self, new: int = 0) -> Tensor | None:
-        """Which slots, and columns ``new`` behind the prompt, are no padding [B, S + new]; None where there is none."""
+    def mask(self, behind: int = 0) -> Tensor | None:
+        """Which slots, and columns behind the prompt, are no padding [B, S + behind]; None where there is none."""
         if not any(self.pads):
             return None
-        return torch.arange(self.length + new) >= torch.tensor(self.pads)[:, None]
+        return torch.arange(self.length + behind) >= torch.tensor(self.pads)[:, None]
 
-    def slots(self, kept: Held) -> Tensor:
-        """For every slot of ``kept`` the slot here of the same token [B, S']; 0 for padding."""
-        pairs = zip(self.ids, kept.ids, self.pads, strict=True)
-        return pad_left([torch.searchsorted(mine, theirs) + pad for mine, theirs, pad in pairs])
+    def slots(self, ids: Sequence[Tensor]) -> Tensor:
+        """The slots of some tokens, ascending per prompt: [B, S'], padded on the left with 0."""
+        rows = zip(self.ids, ids, self.pads, strict=True)
+        return pad_left([torch.searchsorted(mine, some) + pad for mine, some, pad in rows])
 
-    def only(self, kept: Held) -> Held:
-        """What is left here when a later layer's tokens alone stay; positions do not change."""
-        pairs = zip(self.ids, self.numbers, kept.ids, strict=True)
-        return Held(kept.ids, [number[torch.searchsorted(ids, stay)] for ids, number, stay in pairs], self.shift)
+    def kept(self, ids: list[Tensor]) -> Held:
+        """What is left here when these tokens alone stay, at their positions."""
+        slots = self.slots(ids)
+        return Held(ids, self.positions.gather(-1, slots.expand(*self.positions.shape[:-1], -1)), self.shift)
 
 
 @dataclass
 class Prompt:
     """A batch of reduced prompts as the language model gets it, padded on the left.
 
-    positions: [B, S], or [1 + axes, B, S] where they are places on a grid (``on_grid``), behind a row that counts; mask:
-    [B, S], None where it says nothing; following [B]: the position of the first token behind. On the host, per prompt:
-    kind [S_b]; group, gain [S_b], None without groups. base: what enters the first layer; layers: what every decoder
-    layer holds of the prompt. times: rows of each prompt, side by side; about: per prompt, for its SampleStats.
+    mask [B, S], None where it says nothing; positions [B, S], or [1 + axes, B, S] where they are places on a grid,
+    behind a row that counts; following [B]: those of the first token behind. base: what enters the first layer; layers:
+    what every decoder layer holds. samples, seconds: for the statistics, one sample per prompt (None without video).
     """
 
-    positions: Tensor
+    rows: list[Row]
     mask: Tensor | None
+    positions: Tensor
     following: Tensor
-    on_grid: bool
-    kind: list[Tensor]
-    group: list[Tensor | None]
-    gain: list[Tensor | None]
     base: Held
     layers: list[Held]
-    about: list[dict[str, Any]] = field(default_factory=list)
-    spans: dict[str, Any] = field(default_factory=dict)
-    times: int = 1
+    samples: list[Any] = field(default_factory=list)
+    seconds: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def on_grid(self) -> bool:
+        return self.positions.ndim == 3
 
     def repeated(self, times: int) -> Prompt:
-        """Every prompt ``times`` times in a row, as beams and returned sequences repeat it."""
-
-        def each(values: list) -> list:
-            return [value for value in values for _ in range(times)]
-
-        base = Held(each(self.base.ids), each(self.base.numbers))
-        return replace(
-            self,
-            positions=self.positions.repeat_interleave(times, -2),
-            mask=None if self.mask is None else self.mask.repeat_interleave(times, 0),
-            following=self.following.repeat_interleave(times),
-            kind=each(self.kind),
-            group=each(self.group),
-            gain=each(self.gain),
-            base=base,
-            layers=[base] * len(self.layers),
-            times=times,
-        )
+        """Every prompt ``times`` times in a row, as generation repeats it for beams and returned sequences."""
+        rows, ids = ([value for value in values for _ in range(times)] for values in (self.rows, self.base.ids))
+        base = Held(ids, self.base.positions.repeat_interleave(times, -2))
+        following = self.following.repeat_interleave(times)
+        return replace(self, rows=rows, following=following, base=base, layers=[base] * len(self.layers))
 
 
 def splice(
     ids: Tensor,
-    mask: Tensor | None,
     embeds: Tensor,
+    pads: Sequence[int],
     videos: Sequence[Sequence[Placed]],
     *,
     token: int,
@@ -197,49 +194,38 @@ def splice(
     with all of the video's tokens, however many placeholders stand for it. grid [axes, B, S]: the positions of the
     whole prompt, of which every token keeps its own; they need one placeholder for every embedding of a video.
     """
-    pads, device = left_pads(mask, ids), embeds.device
-    rows, kinds, numbers, groups, gains = [], [], [], [], []
+    spliced, rows, numbers = [], [], []
     for b, pad in enumerate(pads):
         pieces, kind, number, spans, cursor, drift = [], [], [], [], pad, -pad
         for (start, stop), video in zip(runs(ids[b], token), videos[b], strict=True):
             if grid is not None and stop - start != video.full:
                 raise BadUsage(
-                    f"{stop - start} placeholders for a video of {video.full} tokens, whose positions are read from "
-                    "the prompt",
+                    f"{stop - start} placeholders for a video of {video.full} tokens, whose positions the prompt tells",
                     fix="give the prompt that the model's own processor makes",
                 )
             pieces += [embeds[b, cursor:start], video.rows.to(embeds)]
             kind += [torch.full((start - cursor,), TEXT), torch.where(video.visual, VISUAL, NEWLINE)]
             number += [torch.arange(cursor, start) + drift, video.place + start + drift]
-            spans.append((sum(map(len, kind)) - len(video), video))
+            spans.append((sum(map(len, kind)) - len(video.place), video))
             cursor, drift = stop, drift + video.full - (stop - start)
-        pieces.append(embeds[b, cursor:])
-        kind.append(torch.full((ids.shape[1] - cursor,), TEXT))
-        number.append(torch.arange(cursor, ids.shape[1]) + drift)
-        rows.append(torch.cat(pieces))
-        kinds.append(torch.cat(kind))
-        numbers.append(torch.cat(number))
-        group, gain = _grouped(len(kinds[b]), spans)
-        groups.append(group)
-        gains.append(gain)
-    count = [torch.arange(len(kind)) for kind in kinds]
+        spliced.append(torch.cat([*pieces, embeds[b, cursor:]]))
+        kinds = torch.cat([*kind, torch.full((ids.shape[1] - cursor,), TEXT)])
+        rows.append(Row(kinds, *_grouped(len(kinds), spans)))
+        numbers.append(torch.cat([*number, torch.arange(cursor, ids.shape[1]) + drift]))
+    count = [torch.arange(len(number)) for number in numbers]
+    positions = pad_left(numbers if keeps_places or grid is not None else count)
     if grid is not None:
-        columns = pad_left([number + pad for number, pad in zip(numbers, pads, strict=True)]).to(grid.device)
-        positions = grid.gather(2, columns.expand(len(grid), -1, -1))
-        positions = torch.cat([pad_left(count).to(positions)[None], positions])
-        following = positions[1:, :, -1].amax(0) + 1
-    else:
-        numbers = numbers if keeps_places else count
-        positions = pad_left(numbers).to(device)
-        following = positions[:, -1] + 1
-    base = Held(count, numbers)
-    real = base.mask()
-    if real is None and (keeps_places or grid is not None):  # gaps without a mask would be read as packed sequences
-        real = torch.ones(len(rows), base.length)
-    mask = None if real is None else real.long().to(device)
-    return pad_left(rows), Prompt(
-        positions, mask, following, grid is not None, kinds, groups, gains, base, [base] * layers
-    )
+        columns = positions + torch.tensor(pads)[:, None]
+        places = grid.cpu().gather(2, columns.expand(len(grid), -1, -1))
+        positions = torch.cat([pad_left(count)[None], places])
+    base = Held(count, positions if grid is None else places)
+    mask = base.mask()
+    if mask is None and (keeps_places or grid is not None):  # gaps without a mask would be read as packed sequences
+        mask = torch.ones(len(rows), base.length)
+    mask = None if mask is None else mask.long().to(embeds.device)
+    positions = positions.to(embeds.device)
+    following = positions[..., -1] + 1 if grid is None else positions[1:, :, -1].amax(0) + 1
+    return pad_left(spliced), Prompt(rows, mask, positions, following, base, [base] * layers)
 
 
 def _grouped(length: int, spans: Sequence[tuple[int, Placed]]) -> tuple[Tensor | None, Tensor | None]:
@@ -247,21 +233,19 @@ def _grouped(length: int, spans: Sequence[tuple[int, Placed]]) -> tuple[Tensor |
     -1: no group (text); a video without groups beside one that has some is one group, of gain 0."""
     if all(video.group is None for _, video in spans):
         return None, None
-    group, first = torch.full((length,), -1), 0
-    gain = torch.zeros(length) if any(video.gain is not None for _, video in spans) else None
+    group, gain, first = torch.full((length,), -1), torch.zeros(length), 0
     for start, video in spans:
-        own = torch.zeros(len(video), dtype=torch.long) if video.group is None else video.group
-        own = own + max(0, first - int(own.min()))
-        group[start : start + len(video)], first = own, int(own.max()) + 1
-        if gain is not None and video.gain is not None:
-            gain[start : start + len(video)] = video.gain.float()
-    return group, gain
+        span = slice(start, start + len(video.place))
+        own = torch.zeros(len(video.place), dtype=torch.long) if video.group is None else video.group
+        group[span] = own + max(0, first - int(own.min()))
+        first = int(group[span].max()) + 1
+        gain[span] = 0.0 if video.gain is None else video.gain.float()
+    return group, None if all(video.gain is None for _, video in spans) else gain
 
 
 def runs(row: Tensor, token: int) -> list[tuple[int, int]]:
     """Half-open ranges of consecutive ``token`` in one prompt [S] (on the host)."""
-    inside = torch.cat([torch.zeros(1, dtype=torch.bool), row == token, torch.zeros(1, dtype=torch.bool)])
-    edges = inside.diff().nonzero().flatten().tolist()
+    edges = torch.nn.functional.pad(row == token, (1, 1)).diff().nonzero().flatten().tolist()
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
@@ -272,29 +256,17 @@ def left_pads(mask: Tensor | None, ids: Tensor) -> list[int]:
     if mask.shape != ids.shape:
         raise BadUsage(f"a mask of shape {list(mask.shape)} for ids {list(ids.shape)}", fix="give one column per id")
     real = mask.bool().cpu()
-    if (real[:, :-1] & ~real[:, 1:]).any():
+    if (real[:, :-1] & ~real[:, 1:]).any() or not real[:, -1].all():
         raise BadUsage(
-            "the prompts are padded on the right or in the middle", fix="pad on the left (padding_side='left')"
+            "a prompt is padded on the right or in the middle, or is all padding",
+            fix="pad on the left (padding_side='left'), and leave empty prompts out",
         )
-    if not real.any(1).all():
-        raise BadUsage("a prompt of the batch is all padding", fix="leave it out of the batch")
     return (~real).sum(1).tolist()
 
 
 def pad_left(rows: Sequence[Tensor]) -> Tensor:
     """Tensors [S_b, ...] -> [B, max S_b, ...], zeros in front."""
     return pad_sequence(list(rows), batch_first=True, padding_side="left")
-
-
-def select(batched: Tensor, slots: Tensor, dim: int) -> Tensor:
-    """Gather slots [B, S'] of every row from a batched tensor along ``dim`` (dimension 0 is the batch)."""
-    slots = slots.to(batched.device)
-    if len(slots) == len(batched) == 1:
-        return batched.index_select(dim, slots[0])
-    shape, target = [1] * batched.ndim, list(batched.shape)
-    shape[0], shape[dim] = slots.shape
-    target[0], target[dim] = slots.shape
-    return batched.expand(len(slots), *batched.shape[1:]).gather(dim, slots.view(shape).expand(target))
 
 
 def own_precision(device: torch.device) -> AbstractContextManager:

@@ -1,12 +1,14 @@
-"""Rows of an attention map inside the decoder: a few queries against all keys, never the whole map."""
+"""What the decoder's hooks read and give: rows of an attention map, attention masks, columns of a cache."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import cache_utils
 
 from holitom.errors import UnsupportedModel
 
@@ -37,7 +39,7 @@ def attention_rows(
     keys, width]: rotated ones of the whole sequence from the cache, of which hidden holds the last (None: made from
     hidden). causal: a query sees the keys up to its own.
     """
-    rotate, where = rotation_of(attention), weights_on(attention.q_proj, hidden.device)
+    rotate, where = rotation_of(attention), device_of(attention.q_proj, hidden)
     hidden, cos, sin = (x.to(where) for x in (hidden, *rotary))
     query = _heads(attention, "q", hidden[first:])
     query = rotate(query, query, cos[first:][None], sin[first:][None])[0][0].float()
@@ -54,15 +56,88 @@ def attention_rows(
     return scores.softmax(-1)
 
 
-def weights_on(module: nn.Module, otherwise: torch.device) -> torch.device:
-    """Where the module computes; ``otherwise`` for weights that accelerate holds back until they are used."""
-    weight = getattr(module, "weight", None)  # quantised layers have a method of this name
-    device = weight.device if isinstance(weight, Tensor) else otherwise
-    return otherwise if device.type == "meta" else device
-
-
 def _heads(attention: nn.Module, part: str, x: Tensor) -> Tensor:
     """[S, D] -> [1, heads, S, width], with the per-head norm that Qwen3-like models have."""
     states = getattr(attention, f"{part}_proj")(x).unflatten(-1, (-1, attention.head_dim))
     norm = getattr(attention, f"{part}_norm", None)
     return (norm(states) if norm is not None else states).transpose(0, 1)[None]
+
+
+def device_of(module: nn.Module, states: Tensor) -> torch.device:
+    """Where a module computes: its weight's device; that of the states where accelerate holds the weight back until it
+    is needed, or where it is no tensor (quantised layers)."""
+    weight = getattr(module, "weight", None)
+    return weight.device if isinstance(weight, Tensor) and weight.device.type != "meta" else states.device
+
+
+def attention_mask(
+    config: Any, hidden: Tensor, real: Tensor | None, columns: int, *, causal: bool = True
+) -> Tensor | None:
+    """What eager, SDPA and flash attention take for queries hidden [B, Q, D] that are the last of so many columns; real
+    [B, columns]: what may be attended to (None: everything). None where the attention needs no mask."""
+    kind, queries = config._attn_implementation, hidden.shape[1]
+    real = None if real is None else real.to(hidden.device)
+    if kind.startswith("flash_attention"):
+        return real
+    if real is None and (not causal or queries == 1 or (kind == "sdpa" and queries == columns)):
+        return None
+    place = torch.arange(columns, device=hidden.device)
+    allowed = (place <= place[columns - queries :, None] if causal else place[columns - queries :, None] >= 0)[None]
+    allowed = allowed.expand(len(hidden), queries, columns) if real is None else allowed & real[:, None]
+    allowed = (allowed | ~allowed.any(-1, keepdim=True))[:, None]  # rows of padding see all: none may be empty
+    if kind == "sdpa":
+        return allowed
+    return torch.zeros_like(allowed, dtype=hidden.dtype).masked_fill(~allowed, torch.finfo(hidden.dtype).min)
+
+
+def select(batched: Tensor, slots: Tensor, dim: int) -> Tensor:
+    """Gather slots [B, S'] of every row from a tensor [B or 1, ...] along ``dim``."""
+    slots = slots.to(batched.device)
+    if len(slots) == len(batched) == 1:
+        return batched.index_select(dim, slots[0])
+    shape, target = [1] * batched.ndim, list(batched.shape)
+    shape[0], shape[dim] = target[0], target[dim] = slots.shape
+    return batched.expand(len(slots), *batched.shape[1:]).gather(dim, slots.view(shape).expand(target))
+
+
+# transformers 4.51, which the original llava package needs, keeps a cache in two lists and calls it by another name
+
+
+def cache_of(kwargs: Mapping[str, Any]) -> Any:
+    """The KV cache among the arguments of a layer or an attention, None without one."""
+    return kwargs.get("past_key_values", kwargs.get("past_key_value"))
+
+
+def keys_of(cache: Any, index: int) -> Tensor:
+    """The keys [B, kv heads, columns, width] of one layer."""
+    return cache.layers[index].keys if hasattr(cache, "layers") else cache.key_cache[index]
+
+
+def keep_columns(cache: Any, index: int, slots: Tensor) -> None:
+    """Reduce the keys and values of one layer to these slots."""
+    if hasattr(cache, "layers"):
+        layer = cache.layers[index]
+        layer.keys, layer.values = (select(x, slots, 2).contiguous() for x in (layer.keys, layer.values))
+    else:
+        for held in (cache.key_cache, cache.value_cache):
+            held[index] = select(held[index], slots, 2).contiguous()
+
+
+class ReadingLayer(getattr(cache_utils, "DynamicLayer", object)):
+    """A cache layer that holds everything and hands attention the slots ``read`` [B, R] alone, for one update."""
+
+    read: Tensor | None = None
+
+    @classmethod
+    def at(cls, cache: Any, index: int) -> ReadingLayer:
+        """A cache's layer, made a reading one."""
+        if not isinstance(cache.layers[index], cls):
+            made = cls()
+            vars(made).update(vars(cache.layers[index]))
+            cache.layers[index] = made
+        return cache.layers[index]
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys, values = super().update(*args, **kwargs)
+        slots, self.read = self.read, None
+        return (keys, values) if slots is None else (select(keys, slots, 2), select(values, slots, 2))

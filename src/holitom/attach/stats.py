@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
-
-import torch
 
 from holitom.errors import CannotRun
 from holitom.flops import LLMShape
@@ -124,13 +121,6 @@ class TokenBudget:
         """Whether the realised budget is within one token per frame of what was asked."""
         return abs(self.off_per_frame) <= WITHIN
 
-    def remark(self) -> str:
-        """For a table: "" when the budget was met, else by how much the realised one differs."""
-        if self.met:
-            return ""
-        side = "over" if self.off_per_frame > 0 else "under"
-        return f"{abs(self.off_per_frame):.1f} tokens per frame {side} the asked {100 * self.asked_share:g} %"
-
 
 def token_budget(samples: Sequence[SampleStats]) -> TokenBudget:
     """What the samples of one setting asked for and spent, per sample on average. CannotRun when there are none."""
@@ -177,7 +167,7 @@ class RunStats:
         return cls(("outer", *named), frozenset(nothing | ({"outer"} if reduction.budget == 1 else set())))
 
     def add(self, samples: Sequence[SampleStats], spans: Mapping[str, Any]) -> None:
-        """Note the prompts of one prefill. spans: by stage its seconds, or two marks, which are read when asked for."""
+        """Note the prompts of one prefill. spans: by stage its seconds, or two events."""
         self._samples += samples
         self._unread += [(sample, dict(spans)) for sample in samples]
 
@@ -185,7 +175,7 @@ class RunStats:
     def samples(self) -> list[SampleStats]:
         """One per prompt of every prefill so far; on CUDA this waits until the last of them has run."""
         for sample, spans in self._unread:
-            sample.seconds.update({name: seconds(span) for name, span in spans.items()})
+            sample.seconds.update({name: _as_number(span) for name, span in spans.items()})
         self._unread.clear()
         return self._samples
 
@@ -235,21 +225,9 @@ class RunStats:
             )
 
 
-def mark(device: torch.device) -> Any:
-    """This moment: seconds on a CPU; on CUDA an event in the stream, so that nobody waits here."""
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record(torch.cuda.current_stream(device))
-    return event
-
-
-def seconds(span: Any) -> float:
-    """Of seconds, or of two marks (on CUDA this waits for the later one)."""
+def _as_number(span: Any) -> float:
+    """Seconds, or two events on CUDA, of which the later one is waited for."""
     if not isinstance(span, tuple):
         return float(span)
-    start, end = span
-    if isinstance(start, float):
-        return end - start
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
+    span[1].synchronize()
+    return span[0].elapsed_time(span[1]) / 1000
