@@ -1,11 +1,25 @@
-"""Shared by all areas: GPU tests are skipped where there is no CUDA device; no test fails for being slow."""
+"""Shared by all areas: GPU tests are skipped where there is no CUDA device; no test fails for being slow; the golden
+files may lie in another folder."""
+
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
+from golden import loader
+
 settings.register_profile("kit", deadline=None)
 settings.load_profile("kit")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--golden", type=Path, help="folder of golden files in place of tests/golden")
+
+
+def pytest_configure(config):
+    if given := config.getoption("--golden"):
+        loader.folder = given.resolve()
 
 
 @pytest.fixture(autouse=True)

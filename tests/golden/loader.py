@@ -1,12 +1,15 @@
-"""Read the golden files: parameters and arrays of each run."""
+"""Read the golden files: parameters and arrays of each run. ``pytest tests/golden --golden DIR`` reads another folder of
+the same format; what it has no file for is then skipped."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
 
-HERE = Path(__file__).parent
+OURS = Path(__file__).parent
+folder = OURS  # set by tests/conftest.py from --golden
 
 
 class Golden:
@@ -14,7 +17,7 @@ class Golden:
 
     def __init__(self, name: str):
         self.name = name
-        self.arrays = np.load(HERE / f"{name}.npz", allow_pickle=False)
+        self.arrays = np.load(folder / f"{name}.npz", allow_pickle=False)
         self.params = json.loads(str(self.arrays["params"]))
         self.runs = self.params["runs"]
 
@@ -33,8 +36,20 @@ class Golden:
         return key if isinstance(key, str) else f"run{key[0]}/{key[1]}"
 
 
-def cases(pattern: str) -> list[tuple[str, int]]:
-    """(file, run) for every run of every file that matches: the parameters of a test."""
-    names = sorted(path.stem for path in HERE.glob(f"{pattern}.npz"))
-    assert names, f"no golden file matches {pattern}"
+def cases(pattern: str, without: str | None = None) -> list[tuple[str, int]]:
+    """(file, run) for every run of every file called ``pattern``, or ``pattern`` and more behind an underscore (but not
+    ``without`` and more): the parameters of a test."""
+
+    def called(name: str, start: str | None) -> bool:
+        return start is not None and (name == start or name.startswith(start.rstrip("_*") + "_"))
+
+    names = sorted(path.stem for path in folder.glob("*.npz"))
+    names = [name for name in names if called(name, pattern) and not called(name, without)]
+    assert names or folder != OURS, f"no golden file is called {pattern}"
     return [(name, run) for name in names for run in range(len(Golden(name).runs))]
+
+
+def grid_of(cells: int) -> tuple[int, int]:
+    """The square that the releases assume, or one row where the number of cells is no square."""
+    side = math.isqrt(cells)
+    return (side, side) if side * side == cells else (1, cells)

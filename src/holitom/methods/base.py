@@ -29,6 +29,8 @@ def need_field(method: object, video: VideoFeatures, name: str) -> Tensor:
 def refuse_non_finite(**fields: Tensor) -> None:
     """BadUsage that names the first field [T, ...] with a NaN or an infinity, and the first frame where. For the tokens
     give their norms: those are small, and non-finite where a token is."""
+    if torch.stack([value.isfinite().all() for value in fields.values()]).all():
+        return
     for name, value in fields.items():
         if not value.isfinite().all():
             frame = int((~value.isfinite()).flatten(1).any(1).nonzero()[0])
@@ -36,6 +38,16 @@ def refuse_non_finite(**fields: Tensor) -> None:
                 f"{name} hold a NaN or an infinity, first in frame {frame}",
                 fix="check the vision tower's precision (float16 overflows; use bfloat16 or float32)",
             )
+
+
+def on_host(wanted: Tensor, **fields: Tensor) -> np.ndarray:
+    """A boolean tensor on the host, in the one copy that also says whether every field is finite: BadUsage as in
+    :func:`refuse_non_finite`."""
+    finite = torch.stack([value.isfinite().all() for value in fields.values()]).all()
+    found = torch.cat([finite[None], wanted.flatten()]).cpu().numpy()
+    if not found[0]:
+        refuse_non_finite(**fields)
+    return found[1:].reshape(wanted.shape)
 
 
 def budget_tokens(video: VideoFeatures, budget: float) -> int:

@@ -1,5 +1,22 @@
-"""HoliTom's outer stage (arXiv 2505.21334): cut the video into segments, merge static cells over time, then reduce in
-space. Facts about the release: cokeshao/HoliTom at e9b2972, holitom/llava_arch.py."""
+"""HoliTom (arXiv 2505.21334, NeurIPS 2025), both stages: merge a video's tokens over time and space before the language
+model, and once more inside it.
+
+Before the language model (paper 3.2, 3.3; cokeshao/HoliTom at e9b2972, holitom/llava_arch.py):
+1. A cell is redundant between neighbouring frames where the cosine of its two tokens exceeds tau. A dynamic programme
+   cuts the video into segments so that merging what is redundant throughout a segment removes most tokens (``ops.cut``).
+2. The budget is shared out: the same ratio of every segment's static tokens and of every frame's dynamic ones.
+3. Static tokens are averaged over their segment, then merged over space: density peaks of DPC-KNN (equation 5 is its
+   delta) take in their nearest neighbours, a centre with the weight beta.
+4. Of the dynamic tokens of each frame those stay that receive most attention in the vision tower.
+5. Per segment the static tokens, then the dynamic ones.
+Inside it (paper 3.4; holitom/modeling_qwen2.py), at layer K: of the visual tokens the share R that the last prompt token
+attends to least is merged into the most similar of the others.
+
+Four things differ between the paper and its release; here the release is followed, which its tables were measured with:
+the densest token's delta is one maximum per group of tokens (equation 5: one per token); tokens stand in the order of
+the segments (text: the original spatial order); the inner merge halves once for every token that is taken in (text: a
+plain mean); layer K - 1 attends without a causal mask and newlines count as visual tokens (text: neither).
+"""
 
 from __future__ import annotations
 
@@ -9,44 +26,52 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from holitom.errors import BadUsage
-from holitom.methods.inputs import budget_tokens, every_token, need_field, refuse_non_finite
-from holitom.ops.clustering import density_peaks
-from holitom.ops.merging import bag_means, merge_members
-from holitom.ops.other_segmentations import cut_at_changes
-from holitom.ops.segmentation import Segments, above, cut, fixed_windows
-from holitom.ops.selection import apportion, mask_ids, top_per_row
-from holitom.ops.similarity import neighbour_cosine, row_norms
-from holitom.ops.transfer import to_device
+from holitom.methods.base import (
+    budget_tokens,
+    check_share,
+    check_stage,
+    every_token,
+    finite,
+    highest,
+    need_field,
+    on_host,
+    surviving,
+)
+from holitom.ops.clusters import density_peaks, merge_members
+from holitom.ops.segments import Segments, above, cut
+from holitom.ops.tensors import (
+    apportion,
+    group_mean,
+    grouped,
+    ids_of,
+    nearest_row,
+    neighbour_cosine,
+    on,
+    row_norms,
+    top_ids,
+    top_mask,
+)
 from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures, check_budget
-
-# Float32 elements of clustering workspace: what stays in a CPU's cache; on a GPU, room for all segments of most videos.
-_ROOM = {"cpu": 1 << 20, "cuda": 1 << 27}
 
 
 @dataclass(frozen=True)
 class HoliTom:
-    """Merge over time where a cell stays the same, keep the salient tokens and the density peaks elsewhere.
+    """Before the language model: merge over time where a cell stays the same, then over space, select elsewhere.
 
-    tau: cosine above which a cell counts as unchanged from one frame to the next (strict; the paper uses 0.65 at a
-    budget of 10 % and 0.80 otherwise). beta: weight of a cluster's centre against the mean of its other members (None:
-    plain mean of all). k: neighbours in the density of DPC-KNN. max_window: longest segment, in frames.
-    counts "released": ceil per frame for dynamic tokens, round per segment for static ones, as in the release, so the
-    number of tokens is near budget * T * N. counts "exact": round(budget * T * N) tokens, shared by largest remainder.
-    In both, a nearly static video ends below the budget, because merging over time alone goes that far.
+    tau: cosine above which a cell is redundant (strict; the scripts use 0.65 for a budget of 10 % and 0.80 otherwise).
+    beta: weight of a cluster's centre against the mean of its other members (None: plain mean of all). k: neighbours of
+    DPC-KNN. max_window: longest segment, in frames. counts "released": ceil per frame for dynamic tokens, round per
+    segment for static ones, so that about budget * T * N tokens stay; a nearly static video ends below, because merging
+    over time alone goes that far. counts "exact": round(budget * T * N) tokens of every video, as an engine needs them:
+    shared out by largest remainder, and where merging over time leaves too few, the most salient of the tokens that it
+    has taken in come back as they are.
 
-    Ablations: segmentation "fixed" (windows of ``max_window`` frames), "threshold" (a segment ends where less than
-    ``min_similar`` of the cells stay unchanged) or "none"; static_by / dynamic_by choose between "cluster" and
-    "saliency" for the tokens that are merged over time and for the others. cluster_share: the release's D, the share
-    of every frame's dynamic budget that goes to clusters of what saliency leaves (dynamic_by "cluster": all of it).
-
-    Output order: for each segment its static tokens by cell (owned by its first frame), then its dynamic tokens by
-    frame and cell. ``size`` counts the source tokens behind each token: frames times cluster members.
-
-    Deviations from the release: budget 1 returns every token unchanged (the release would still merge over time); no
-    random noise on densities, ties go to the lowest index; at least one token is kept; cluster_share works, in our
-    reading (in the release D > 0 fails on a shape).
+    A static token is owned by the first frame of its segment; ``size`` counts the source tokens behind each one.
+    Deviations from the release: budget 1 returns every token unchanged (the release would still merge over time); ties
+    of densities go to the lowest index (the release adds noise of 1e-6); at least one token stays.
     """
 
     tau: float = 0.8
@@ -54,192 +79,190 @@ class HoliTom:
     k: int = 7
     max_window: int = 1024
     counts: Literal["released", "exact"] = "released"
-    segmentation: Literal["dp", "fixed", "threshold", "none"] = "dp"
-    static_by: Literal["cluster", "saliency"] = "cluster"
-    dynamic_by: Literal["saliency", "cluster"] = "saliency"
-    min_similar: float | int = 0.4
-    cluster_share: float | int = 0.0
 
+    requires: ClassVar[frozenset[str]] = frozenset({"saliency"})
     positions: ClassVar[Positions] = "contiguous"
 
     def __post_init__(self) -> None:
-        _one_of("counts", self.counts, ("released", "exact"))
-        _one_of("segmentation", self.segmentation, ("dp", "fixed", "threshold", "none"))
-        _one_of("static_by", self.static_by, ("cluster", "saliency"))
-        _one_of("dynamic_by", self.dynamic_by, ("saliency", "cluster"))
-        if self.k < 1 or self.max_window < 1:
-            raise BadUsage(f"k={self.k}, max_window={self.max_window}: both count from 1", fix="use positive integers")
-        if self.beta is not None and not 0 <= self.beta <= 1:
-            raise BadUsage(f"beta {self.beta} is outside [0, 1]", fix="use the released 0.6, or None for a plain mean")
-        for name in ("min_similar", "cluster_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise BadUsage(f"{name} {getattr(self, name)} is outside [0, 1]", fix="give a share, such as 0.4")
-
-    @property
-    def requires(self) -> frozenset[str]:
-        return frozenset({"saliency"} if "saliency" in (self.static_by, self.dynamic_by) else ())
+        if self.k < 1 or self.max_window < 1 or not (self.beta is None or 0 <= self.beta <= 1):
+            raise BadUsage(f"{self} cannot be", fix="k and max_window count from 1, and beta lies in [0, 1] or is None")
+        if self.counts not in ("released", "exact"):
+            raise BadUsage(f"counts={self.counts!r} is unknown", fix="choose from released, exact")
 
     @property
     def fidelity(self) -> Fidelity:
-        """What the release computes is "golden"; the ablations, for which it has no code, are "reconstruction"."""
-        released = (self.counts, self.segmentation, self.static_by, self.dynamic_by, self.cluster_share)
-        return "golden" if released == ("released", "dp", "cluster", "saliency", 0) else "reconstruction"
+        return "golden" if type(self) is HoliTom and self.counts == "released" else "reconstruction"
 
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
-        """Reduce one video to about ``budget * T * N`` tokens. One copy to the host (the similar pairs as booleans),
-        the only time that the host waits.
+        """Reduce one video to about ``budget * T * N`` tokens. One copy to the host: which cells are redundant.
 
         Raises BadUsage for a budget outside (0, 1], a missing saliency, or a NaN in tokens or saliency.
         """
-        budget = check_budget(budget)
-        saliency = need_field(self, video, "saliency") if "saliency" in self.requires else None
-        similar = self._similar(video)
-        if budget == 1.0:
+        wanted, saliency = budget_tokens(video, budget), need_field(self, video, "saliency")
+        norms = row_norms(video.tokens)
+        redundant = above(neighbour_cosine(video.tokens, norms), self.tau)
+        redundant = on_host(redundant, tokens=norms, saliency=saliency)
+        if budget == 1:
             return every_token(video)
-        plan = self._plan(similar, budget, budget_tokens(video, budget))
-        static, size, static_ids = self._merge_static(video.tokens, saliency, plan)
-        dynamic_ids, dynamic, dynamic_size = self._keep_dynamic(video.tokens, saliency, plan)
-        return _assemble(video, plan, (static_ids, static, size), (dynamic_ids, dynamic, dynamic_size))
+        segments = self.cut(redundant)
+        dynamic = ~segments.static.repeat(segments.lengths, axis=0)  # [T, N]
+        keep_static, keep_dynamic = self._share_out(segments, dynamic, budget, wanted)
+        owner, static, size = self.merge_static(video, saliency, segments, keep_static)
+        ids, merged, sizes = self.select_dynamic(video, saliency, dynamic, keep_dynamic)
+        if self.counts == "exact" and (missing := wanted - len(owner) - len(ids)):
+            back = _most_salient(saliency.flatten(), torch.cat([owner, ids]), missing)
+            ids, sizes = torch.cat([ids, back]), torch.cat([sizes, sizes.new_ones(missing)])
+        return _in_order(video, segments, (owner, static, size), (ids, merged, sizes))
 
     def segments(self, video: VideoFeatures) -> Segments:
-        """The segments alone, with the static cells of each: what the method notebook draws."""
-        return self._cut(self._similar(video))
+        """The segments alone, with the static cells of each: for a picture of them."""
+        return self.cut(above(neighbour_cosine(video.tokens), self.tau).cpu().numpy())
 
-    def _similar(self, video: VideoFeatures) -> np.ndarray:
-        """[T - 1, N] which cells stay the same from one frame to the next, with the check for NaN in the same copy."""
-        norms = row_norms(video.tokens)
-        fields = {"tokens": norms} | ({} if video.saliency is None else {"saliency": video.saliency})
-        return refuse_non_finite(fields, above(neighbour_cosine(video.tokens, norms), self.tau))
+    def cut(self, redundant: np.ndarray) -> Segments:
+        """Step 1. redundant [T - 1, N]: which cells stay the same from one frame to the next."""
+        return cut(redundant, self.max_window)
 
-    def _cut(self, similar: np.ndarray) -> Segments:
-        if self.segmentation == "dp":
-            return cut(similar, self.max_window)
-        if self.segmentation == "threshold":
-            return cut_at_changes(similar, self.min_similar)
-        return fixed_windows(similar, self.max_window if self.segmentation == "fixed" else 1)
-
-    def _plan(self, similar: np.ndarray, budget: float, wanted: int) -> _Plan:
-        segments = self._cut(similar)
-        cells = similar.shape[1]
-        n_static = segments.static.sum(axis=1)
-        dynamic = ~np.repeat(segments.static, segments.lengths, axis=0)
-        n_dynamic = dynamic.sum(axis=1)
-        total = dynamic.shape[0] * cells
-        left = total - segments.removed
-        if self.counts == "exact":
-            share = apportion(np.concatenate([n_static, n_dynamic]), wanted)
-            keep_static, keep_dynamic = np.split(share, [len(segments)])
-        else:
-            ratio = min(budget / (left / total), 1.0)
-            keep_static = np.rint(n_static * ratio).astype(np.int64)  # half to even, as Python's round in the release
-            keep_dynamic = np.minimum(np.ceil(n_dynamic * ratio).astype(np.int64), n_dynamic)
-            if not keep_static.sum() + keep_dynamic.sum():
-                keep_static[np.argmax(n_static)] = 1
-        return _Plan(segments, dynamic, keep_static, keep_dynamic)
-
-    def _merge_static(self, tokens: Tensor, saliency: Tensor | None, plan: _Plan) -> tuple[Tensor, Tensor, Tensor]:
-        """Means over time of the static cells, then one token per cluster (or salient cell): rows, sizes, flat ids."""
-        frames, cells, _ = tokens.shape
-        alive = plan.segments.static & (plan.keep_static > 0)[:, None]
-        segment, cell = np.nonzero(alive)
-        length = plan.segments.lengths[segment]
-        offsets = np.cumsum(length) - length
-        step = np.arange(length.sum()) - np.repeat(offsets, length)
-        first = plan.segments.first[segment] * cells + cell
-        members, spans, begin = to_device(np.repeat(first, length) + step * cells, length, first, like=tokens)
-        means = bag_means(tokens.reshape(frames * cells, -1), members, spans, keep_dtype=True)
-        sizes, keep = alive.sum(axis=1)[plan.keep_static > 0], plan.keep_static[plan.keep_static > 0]
-        if self.static_by == "saliency":
-            salient = bag_means(saliency.reshape(-1, 1), members, spans)[:, 0]
-            chosen = _top_per_group(salient, alive, plan.keep_static)
-            return means[chosen], spans[chosen].float(), begin[chosen]
-        merged, count, chosen = self._cluster(means, sizes, keep, tokens)
-        return merged, count * spans[chosen], begin[chosen]
-
-    def _keep_dynamic(
-        self, tokens: Tensor, saliency: Tensor | None, plan: _Plan
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Flat ids of the dynamic tokens that are kept; merged rows and sizes too if some are clusters."""
-        share = 1.0 if self.dynamic_by == "cluster" else self.cluster_share
-        salient = np.rint(plan.keep_dynamic * (1 - share)).astype(np.int64)
-        clusters = plan.keep_dynamic - salient
-        left, wanted, clustered = to_device(plan.dynamic, salient, clusters > 0, like=tokens)
-        top = torch.zeros_like(left)
-        if salient.any():
-            top = top_per_row(saliency.masked_fill(~left, -torch.inf), wanted)
-        top_ids = mask_ids(top.flatten(), int(salient.sum()))
-        if not clusters.any():
-            return top_ids, None, None
-        flat = tokens.reshape(-1, tokens.shape[-1])
-        sizes = np.where(clusters > 0, plan.dynamic.sum(axis=1) - salient, 0)
-        rest = mask_ids((left & ~top & clustered[:, None]).flatten(), int(sizes.sum()))
-        merged, count, chosen = self._cluster(
-            flat.index_select(0, rest), sizes[clusters > 0], clusters[clusters > 0], tokens
-        )
-        ids, order = torch.cat([top_ids, rest[chosen]]).sort()
-        rows = torch.cat([flat.index_select(0, top_ids), merged])[order]
-        return ids, rows, torch.cat([count.new_ones(len(top_ids)), count])[order]
-
-    def _cluster(
-        self, rows: Tensor, sizes: np.ndarray, clusters: np.ndarray, tokens: Tensor
+    def merge_static(
+        self, video: VideoFeatures, saliency: Tensor, segments: Segments, keep: np.ndarray
     ) -> tuple[Tensor, Tensor, Tensor]:
-        room = min(tokens.nbytes // 4, _ROOM.get(tokens.device.type, 1 << 24))  # at most the size of the input
-        centre, owner = density_peaks(rows, sizes, clusters, self.k, room)
-        chosen = mask_ids(centre, int(clusters.sum()))
-        merged, count = merge_members(rows, owner, chosen, self.beta)
-        return merged.to(tokens.dtype), count, chosen
+        """Step 3. keep [S] -> flat ids of the owners, merged rows, and source tokens behind each."""
+        means, first, length, sizes = static_means(video.tokens, segments, keep > 0)
+        centre, owner = density_peaks(means, sizes, keep[keep > 0], self.k)
+        chosen = ids_of(centre, int(keep.sum()))
+        merged, count = merge_members(means, owner, chosen, self.beta)
+        return first[chosen], merged, count * length[chosen]
+
+    def select_dynamic(
+        self, video: VideoFeatures, saliency: Tensor, dynamic: np.ndarray, keep: np.ndarray
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Step 4. dynamic [T, N], keep [T] -> flat ids, their rows where they are no longer those of the video, and
+        source tokens behind each."""
+        top = top_mask(saliency.masked_fill(~on(dynamic, saliency), -torch.inf), on(keep, saliency))
+        ids = ids_of(top.flatten(), int(keep.sum()))
+        return ids, None, torch.ones(len(ids), device=ids.device)
+
+    def _share_out(
+        self, segments: Segments, dynamic: np.ndarray, budget: float, wanted: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Step 2. How many static tokens of every segment [S] and dynamic ones of every frame [T] stay."""
+        n_static, n_dynamic = segments.static.sum(1), dynamic.sum(1)
+        if self.counts == "exact":
+            return tuple(np.split(apportion(np.concatenate([n_static, n_dynamic]), wanted), [len(segments)]))
+        left = dynamic.size - segments.removed  # by merging over time alone
+        ratio = min(budget / (left / dynamic.size), 1.0)
+        keep_static = np.rint(n_static * ratio).astype(np.int64)  # half to even
+        keep_dynamic = np.minimum(np.ceil(n_dynamic * ratio).astype(np.int64), n_dynamic)
+        if not keep_static.any() and not keep_dynamic.any():
+            keep_static[n_static.argmax()] = 1
+        return keep_static, keep_dynamic
+
+
+def static_means(tokens: Tensor, segments: Segments, used: np.ndarray) -> tuple[Tensor, Tensor, Tensor, np.ndarray]:
+    """The static cells of the segments that are ``used`` [S], averaged over their frames: means [n, D], the flat id of
+    each one's first frame [n], its number of frames [n], and how many of them every used segment has, on the host."""
+    frames, cells = tokens.shape[:2]
+    static = segments.static & used[:, None]
+    segment, cell = static.nonzero()
+    first, length = segments.first[segment] * cells + cell, segments.lengths[segment]
+    step = np.arange(length.sum()) - (length.cumsum() - length).repeat(length)
+    members = first.repeat(length) + step * cells
+    means = group_mean(tokens.flatten(0, 1), on(members, tokens), on(length, tokens))
+    return means, on(first, tokens), on(length, tokens), static.sum(1)[used]
+
+
+def _most_salient(saliency: Tensor, taken: Tensor, count: int) -> Tensor:
+    """Ids of the ``count`` most salient tokens [T * N] that are not among ``taken``."""
+    return top_ids(saliency.index_fill(0, taken, -torch.inf), count)
+
+
+def _in_order(
+    video: VideoFeatures, segments: Segments, static: tuple[Tensor, ...], dynamic: tuple[Tensor, Tensor | None, Tensor]
+) -> TokenSet:
+    """Step 5. Of every segment the static tokens by cell, then the others by frame and cell."""
+    owner, merged, _ = static
+    ids, other, _ = dynamic
+    every = torch.cat([owner, ids])
+    segment = on(np.arange(len(segments)).repeat(segments.lengths), every)[every // video.cells]
+    later = torch.arange(len(every), device=every.device) >= len(owner)
+    order = ((2 * segment + later) * (video.frames * video.cells) + every).argsort()
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    every = every[order]
+    tokens = video.tokens.flatten(0, 1)[every]
+    tokens[place[: len(owner)]] = merged.to(tokens.dtype)
+    if other is not None:
+        tokens[place[len(owner) :][: len(other)]] = other.to(tokens.dtype)
+    size = torch.cat([static[2], dynamic[2]])[order]
+    return TokenSet(tokens, every // video.cells, every % video.cells, size)
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What the host decides: the segments, the dynamic tokens [T, N], and how many tokens each part keeps."""
+class HoliTomMerge:
+    """Inside the language model: keep the visual tokens that the last prompt token attends to most, and merge each
+    other one into the kept one that it is most like (cosine of the states that enter the layer).
 
-    segments: Segments
-    dynamic: np.ndarray
-    keep_static: np.ndarray
-    keep_dynamic: np.ndarray
+    layer: the paper's K, the first layer that sees the shorter sequence (18 of 28 in its tables); ratio: its R, the
+    share of the visual tokens that is merged away; round(V * (1 - ratio)) stay, half to even, at least one. The score
+    is layer K - 1's attention, mean over heads. average "running": h <- (h + h_j) / 2 for one token after the other, as
+    released, so that the last weighs one half; "mean": the text's plain mean. The defaults causal and include_newlines
+    are the text's reading; causal=False, include_newlines=True is the release, and what the presets of the tables use.
+    """
+
+    layer: int
+    ratio: float
+    average: Literal["running", "mean"] = "running"
+    causal: bool = True
+    include_newlines: bool = False
+
+    score: ClassVar[Literal["prev"]] = "prev"
+    query: ClassVar[Literal["last"]] = "last"
+    positions: ClassVar[Positions] = "original"
+    prune_past: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_stage(self)
+        check_share(self, "ratio", none=True)
+        if self.average not in ("running", "mean"):
+            raise BadUsage(f"average={self.average!r} is unknown", fix="choose from running, mean")
+
+    @property
+    def fidelity(self) -> Fidelity:
+        released = self.average == "running" and not self.causal and self.include_newlines
+        return "golden" if released else "port"
+
+    @property
+    def identity(self) -> bool:
+        """Whether these parameters ask for nothing."""
+        return self.ratio == 0
+
+    def __call__(self, hidden: Tensor, score: Tensor, visual: Tensor, n0: int) -> tuple[Tensor, Tensor]:
+        """hidden [S, D] entering ``layer``, score [S], visual [V]: ascending ids -> ids that stay [S'] and their states
+        [S', D]. Raises BadUsage for a NaN in the visual tokens' scores or states."""
+        kept = highest(self, score, visual, round(len(visual) * (1 - self.ratio)))
+        ids = surviving(len(hidden), visual, kept)
+        if len(kept) == len(visual):
+            return ids, hidden
+        rows = hidden[visual]
+        rest = surviving(len(visual), kept, kept[:0])
+        cosine, nearest = nearest_row(rows, rest, kept)
+        finite(self, cosine, "states that enter")
+        owner = torch.arange(len(rows), device=rows.device).index_copy(0, rest, kept[nearest])
+        out = hidden[ids]
+        out[torch.searchsorted(ids, visual[kept])] = _merged(rows, owner, kept, self.average)
+        return ids, out
 
 
-def _assemble(
-    video: VideoFeatures,
-    plan: _Plan,
-    static: tuple[Tensor, Tensor, Tensor],
-    dynamic: tuple[Tensor, Tensor | None, Tensor | None],
-) -> TokenSet:
-    """Put the two kinds in order: static tokens of a segment, then its dynamic ones. One gather for all tokens."""
-    static_ids, static_rows, static_size = static
-    dynamic_ids, dynamic_rows, dynamic_size = dynamic
-    group = np.concatenate(
-        [np.arange(len(plan.segments)), np.repeat(np.arange(len(plan.segments)), plan.segments.lengths)]
-    )
-    kept = np.concatenate([plan.keep_static, plan.keep_dynamic])
-    order = np.argsort(group, kind="stable")
-    begin = np.empty_like(kept)
-    begin[order] = np.cumsum(kept[order]) - kept[order]
-    slot = np.repeat(begin - (np.cumsum(kept) - kept), kept) + np.arange(kept.sum())
-    split = int(plan.keep_static.sum())
-    here, there = to_device(slot, like=video.tokens)[0].split([split, len(slot) - split])
+def _merged(rows: Tensor, owner: Tensor, kept: Tensor, average: str) -> Tensor:
+    """rows [V, D], each folded into the kept row that owns it [V] -> [len(kept), D].
 
-    ids = torch.empty(len(slot), dtype=torch.long, device=video.tokens.device)
-    ids[here], ids[there] = static_ids, dynamic_ids
-    tokens = video.tokens.reshape(-1, video.tokens.shape[-1]).index_select(0, ids)
-    tokens[here] = static_rows
-    size = torch.ones(len(slot), device=ids.device)
-    size[here] = static_size
-    if dynamic_rows is not None:
-        tokens[there], size[there] = dynamic_rows, dynamic_size
-    return TokenSet(tokens, ids // video.cells, ids % video.cells, size)
-
-
-def _top_per_group(score: Tensor, alive: np.ndarray, counts: np.ndarray) -> Tensor:
-    table = score.new_full(alive.shape, -torch.inf)
-    mask, wanted, row, cell = to_device(alive, counts, *np.nonzero(alive), like=score)
-    table[row, cell] = score
-    keep = top_per_row(table, wanted) & mask
-    row_of = mask.flatten().cumsum(0) - 1
-    return row_of[mask_ids(keep.flatten(), int(counts.sum()))]
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise BadUsage(f"{name}={value!r} is unknown", fix=f"choose from {', '.join(allowed)}")
+    The running average in closed form: with q rows the kept one ends up with weight 2^-q and the j-th row, from 1, with
+    2^-(q - j + 1). Powers of two are exact in every precision, and the sum is rounded once.
+    """
+    order, size = grouped(owner, kept)
+    if average == "mean":
+        return group_mean(rows, order, size)
+    start, own = size.cumsum(0) - size, owner[order] == order
+    group = torch.repeat_interleave(size, output_size=len(order))
+    seen = (~own).cumsum(0)
+    j = seen - (seen - (~own).long())[start][group]  # the kept row may stand anywhere among them and does not count
+    weight = torch.exp2((torch.where(own, 1, j) - size[group]).float())
+    return embedding_bag(order, rows, start, mode="sum", per_sample_weights=weight.to(rows.dtype))

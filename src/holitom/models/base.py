@@ -24,7 +24,8 @@ Order = Literal["end", "row", "none"]
 
 @dataclass
 class EncodedVideos:
-    """The features of every video of a call, in order, and how long they took, by part: ``seconds_of(value)`` reads."""
+    """The features of every video of a call, in order. seconds: what "vision" and "saliency" took; on CUDA two events
+    each, so that nobody waits here."""
 
     videos: tuple[VideoFeatures, ...]
     seconds: dict[str, Any] = field(default_factory=dict)
@@ -174,8 +175,10 @@ def placed(pixels: Tensor, tower: nn.Module) -> Tensor:
 def own_weight(module: nn.Module, name: str) -> Tensor:
     """A module's own parameter, also where accelerate has put it away until the module runs."""
     value, hook = getattr(module, name), getattr(module, "_hf_hook", None)
-    if value.device.type != "meta" or hook is None:
+    if value.device.type != "meta":
         return value
+    if hook is None:
+        raise UnsupportedModel(f"the weight {name} is on no device", fix="name a device for it in the device_map")
     hook.pre_forward(module)
     value = getattr(module, name).detach().clone()
     hook.post_forward(module, None)
@@ -192,13 +195,5 @@ def clock(device: torch.device) -> Any:
 
 
 def between(start: Any, end: Any) -> Any:
-    """The time between two moments: a number, or on CUDA the two events."""
+    """The seconds between two moments; on CUDA the two events, for whoever wants to wait for them."""
     return end - start if isinstance(start, float) else (start, end)
-
-
-def seconds_of(value: Any) -> float:
-    """A time as a number; two events are waited for."""
-    if not isinstance(value, tuple):
-        return float(value)
-    value[1].synchronize()
-    return value[0].elapsed_time(value[1]) / 1000.0

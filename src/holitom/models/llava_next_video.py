@@ -35,7 +35,7 @@ class LlavaNextVideo(LlavaOnevision):
     def vision_attention(self) -> nn.Module:
         """The attention of the layer whose output the features are (the last but one in the published models)."""
         found, layer = self.attentions(), self.config.vision_feature_layer
-        index = len(found) + layer if layer < 0 else layer - 1  # state 0 is the embedding, state i comes from layer i - 1
+        index = layer + len(found) if layer < 0 else layer - 1  # state 0 is what enters the first layer
         if not 0 <= index < len(found):
             raise UnsupportedModel(
                 f"vision_feature_layer {layer} is no output of a tower of {len(found)} layers",

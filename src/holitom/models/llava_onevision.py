@@ -34,24 +34,24 @@ from holitom.models.siglip_head import HUB, PoolingHead, head_of
 from holitom.types import VideoFeatures
 
 NEWLINE_ORDERS: dict[str, Order] = {"one_token": "end", "grid": "row", "no_token": "none"}
-POOL_MODES = ("bilinear", "average")
+
+
+def _setting(config: Any, name: str, known: Sequence[str]) -> str:
+    """A setting of the config, the first of the known ones where there is none; UnsupportedModel for another."""
+    value = getattr(config, name, None) or known[0]
+    if value not in known:
+        raise UnsupportedModel(f"{name} {value!r} is not known", fix=f"use one of {', '.join(known)}")
+    return value
 
 
 def pool_mode(config: Any) -> str:
     """How features are pooled: "bilinear" or "average"."""
-    mode = getattr(config, "mm_spatial_pool_mode", None) or "bilinear"
-    if mode not in POOL_MODES:
-        raise UnsupportedModel(f"mm_spatial_pool_mode {mode!r} is not known", fix=f"use one of {', '.join(POOL_MODES)}")
-    return mode
+    return _setting(config, "mm_spatial_pool_mode", ("bilinear", "average"))
 
 
 def newline_order(config: Any) -> Order:
     """Where newlines go, in the words of holitom.models.base."""
-    position = getattr(config, "mm_newline_position", None) or "one_token"
-    if position not in NEWLINE_ORDERS:
-        known = ", ".join(NEWLINE_ORDERS)
-        raise UnsupportedModel(f"mm_newline_position {position!r} is not known", fix=f"use one of {known}")
-    return NEWLINE_ORDERS[position]
+    return NEWLINE_ORDERS[_setting(config, "mm_newline_position", tuple(NEWLINE_ORDERS))]
 
 
 def pooled_grid(config: Any) -> tuple[int, int]:

@@ -21,7 +21,6 @@ from holitom.errors import CannotRun, UnsupportedModel
 HUB = "google/siglip-so400m-patch14-384"
 HUB_WIDTH = 1152
 WITHOUT = "or compare frames without it: FastVID(head='substitute')"
-_PARTS = ("head.", "post_layernorm.")
 _KEPT: WeakKeyDictionary[nn.Module, tuple[str, PoolingHead]] = WeakKeyDictionary()
 
 
@@ -59,45 +58,35 @@ def load_pooling_head(source: str | Path = HUB, width: int | None = None) -> Poo
     Raises CannotRun where the source cannot be read, UnsupportedModel where it has no head or not one of ``width``; the
     default source is not asked for another width than its own.
     """
-    wrong = f"give the SigLIP checkpoint that the tower comes from as the adapter's head_source, {WITHOUT}"
+    other = f"give the SigLIP checkpoint that the tower comes from as the adapter's head_source, {WITHOUT}"
     if source == HUB and width not in (None, HUB_WIDTH):
-        raise UnsupportedModel(f"{HUB} pools {HUB_WIDTH} numbers a patch, and this tower gives {width}", fix=wrong)
+        raise UnsupportedModel(f"{HUB} pools {HUB_WIDTH} numbers a patch, and this tower gives {width}", fix=other)
     try:
         settings = json.loads(Path(cached_file(str(source), "config.json")).read_text(encoding="utf-8"))
         config = SiglipVisionConfig(**settings.get("vision_config", settings))
-        tensors = _read(source)
+        head, tensors = PoolingHead(config), _read(source)
     except (OSError, ValueError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise CannotRun(
             f"SigLIP's pooling head cannot be read from {source} ({lines[0][:160]})",
-            fix=f"go online once, give a checkpoint's folder as the adapter's head_source, {WITHOUT}",
+            fix=f"go online once, or {other}",
         ) from error
-    if "head.probe" not in tensors or width not in (None, config.hidden_size):
-        found = f"pools {config.hidden_size} numbers a patch, not {width}" if tensors else "has no pooling head"
-        raise UnsupportedModel(f"{source} {found}", fix=wrong)
-    head = PoolingHead(config)
+    if width not in (None, config.hidden_size):
+        raise UnsupportedModel(f"{source} pools {config.hidden_size} numbers a patch, not {width}", fix=other)
     try:
         head.load_state_dict(tensors)
     except RuntimeError as error:
-        raise UnsupportedModel(f"{source}: {error}", fix="give a complete SigLIP checkpoint") from error
+        raise UnsupportedModel(f"{source} has no whole pooling head", fix=other) from error
     return head.eval()
 
 
 def _read(source: str | Path) -> dict[str, Tensor]:
     """The head's tensors, under the names that they have in :class:`PoolingHead`."""
-    try:
-        index = Path(cached_file(str(source), "model.safetensors.index.json")).read_text(encoding="utf-8")
-        names = {file for name, file in json.loads(index)["weight_map"].items() if _own(name)}
-    except OSError:  # a checkpoint in one file
-        names = {"model.safetensors"}
-    found = {}
-    for file in sorted(names):
-        with safe_open(cached_file(str(source), file), "pt") as stored:
-            found |= {_own(name): stored.get_tensor(name).float() for name in stored.keys() if _own(name)}  # noqa: SIM118
+    found, files = {}, sorted(Path(source).glob("*.safetensors"))
+    for file in files or [cached_file(str(source), "model.safetensors")]:
+        with safe_open(file, "pt") as stored:
+            for name in stored.keys():  # noqa: SIM118
+                own = name.rpartition("vision_model.")[2]  # a text model has a head too
+                if own.startswith(("head.", "post_layernorm.")):
+                    found[own] = stored.get_tensor(name).float()
     return found
-
-
-def _own(name: str) -> str:
-    """A stored name without what leads to the vision model; empty for other tensors than the head's."""
-    name = name.rpartition("vision_model.")[2]
-    return name if name.startswith(_PARTS) else ""

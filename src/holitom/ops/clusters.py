@@ -22,14 +22,17 @@ from holitom.ops.tensors import gram, group_mean, grouped, ids_of, on, ranks
 _CACHE = 1 << 21  # float32 elements that stay near a CPU's core; more only cost memory traffic
 
 
+@torch.no_grad()
 def squared_distances(x: Tensor) -> Tensor:
     """Squared Euclidean distances / dim in every group [G, n, D] -> [G, n, n] float32, exactly symmetric. Rows are
     taken relative to their group's first one: equal rows are at distance zero exactly."""
     inner = gram(x.float() - x[:, :1].float())
-    norm = inner.diagonal(dim1=1, dim2=2).clone()
-    return inner.mul_(-2).add_(norm[:, :, None]).add_(norm[:, None]).clamp_(min=0).div_(x.shape[2])
+    norm = inner.diagonal(dim1=1, dim2=2)
+    square = norm[:, :, None] + norm[:, None]  # first the sum, which is symmetric
+    return square.sub_(inner, alpha=2).clamp_(min=0).div_(x.shape[2])
 
 
+@torch.no_grad()
 def peak_scores(square: Tensor, valid: Tensor | None, k: int, most: Tensor | None = None) -> Tensor:
     """density * delta [G, n] of every row from its group's squared distances [G, n, n]; -1 where not ``valid`` [G, n]
     (None: all are). k: neighbours, at most the size of the group, and at most ``most`` [G] (None: no such bound)."""
@@ -42,13 +45,15 @@ def peak_scores(square: Tensor, valid: Tensor | None, k: int, most: Tensor | Non
     apart = square.masked_fill(~valid[:, None], torch.inf)
     near = _nearest(apart, min(k, n))
     near = near.masked_fill(torch.arange(near.shape[-1], device=near.device) >= used[:, None, None], 0)
-    density = torch.exp(-near.sum(-1) / used[:, None]).masked_fill(~valid, -1)
-    rank = ranks(density)
+    spacing = near.sum(-1) / used[:, None]
+    # ranked by the mean distance: exp rounds equal values differently inside and at the end of a vector
+    rank = ranks(-spacing.masked_fill(~valid, torch.inf))
     delta = apart.masked_fill(rank[:, None] >= rank[:, :, None], torch.inf).amin(-1)
     delta = torch.where(rank == 0, farthest[:, None], delta).sqrt()
-    return (density * delta).masked_fill(~valid, -1)
+    return (torch.exp(-spacing) * delta).masked_fill(~valid, -1)
 
 
+@torch.no_grad()
 def group_scores(rows: Tensor, ids: Tensor, valid: Tensor | None, k: int) -> Tensor:
     """:func:`peak_scores` [G, n] of padded groups of rows [n, D]."""
     score = torch.empty(ids.shape, device=rows.device)
@@ -57,6 +62,7 @@ def group_scores(rows: Tensor, ids: Tensor, valid: Tensor | None, k: int) -> Ten
     return score
 
 
+@torch.no_grad()
 def ranked_clusters(
     rows: Tensor, ids: Tensor, valid: Tensor, clusters: Tensor, k: int, *, capped: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -73,6 +79,7 @@ def ranked_clusters(
     return rank, nearest
 
 
+@torch.no_grad()
 def density_peaks(rows: Tensor, sizes: np.ndarray, clusters: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
     """HoliTom's clusters: rows [n, D] are the groups one after the other, ``sizes[g]`` rows each, of which
     ``clusters[g]`` (from 1) become centres; k neighbours, at most as many as clusters. Returns the centre mask [n] and,

@@ -105,11 +105,15 @@ def group_mean(rows: Tensor, ids: Tensor, sizes: Tensor) -> Tensor:
 # --- cosines and inner products
 
 
+@torch.no_grad()
 def row_norms(tokens: Tensor) -> Tensor:
     """Euclidean norm of every token [T, N, D] -> [T, N] float32. A NaN or an infinity makes its norm non-finite."""
-    return torch.linalg.vector_norm(tokens, dim=-1, dtype=torch.float32)
+    if tokens.dtype == torch.float32:
+        return torch.linalg.vector_norm(tokens, dim=-1)
+    return torch.stack([torch.linalg.vector_norm(frame.float(), dim=-1) for frame in tokens])  # no copy of the whole
 
 
+@torch.no_grad()
 def neighbour_cosine(tokens: Tensor, norms: Tensor | None = None) -> Tensor:
     """cos(x[t, n], x[t + 1, n]) of tokens [T, N, D] for neighbouring frames: [T - 1, N] float32, [0, N] for one frame.
     norms: row_norms(tokens), where the caller has them.
@@ -125,6 +129,7 @@ def neighbour_cosine(tokens: Tensor, norms: Tensor | None = None) -> Tensor:
     return dots / norms[:-1] / norms[1:]
 
 
+@torch.no_grad()
 def nearest_row(rows: Tensor, ids: Tensor, heads: Tensor) -> tuple[Tensor, Tensor]:
     """rows [n, D]; ids [m], heads [c] into them -> for every row in ``ids`` its cosine with the most similar row of
     ``heads`` [m] float32, and that row's place in ``heads`` [m] (the first of equals). A NaN or an infinity in either

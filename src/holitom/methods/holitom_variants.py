@@ -1,0 +1,89 @@
+"""HoliTom with one step replaced, for the ablations: each class overrides a step of ``holitom.methods.HoliTom``.
+
+None of these has a release. The setting without segments, and so without merging over time, is
+``FixedWindows(max_window=1)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holitom.errors import BadUsage
+from holitom.methods.holitom import HoliTom, static_means
+from holitom.ops.clusters import density_peaks, merge_members, padding
+from holitom.ops.segments import Segments, cut_at_changes, fixed_windows
+from holitom.ops.tensors import ids_of, on, top_mask
+from holitom.types import VideoFeatures
+
+
+@dataclass(frozen=True)
+class FixedWindows(HoliTom):
+    """Step 1 with windows of ``max_window`` frames in place of the best cut."""
+
+    def cut(self, redundant: np.ndarray) -> Segments:
+        return fixed_windows(redundant, self.max_window)
+
+
+@dataclass(frozen=True)
+class CutAtChanges(HoliTom):
+    """Step 1 with a segment ending where less than ``min_similar`` of the cells stay the same, as other papers do."""
+
+    min_similar: float = 0.4
+
+    def cut(self, redundant: np.ndarray) -> Segments:
+        return cut_at_changes(redundant, self.min_similar)
+
+
+@dataclass(frozen=True)
+class StaticBySaliency(HoliTom):
+    """Step 3 with the most salient static tokens, averaged over time alone, in place of clusters."""
+
+    def merge_static(
+        self, video: VideoFeatures, saliency: Tensor, segments: Segments, keep: np.ndarray
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        means, first, length, sizes = static_means(video.tokens, segments, keep > 0)
+        received = static_means(saliency[..., None], segments, keep > 0)[0][:, 0]
+        place, inside = padding(sizes)
+        table, real = received.new_full(inside.shape, -torch.inf), on(inside, received)
+        table[real] = received
+        top = top_mask(table, on(keep[keep > 0], received)) & real
+        chosen = (real.flatten().cumsum(0) - 1)[ids_of(top.flatten(), int(keep.sum()))]
+        return first[chosen], means[chosen], length[chosen].float()
+
+
+@dataclass(frozen=True)
+class DynamicByClusters(HoliTom):
+    """Step 4 with clusters for the share D of every frame's dynamic budget, of what saliency leaves; D = 1: all of it.
+
+    The release has this as its D, 0 in every script; above 0 it fails on a shape.
+    """
+
+    cluster_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.cluster_share <= 1:
+            raise BadUsage(f"cluster_share {self.cluster_share} is outside [0, 1]", fix="give a share, such as 0.5")
+
+    def select_dynamic(
+        self, video: VideoFeatures, saliency: Tensor, dynamic: np.ndarray, keep: np.ndarray
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        salient = np.rint(keep * (1 - self.cluster_share)).astype(np.int64)
+        clusters = keep - salient
+        top_ids, _, ones = super().select_dynamic(video, saliency, dynamic, salient)
+        left = on(dynamic & (clusters > 0)[:, None], saliency).flatten().index_fill(0, top_ids, False)
+        sizes = np.where(clusters > 0, dynamic.sum(1) - salient, 0)
+        rest, rows = ids_of(left, int(sizes.sum())), video.tokens.flatten(0, 1)
+        centre, owner = density_peaks(rows[rest], sizes[clusters > 0], clusters[clusters > 0], self.k)
+        chosen = ids_of(centre, int(clusters.sum()))
+        merged, count = merge_members(rows[rest], owner, chosen, self.beta)
+        return torch.cat([top_ids, rest[chosen]]), torch.cat([rows[top_ids].float(), merged]), torch.cat([ones, count])
+
+
+@dataclass(frozen=True)
+class EachTheOtherWay(StaticBySaliency, DynamicByClusters):
+    """Static cells by saliency and dynamic ones by clusters: both choices of HoliTom turned round."""
