@@ -5,6 +5,7 @@ The language model hands its own positions and masks to every layer, so each lay
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,12 +30,15 @@ from holitom.errors import BadUsage
 from holitom.types import Inner, Reduction
 
 Rotary = tuple[Tensor, Tensor]
-_ON_CACHE = "_holitom_prompt"
+ON_CACHE = "_holitom_prompt"
+"""The name under which a cache carries the reduced prompt that it holds."""
 
 
-def prompt_of(cache: Any) -> Prompt | None:
-    """The reduced prompt that this cache holds, None without one."""
-    return getattr(cache, _ON_CACHE, None)
+class Patched(functools.partial):
+    """A hook or method of one model instance. A copy of the model would stay reduced, and its stages act on the first."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise BadUsage("a model is copied or pickled inside its reduce_tokens block", fix="copy it outside of the block")
 
 
 @dataclass(eq=False)
@@ -78,19 +82,18 @@ class Decoder:
         for i, layer in enumerate(self.adapter.layers):
             if self.stages or self.decode is not None:
                 rotation_of(layer.self_attn)
-            handles.append(layer.register_forward_pre_hook(self._entering(i), with_kwargs=True))
+            handles.append(layer.register_forward_pre_hook(Patched(self._entering, i), with_kwargs=True))
             if i in scored:
-                handles.append(layer.self_attn.register_forward_hook(self._attended(i), with_kwargs=True))
+                handles.append(layer.self_attn.register_forward_hook(Patched(self._attended, i), with_kwargs=True))
         return handles
 
-    def _entering(self, index: int) -> Callable[..., Any]:
-        def hook(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-            if self.call is None:
-                return None
-            hidden = args[0] if args else kwargs.pop("hidden_states")
-            return (self._enter(self.call, index, layer, hidden, kwargs), *args[1:]), kwargs
-
-        return hook
+    def _entering(
+        self, index: int, layer: nn.Module, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]] | None:
+        if self.call is None:
+            return None
+        hidden = args[0] if args else kwargs.pop("hidden_states")
+        return (self._enter(self.call, index, layer, hidden, kwargs), *args[1:]), kwargs
 
     def _enter(self, call: Call, index: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """Shorten the sequence if a stage stands before this layer, and give the layer its own positions and mask."""
@@ -99,7 +102,7 @@ class Decoder:
         kwargs["position_ids"] = None  # the rotary embedding says it all; flash attention would misread the gaps
         if call.prefill:
             if index == 0 and cache is not None:
-                setattr(cache, _ON_CACHE, prompt)
+                setattr(cache, ON_CACHE, prompt)
             if index in self.stages:
                 hidden = self._reduce(call, index, layer, hidden, rotary, cache)
             call.entered.append(prompt.layers[index])
@@ -159,20 +162,17 @@ class Decoder:
         self.stats.removed[f"inner@{index}"] += sum(map(len, before.ids)) - sum(map(len, ids))
         return pad_left(states)
 
-    def _attended(self, index: int) -> Callable[..., None]:
-        def hook(attention: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-            call, stage = self.call, self.stages.get(index + 1)
-            if call is None:
-                return
-            hidden, cache = args[0] if args else kwargs["hidden_states"], cache_of(kwargs)
-            keys, held = None if cache is None else keys_of(cache, index), call.prompt.layers[index]
-            given = (call.prompt, held, attention, hidden, kwargs["position_embeddings"], keys)
-            if call.prefill and stage is not None and stage.score == "prev":
-                call.scores = _scores(stage, *given)
-            elif not call.prefill and self.decode is not None and self.decode.layer == index + 1:
-                self._choose(call, *given)
-
-        return hook
+    def _attended(self, index: int, attention: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        call, stage = self.call, self.stages.get(index + 1)
+        if call is None:
+            return
+        hidden, cache = args[0] if args else kwargs["hidden_states"], cache_of(kwargs)
+        keys, held = None if cache is None else keys_of(cache, index), call.prompt.layers[index]
+        given = (call.prompt, held, attention, hidden, kwargs["position_embeddings"], keys)
+        if call.prefill and stage is not None and stage.score == "prev":
+            call.scores = _scores(stage, *given)
+        elif not call.prefill and self.decode is not None and self.decode.layer == index + 1:
+            self._choose(call, *given)
 
     def _choose(
         self, call: Call, prompt: Prompt, held: Held, attention: nn.Module, hidden: Tensor, rotary: Rotary, keys: Tensor

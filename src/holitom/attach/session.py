@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from holitom.attach.checks import check_cache, check_generation, check_model, setting
-from holitom.attach.decoder import Call, Decoder, counts, prompt_of
+from holitom.attach.decoder import ON_CACHE, Call, Decoder, Patched, counts
 from holitom.attach.prompt import Placed, Prompt, left_pads, reduced, runs, splice
 from holitom.attach.stats import RunStats, SampleStats
 from holitom.errors import BadUsage
@@ -30,13 +30,6 @@ _SPLICED = {
     *("pixel_values_videos", "image_sizes_videos", "video_grid_thw", "second_per_grid_ts"),
 }
 """Arguments of a call that are in the embeddings, mask and positions of a reduced prompt."""
-
-
-class Patched(functools.partial):
-    """A method of one model instance. A copy of the model would stay reduced, and its stages act on the original."""
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise BadUsage("a model is copied or pickled inside its reduce_tokens block", fix="copy it outside of the block")
 
 
 class Run:
@@ -123,7 +116,7 @@ class Run:
             check_generation(self._host, given)
             if given.get("inputs") is not None:
                 given["input_ids"] = given.pop("inputs")
-            if prompt_of(given.get("past_key_values")) is not None:
+            if getattr(given.get("past_key_values"), ON_CACHE, None) is not None:
                 raise BadUsage(
                     "the cache holds a reduced prompt, which generate cannot continue",
                     fix="give the whole conversation again, with its video and without the cache",
@@ -195,8 +188,10 @@ class Run:
                     "a video is given on top of a cache that already holds a conversation",
                     fix="leave pixels out of a further turn; for a new video prefill everything again",
                 )
-            prompt = prompt_of(cache)
+            prompt = getattr(cache, ON_CACHE, None)
             return None if prompt is None else _behind(prompt, cache, kwargs)
+        if cache is not None:
+            vars(cache).pop(ON_CACHE, None)  # an emptied cache holds no prompt any more
         if self._waiting is not None and embeds is not None:
             prompt, self._waiting = self._waiting, None
             prompt = prompt.repeated(len(embeds) // len(prompt.rows))
