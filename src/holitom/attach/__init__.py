@@ -1,8 +1,8 @@
 """The door: put token reduction into a video language model for as long as a ``with`` block lasts.
 
-``generate`` of the model instance reduces the videos, splices the prompt and goes on from embeddings; the forward of its
-core does so for a plain call. From there on the model itself counts in the reduced prompt: nothing is translated back.
-Hooks on the decoder layers run the stages inside (``holitom.attach.decoder``)."""
+``generate`` of the model instance reduces the videos, splices the prompt and goes on from embeddings; the forward of
+its core does so for a plain call. From there on the model itself counts in the reduced prompt: nothing is translated
+back. Hooks on the decoder layers run the stages inside (``holitom.attach.decoder``)."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def reduce_tokens(
     a stage has done nothing.
 
     Prompts keep their placeholders (any number > 0 per video, one unbroken run each), and returned sequences the full
-    prompt. ``generate``: greedy, sampling, beams, returned sequences, left-padded batches, several videos, images beside
-    them; what reads ids while generating reads those of the full prompt; a cache is always used. A plain forward gives
-    the logits of the reduced prompt, padded on the left, and further tokens may follow on its cache (their positions and
-    mask follow from it), but no further ``generate``. Images and prompts without video pass through unchanged.
+    prompt. ``generate``: greedy, sampling, beams, returned sequences, left-padded batches, several videos, images
+    beside them; what reads ids while generating reads those of the full prompt; a cache is always used. A plain forward
+    gives the logits of the reduced prompt, padded on the left; further tokens may follow on its cache (their positions
+    and mask follow from it), but no further ``generate``. Images and prompts without video pass through unchanged.
 
     Hooks and instance attributes (``generate``, ``forward`` of the core) are set on this model object and removed when
     the block ends, also after an exception. Copying the model inside the block is refused, and so is a second thread

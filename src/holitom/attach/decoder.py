@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holitom.attach.prompt import NEWLINE, TEXT, VISUAL, Held, Prompt, Row, own_precision, pad_left
+from holitom.attach.prompt import TEXT, VISUAL, Held, Prompt, own_precision, pad_left
 from holitom.attach.rows import (
     ReadingLayer,
     attention_mask,
     attention_rows,
     cache_of,
     device_of,
-    keep_columns,
     keys_of,
     rotation_of,
     select,
@@ -35,10 +34,10 @@ ON_CACHE = "_holitom_prompt"
 
 
 class Patched(functools.partial):
-    """A hook or method of one model instance. A copy of the model would stay reduced, and its stages act on the first."""
+    """A hook or method of a model instance. A copy of the model would stay reduced, by stages that act on the first."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise BadUsage("a model is copied or pickled inside its reduce_tokens block", fix="copy it outside of the block")
+        raise BadUsage("a model is copied or pickled inside its reduce_tokens block", fix="copy it outside")
 
 
 @dataclass(eq=False)
@@ -87,16 +86,12 @@ class Decoder:
                 handles.append(layer.self_attn.register_forward_hook(Patched(self._attended, i), with_kwargs=True))
         return handles
 
-    def _entering(
-        self, index: int, layer: nn.Module, args: tuple, kwargs: dict[str, Any]
-    ) -> tuple[tuple, dict[str, Any]] | None:
-        if self.call is None:
+    def _entering(self, index: int, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Shorten the sequence if a stage stands before this layer, and give the layer its own positions and mask."""
+        call = self.call
+        if call is None:
             return None
         hidden = args[0] if args else kwargs.pop("hidden_states")
-        return (self._enter(self.call, index, layer, hidden, kwargs), *args[1:]), kwargs
-
-    def _enter(self, call: Call, index: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        """Shorten the sequence if a stage stands before this layer, and give the layer its own positions and mask."""
         prompt, cache, rotary = call.prompt, cache_of(kwargs), kwargs["position_embeddings"]
         config, follower = self.adapter.text.config, self.stages.get(index + 1)
         kwargs["position_ids"] = None  # the rotary embedding says it all; flash attention would misread the gaps
@@ -112,14 +107,14 @@ class Decoder:
             kwargs["attention_mask"] = attention_mask(config, hidden, held.mask(), held.length, causal=False)
             kwargs["is_causal"] = False
         elif call.unread is not None and index >= self.decode.layer:
-            slots, real = call.once(("slots", held), _slots_read, call, held, hidden.device)
+            slots, real = call.once(("slots", held, hidden.device), _slots_read, call, held, hidden.device)
             ReadingLayer.at(cache, index).read = slots
             mask = (config, hidden, real, slots.shape[1])
             kwargs["attention_mask"] = call.once(("read", held, hidden.device), attention_mask, *mask)
         elif held is not prompt.base:
             mask = (config, hidden, held.mask(call.behind), held.length + call.behind)
             kwargs["attention_mask"] = call.once(("all", held, hidden.device), attention_mask, *mask)
-        return hidden
+        return (hidden, *args[1:]), kwargs
 
     def _rotary(self, call: Call, held: Held, hidden: Tensor, rotary: Rotary) -> Rotary:
         """The rotary embedding of what enters a layer, where it is not the model's own."""
@@ -128,38 +123,37 @@ class Decoder:
         positions = held.positions
         if not call.prefill:
             positions = call.positions - held.shift[:, None].to(call.positions.device)
-        key = ("rotary", held, hidden.device)
-        return call.once(key, self.adapter.rotary, hidden, positions.to(hidden.device))
+        return call.once(("rotary", held, hidden.device), self.adapter.rotary, hidden, positions.to(hidden.device))
 
-    def _reduce(
-        self, call: Call, index: int, layer: nn.Module, hidden: Tensor, rotary: Rotary, cache: Any
-    ) -> Tensor:
+    def _reduce(self, call: Call, index: int, layer: nn.Module, hidden: Tensor, rotary: Rotary, cache: Any) -> Tensor:
         """Run the stage in front of this layer on every prompt by itself; pad to the longest that remains."""
         stage, prompt = self.stages[index], call.prompt
         before = prompt.layers[index - 1] if index else prompt.base
         if stage.score == "this":
             normed = layer.input_layernorm(hidden.to(device_of(layer.input_layernorm, hidden)))
             own = self._rotary(call, before, hidden, rotary)
-            call.scores = _scores(stage, prompt, before, layer.self_attn, normed, own)
-        states, ids = [], []
+            call.scores = _scores(stage, before, layer.self_attn, normed, own, None)
+        states, keep = [], []
         for b, score in enumerate(call.scores):
-            keep, left = torch.arange(len(before.ids[b])), before.real(hidden, b)
+            left = before.real(hidden, b)
+            ids = torch.arange(len(left))
             if score is not None:
-                row, n0 = prompt.rows[b][before.ids[b]], int(prompt.rows[b].may_go(stage).sum())
-                keep, left = _kept(stage, row, n0, left, score)
+                ids, left = _kept(stage, before, b, int(prompt.base.may_go(stage, b).sum()), left, score)
             states.append(left.to(hidden.dtype))
-            ids.append(before.ids[b][keep])
-        held = before.kept(ids)
+            keep.append(ids)
+        held, _ = before.kept(keep)
         if stage.positions == "contiguous" and not prompt.on_grid:
-            counted = pad_left([torch.arange(len(row)) for row in ids])
-            held = Held(ids, counted, prompt.base.positions[:, -1] - counted[:, -1])
+            held.positions = pad_left([torch.arange(len(ids)) for ids in keep])
+            held.shift = prompt.base.positions[:, -1] - held.positions[:, -1]
         prompt.layers[index:] = [held] * (len(prompt.layers) - index)
         if stage.prune_past and cache is not None:
             for earlier, old in enumerate(prompt.layers[:index]):
-                keep_columns(cache, earlier, old.slots(ids))
-                prompt.layers[earlier] = call.once(("pruned", old), old.kept, ids)
+                stay = [torch.searchsorted(old.real(old.ids, b), held.real(held.ids, b)) for b in range(len(keep))]
+                prompt.layers[earlier], slots = call.once(("pruned", old), old.kept, stay)
+                layer = cache.layers[earlier]
+                layer.keys, layer.values = (select(x, slots, 2).contiguous() for x in (layer.keys, layer.values))
         self.stats.calls[f"inner@{index}"] += 1
-        self.stats.removed[f"inner@{index}"] += sum(map(len, before.ids)) - sum(map(len, ids))
+        self.stats.removed[f"inner@{index}"] += int((before.kind > 0).sum() - (held.kind > 0).sum())
         return pad_left(states)
 
     def _attended(self, index: int, attention: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
@@ -168,74 +162,63 @@ class Decoder:
             return
         hidden, cache = args[0] if args else kwargs["hidden_states"], cache_of(kwargs)
         keys, held = None if cache is None else keys_of(cache, index), call.prompt.layers[index]
-        given = (call.prompt, held, attention, hidden, kwargs["position_embeddings"], keys)
         if call.prefill and stage is not None and stage.score == "prev":
-            call.scores = _scores(stage, *given)
-        elif not call.prefill and self.decode is not None and self.decode.layer == index + 1:
-            self._choose(call, *given)
+            call.scores = _scores(stage, held, attention, hidden, kwargs["position_embeddings"], keys)
+        elif not call.prefill and self.decode is not None and self.decode.layer == index + 1 and hidden.shape[1] == 1:
+            self._choose(call, held, attention, hidden, kwargs["position_embeddings"], keys)
 
     def _choose(
-        self, call: Call, prompt: Prompt, held: Held, attention: nn.Module, hidden: Tensor, rotary: Rotary, keys: Tensor
+        self, call: Call, held: Held, attention: nn.Module, hidden: Tensor, rotary: Rotary, keys: Tensor
     ) -> None:
-        """Ask the decode stage which visual tokens the layers behind it read for this generated token. A call with
-        several tokens reads everything."""
-        if hidden.shape[1] > 1:
-            return
-        name, call.unread = f"decode@{self.decode.layer}", []
-        for b, ids in enumerate(held.ids):
-            visual, read = (prompt.rows[b].kind[ids] == VISUAL).nonzero().flatten(), None
+        """Ask the decode stage which visual tokens the layers behind it read for this generated token."""
+        name, unread = f"decode@{self.decode.layer}", []
+        for b, pad in enumerate(held.pads):
+            visual, read = (held.real(held.kind, b) == VISUAL).nonzero().flatten(), None
             if len(visual):
                 own = tuple(part[b if len(part) > 1 else 0] for part in rotary)
-                row = attention_rows(attention, hidden[b], own, 0, keys=keys[b, :, held.pads[b] :])
+                row = attention_rows(attention, hidden[b], own, 0, keys=keys[b, :, pad:])
                 read = self.decode(row[:, 0].mean(0).detach(), visual.to(row.device))
-            call.unread.append(ids[:0] if read is None else ids[visual[~torch.isin(visual, read.cpu())]])
-        left = sum(map(len, call.unread))
-        call.unread = call.unread if left else None
+            left = visual[:0] if read is None else visual[~torch.isin(visual, read.cpu())]
+            unread.append(held.real(held.ids, b)[left])
+        left = sum(map(len, unread))
+        call.unread = unread if left else None
         self.stats.calls[name] += 1
         self.stats.removed[name] += left
 
 
 def _scores(
-    stage: Inner,
-    prompt: Prompt,
-    held: Held,
-    attention: nn.Module,
-    hidden: Tensor,
-    rotary: Rotary,
-    keys: Tensor | None = None,
+    stage: Inner, held: Held, attention: nn.Module, hidden: Tensor, rotary: Rotary, keys: Tensor | None
 ) -> list[Tensor | None]:
     """The stage's score of every prompt without padding: [S] for query "last" (mean over heads), [heads, rows, S] for
-    "text"; None where there is nothing to drop. hidden [B, S, D]: what enters ``attention``."""
+    "text"; None where there is nothing to drop. hidden [B, S, D]: what enters ``attention``; keys: from the cache."""
     scores: list[Tensor | None] = []
-    for b, ids in enumerate(held.ids):
-        row, first = prompt.rows[b][ids], len(ids) - 1
-        if not row.may_go(stage).any():
+    for b, pad in enumerate(held.pads):
+        if not held.may_go(stage, b).any():
             scores.append(None)
             continue
+        kind = held.real(held.kind, b)
+        first = len(kind) - 1
         if stage.query == "text":
-            first = min(first, int((row.kind != TEXT).nonzero()[-1]) + 1)
-        own = tuple(held.real(part, b) for part in rotary)
-        seen = None if keys is None else keys[b, :, held.pads[b] :]
+            first = min(first, int((kind != TEXT).nonzero()[-1]) + 1)
+        own, seen = tuple(held.real(part, b) for part in rotary), None if keys is None else keys[b, :, pad:]
         rows = attention_rows(attention, held.real(hidden, b), own, first, keys=seen, causal=stage.causal)
         scores.append((rows if stage.query == "text" else rows[:, -1].mean(0)).to(hidden.device))
     return scores
 
 
-def _kept(stage: Inner, row: Row, n0: int, states: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+def _kept(stage: Inner, held: Held, b: int, n0: int, states: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
     """What the stage keeps of one prompt: ids on the host, and states. BadUsage where it breaks its promise."""
-    may_go, device, name, given = row.may_go(stage), states.device, type(stage).__name__, {}
-    visual = may_go.nonzero().flatten()
+    may_go, name, given = held.may_go(stage, b), type(stage).__name__, {}
+    visual, total = may_go.nonzero().flatten(), len(states)
     if getattr(stage, "reads_groups", False):
-        pairs = {"group": row.group, "gain": row.gain}.items()
-        given = {key: None if values is None else values[visual].to(device) for key, values in pairs}
-    with own_precision(device):
-        keep, left = stage(states, score, visual.to(device), n0, **given)
-    keep, total = keep.cpu(), len(states)
+        for key, part in (("group", held.group), ("gain", held.gain)):
+            given[key] = None if part is None else held.real(part, b)[visual].to(states.device)
+    with own_precision(states.device):
+        keep, left = stage(states, score, visual.to(states.device), n0, **given)
+    keep = keep.cpu()
     if not len(keep) or len(left) != len(keep) or (keep.diff() <= 0).any() or keep[0] < 0 or keep[-1] >= total:
-        raise BadUsage(
-            f"{name} returned {len(keep)} ids and {len(left)} states for {total} tokens",
-            fix="return strictly ascending ids into the sequence, and one state for each",
-        )
+        what = f"{name} returned {len(keep)} ids and {len(left)} states for {total} tokens"
+        raise BadUsage(what, fix="return strictly ascending ids into the sequence, and one state for each")
     lost = int((~may_go).sum() - (~may_go[keep]).sum())
     if lost:
         raise BadUsage(f"{name} dropped {lost} tokens that are not visual", fix="keep every other token")
@@ -247,25 +230,8 @@ def _slots_read(call: Call, held: Held, device: torch.device) -> tuple[Tensor, T
     of them are no padding (None: all)."""
     behind = held.length + torch.arange(call.behind)
     rows = [
-        torch.cat([(~torch.isin(ids, gone)).nonzero().flatten() + pad, behind])
-        for ids, pad, gone in zip(held.ids, held.pads, call.unread, strict=True)
+        torch.cat([(~torch.isin(held.real(held.ids, b), gone)).nonzero().flatten() + held.pads[b], behind])
+        for b, gone in enumerate(call.unread)
     ]
-    slots, lengths = pad_left(rows), torch.tensor([len(row) for row in rows])
-    real = torch.arange(slots.shape[1]) >= slots.shape[1] - lengths[:, None]
-    return slots.to(device), None if real.all() else real
-
-
-def counts(call: Call) -> list[dict[str, tuple[int, ...]]]:
-    """Per row of the batch, what SampleStats says of the layers of this prefill."""
-    found = []
-    for b, row in enumerate(call.prompt.rows):
-        kinds = [row.kind[held.ids[b]] for held in call.entered]
-        found.append(
-            {
-                "per_layer": tuple(int((kind == VISUAL).sum()) for kind in kinds),
-                "newlines_per_layer": tuple(int((kind == NEWLINE).sum()) for kind in kinds),
-                "prompt_per_layer": tuple(map(len, kinds)),
-                "cached_per_layer": tuple(len(held.ids[b]) for held in call.prompt.layers),
-            }
-        )
-    return found
+    real = pad_left([torch.ones_like(row, dtype=torch.bool) for row in rows])
+    return pad_left(rows).to(device), None if real.all() else real

@@ -5,7 +5,7 @@ What a prompt consists of is written down on the host, in one copy per video; em
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,25 +14,28 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from holitom.attach.stats import SampleStats
 from holitom.errors import BadUsage
+from holitom.flops import LLMShape
 from holitom.types import Reduction, TokenSet, VideoFeatures
 
-TEXT, VISUAL, NEWLINE = 0, 1, 2
-"""Kinds of prompt tokens."""
+PAD, TEXT, VISUAL, NEWLINE = range(4)
+"""What a slot of a prompt holds."""
 
 
 @dataclass(frozen=True)
 class Placed:
     """The rows [P, D] of one video in the order in which the model reads them, newlines among them.
 
-    On the host: place [P], the place of each row among the embeddings of the whole video, newlines counted; visual [P],
-    False for newlines; group, gain [P] as in the TokenSet (None: no groups), where a newline has those of the token
-    before it. full: how many embeddings the whole video has.
+    On the host: place [P], the place of each row among the embeddings of the whole video, newlines counted; kind [P];
+    group, gain [P] as in the TokenSet (None: no groups), where a newline has those of the token before it. size: frames
+    and cells per frame of the whole video; full: how many embeddings it has.
     """
 
     rows: Tensor
     place: Tensor
-    visual: Tensor
+    kind: Tensor
+    size: tuple[int, int]
     full: int
     group: Tensor | None = None
     gain: Tensor | None = None
@@ -62,15 +65,15 @@ def arrange(kept: TokenSet, frames: int, grid: tuple[int, int], newline: Tensor 
         source = place.argsort(stable=True)
         rows, place = rows[source], place[source]
     place, source = torch.stack([place, source]).cpu()
-    visual = source < len(kept)
+    kind = torch.where(source < len(kept), VISUAL, NEWLINE)
 
     def carried(values: Tensor | None) -> Tensor | None:
         if values is None:
             return None
         every = torch.cat([values.cpu(), values.cpu().new_zeros(len(newlines))])[source]
-        return torch.where(visual, every, every.roll(1))
+        return torch.where(kind == VISUAL, every, every.roll(1))
 
-    return Placed(rows, place, visual, full, carried(kept.group), carried(kept.gain))
+    return Placed(rows, place, kind, (frames, height * width), full, carried(kept.group), carried(kept.gain))
 
 
 def reduced(video: VideoFeatures, reduction: Reduction, adapter: Any) -> Placed:
@@ -82,10 +85,8 @@ def reduced(video: VideoFeatures, reduction: Reduction, adapter: Any) -> Placed:
     else:
         missing = [name for name in sorted(outer.requires) if getattr(video, name, None) is None]
         if missing:
-            raise BadUsage(
-                f"{type(outer).__name__} needs {', '.join(missing)}, which the given features lack",
-                fix="take the features from run.encode(...) inside this reduce_tokens block",
-            )
+            what = f"{type(outer).__name__} needs {', '.join(missing)}, which the given features lack"
+            raise BadUsage(what, fix="take the features from run.encode(...) inside this reduce_tokens block")
         with own_precision(video.tokens.device):
             kept = outer(video, reduction.budget)
     if not len(kept):
@@ -93,154 +94,160 @@ def reduced(video: VideoFeatures, reduction: Reduction, adapter: Any) -> Placed:
     return arrange(kept, video.frames, video.grid, adapter.newline, adapter.newline_order)
 
 
-@dataclass(frozen=True)
-class Row:
-    """The tokens of one prompt, without padding: kind [n]; group, gain [n] of the outer stage (None: no groups)."""
-
-    kind: Tensor
-    group: Tensor | None = None
-    gain: Tensor | None = None
-
-    def __getitem__(self, ids: Tensor) -> Row:
-        return Row(*(None if values is None else values[ids] for values in (self.kind, self.group, self.gain)))
-
-    def may_go(self, stage: Any) -> Tensor:
-        """Which tokens a stage may drop: visual ones, and newlines where it counts them as such."""
-        return self.kind != TEXT if stage.include_newlines else self.kind == VISUAL
-
-
 @dataclass(eq=False)
 class Held:
-    """The tokens of a batch of prompts that one decoder layer holds, padded on the left to one length S.
+    """The slots of a batch of prompts in one decoder layer, on the host, prompts padded on the left to one length S.
 
-    ids: per prompt, ascending, into the prompt without padding; positions [..., B, S]: the rotary ones; shift [B]: by
-    how much these are smaller than the first layer's at the end of the prompt (None: nothing was renumbered).
+    kind [B, S]; ids [B, S]: tokens by their number in the prompt that enters the first layer; positions [..., B, S]:
+    the rotary ones; group, gain [B, S]: the outer stage's (None: no groups); shift [B]: by how much positions are
+    smaller than in the first layer at the end of the prompt (None: nothing was renumbered).
     """
 
-    ids: list[Tensor]
+    kind: Tensor
+    ids: Tensor
     positions: Tensor
+    group: Tensor | None = None
+    gain: Tensor | None = None
     shift: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.length = max(map(len, self.ids))
-        self.pads = [self.length - len(row) for row in self.ids]
+        self.pads = (self.kind == PAD).sum(1).tolist()
+        self.length = self.kind.shape[1]
 
     def real(self, batched: Tensor, b: int) -> Tensor:
-        """The rows of one prompt without its padding: [B or 1, S, ...] -> [S_b, ...]."""
+        """The slots of one prompt without its padding: [B or 1, S, ...] -> [S_b, ...]."""
         return batched[b if len(batched) > 1 else 0, self.pads[b] :]
 
     def mask(self, behind: int = 0) -> Tensor | None:
         """Which slots, and columns behind the prompt, are no padding [B, S + behind]; None where there is none."""
         if not any(self.pads):
             return None
-        return torch.arange(self.length + behind) >= torch.tensor(self.pads)[:, None]
+        return torch.nn.functional.pad(self.kind != PAD, (0, behind), value=True)
 
-    def slots(self, ids: Sequence[Tensor]) -> Tensor:
-        """The slots of some tokens, ascending per prompt: [B, S'], padded on the left with 0."""
-        rows = zip(self.ids, ids, self.pads, strict=True)
-        return pad_left([torch.searchsorted(mine, some) + pad for mine, some, pad in rows])
+    def may_go(self, stage: Any, b: int) -> Tensor:
+        """Which tokens of a prompt a stage may drop: visual ones, and newlines where it counts them as such."""
+        kind = self.real(self.kind, b)
+        return kind >= VISUAL if stage.include_newlines else kind == VISUAL
 
-    def kept(self, ids: list[Tensor]) -> Held:
-        """What is left here when these tokens alone stay, at their positions."""
-        slots = self.slots(ids)
-        return Held(ids, self.positions.gather(-1, slots.expand(*self.positions.shape[:-1], -1)), self.shift)
+    def kept(self, keep: Sequence[Tensor]) -> tuple[Held, Tensor]:
+        """What is left of the prompts when these of their tokens stay, by their number here, and the slots [B, S'] from
+        which it comes. Positions do not change."""
+        slots = pad_left([ids + pad for ids, pad in zip(keep, self.pads, strict=True)])
+        real = pad_left([torch.ones_like(ids) for ids in keep])
+        kind, ids = (part.gather(1, slots) * real for part in (self.kind, self.ids))
+        groups = (None if part is None else part.gather(1, slots) for part in (self.group, self.gain))
+        positions = self.positions.gather(-1, slots.expand(*self.positions.shape[:-1], -1))
+        return Held(kind, ids, positions, *groups, self.shift), slots
 
 
 @dataclass
 class Prompt:
-    """A batch of reduced prompts as the language model gets it, padded on the left.
+    """A batch of reduced prompts. following [B]: the position of the first token behind; on_grid: whether positions are
+    places in time, rows and columns, which no stage renumbers; base: what enters the first decoder layer; layers: what
+    every layer holds. samples, seconds: for the statistics, one sample per prompt (None without a video)."""
 
-    mask [B, S], None where it says nothing; positions [B, S], or [1 + axes, B, S] where they are places on a grid,
-    behind a row that counts; following [B]: those of the first token behind. base: what enters the first layer; layers:
-    what every decoder layer holds. samples, seconds: for the statistics, one sample per prompt (None without video).
-    """
-
-    rows: list[Row]
-    mask: Tensor | None
-    positions: Tensor
     following: Tensor
+    on_grid: bool
     base: Held
     layers: list[Held]
-    samples: list[Any] = field(default_factory=list)
+    samples: list[SampleStats | None]
     seconds: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def on_grid(self) -> bool:
-        return self.positions.ndim == 3
 
     def repeated(self, times: int) -> Prompt:
         """Every prompt ``times`` times in a row, as generation repeats it for beams and returned sequences."""
-        rows, ids = ([value for value in values for _ in range(times)] for values in (self.rows, self.base.ids))
-        base = Held(ids, self.base.positions.repeat_interleave(times, -2))
+        parts = {name: part for name, part in vars(self.base).items() if isinstance(part, Tensor)}
+        base = replace(self.base, **{name: part.repeat_interleave(times, -2) for name, part in parts.items()})
         following = self.following.repeat_interleave(times)
-        return replace(self, rows=rows, following=following, base=base, layers=[base] * len(self.layers))
+        return replace(self, following=following, base=base, layers=[base] * len(self.layers))
 
 
 def splice(
-    ids: Tensor,
-    embeds: Tensor,
-    pads: Sequence[int],
-    videos: Sequence[Sequence[Placed]],
-    *,
-    token: int,
-    keeps_places: bool,
-    grid: Tensor | None,
-    layers: int,
-) -> tuple[Tensor, Prompt]:
-    """Replace every run of ``token`` in ids [B, S] (on the host) by one of that prompt's ``videos``: embeds [B, S, D] ->
-    embeddings of the reduced prompts [B, S', D], and what is to be known of them.
+    given: Mapping[str, Any], placed: Sequence[Placed], adapter: Any, reduction: Reduction
+) -> tuple[dict[str, Any], Prompt]:
+    """Put the videos of a batch into its prompts, one for every run of placeholders: the arguments of a call -> those
+    with which the language model is called (embeddings, mask, positions), and what is to be known of the prompts.
 
-    keeps_places False: the new prompt is numbered without gaps. True: each row keeps the position that it would have
-    with all of the video's tokens, however many placeholders stand for it. grid [axes, B, S]: the positions of the
-    whole prompt, of which every token keeps its own; they need one placeholder for every embedding of a video.
+    An outer stage with positions "contiguous" has the new prompt numbered without gaps; with "original" each row keeps
+    the position that it would have with all of the video's tokens, however many placeholders stand for it. Places on a
+    grid (M-RoPE) are kept in any case; they need one placeholder for every embedding of a video.
     """
-    spliced, rows, numbers = [], [], []
+    ids, grid = given["input_ids"].cpu(), adapter.grid_positions(given)
+    if grid is None and given.get("position_ids") is not None:
+        raise BadUsage("position_ids are given with a video", fix="leave them out: they follow from the prompt")
+    pads, spots = left_pads(given.get("attention_mask"), ids), [runs(row, adapter.video_token_id) for row in ids]
+    if sum(map(len, spots)) != len(placed):
+        raise BadUsage(
+            f"{len(placed)} videos, but {sum(map(len, spots))} runs of video placeholders in {len(ids)} prompts",
+            fix="give one unbroken run of placeholders per video, with text between two videos; a video that several "
+            "prompts ask about is given once for each",
+        )
+    embeds, videos = adapter.embed(given["input_ids"], given), iter(placed)
+    spliced, kinds, numbers, groups, samples = [], [], [], [], []
     for b, pad in enumerate(pads):
         pieces, kind, number, spans, cursor, drift = [], [], [], [], pad, -pad
-        for (start, stop), video in zip(runs(ids[b], token), videos[b], strict=True):
+        for (start, stop), video in [(spot, next(videos)) for spot in spots[b]]:
             if grid is not None and stop - start != video.full:
-                raise BadUsage(
-                    f"{stop - start} placeholders for a video of {video.full} tokens, whose positions the prompt tells",
-                    fix="give the prompt that the model's own processor makes",
-                )
+                what = f"{stop - start} placeholders for a video of {video.full} tokens, each with a place of its own"
+                raise BadUsage(what, fix="give the prompt that the model's own processor makes")
             pieces += [embeds[b, cursor:start], video.rows.to(embeds)]
-            kind += [torch.full((start - cursor,), TEXT), torch.where(video.visual, VISUAL, NEWLINE)]
+            kind += [torch.full((start - cursor,), TEXT), video.kind]
             number += [torch.arange(cursor, start) + drift, video.place + start + drift]
-            spans.append((sum(map(len, kind)) - len(video.place), video))
+            spans.append((sum(map(len, kind)) - len(video.kind), video))
             cursor, drift = stop, drift + video.full - (stop - start)
         spliced.append(torch.cat([*pieces, embeds[b, cursor:]]))
-        kinds = torch.cat([*kind, torch.full((ids.shape[1] - cursor,), TEXT)])
-        rows.append(Row(kinds, *_grouped(len(kinds), spans)))
+        kinds.append(torch.cat([*kind, torch.full((ids.shape[1] - cursor,), TEXT)]))
         numbers.append(torch.cat([*number, torch.arange(cursor, ids.shape[1]) + drift]))
-    count = [torch.arange(len(number)) for number in numbers]
-    positions = pad_left(numbers if keeps_places or grid is not None else count)
+        groups.append(_grouped(len(kinds[b]), spans))
+        shape = LLMShape.from_config(adapter.text.config)
+        sizes = {"prompt_before": ids.shape[1] - pad, "prompt_after": len(kinds[b]), "budget": reduction.budget}
+        samples.append(_sample([video for _, video in spans], shape=shape, **sizes) if spans else None)
+    keeps = grid is not None or (reduction.outer is not None and reduction.outer.positions == "original")
+    count = pad_left([torch.arange(len(number)) for number in numbers])
+    own = numbered = pad_left(numbers) if keeps else count
     if grid is not None:
-        columns = positions + torch.tensor(pads)[:, None]
-        places = grid.cpu().gather(2, columns.expand(len(grid), -1, -1))
-        positions = torch.cat([pad_left(count)[None], places])
-    base = Held(count, positions if grid is None else places)
+        columns = own + torch.tensor(pads)[:, None]
+        own = grid.cpu().gather(2, columns.expand(len(grid), -1, -1))
+        numbered = torch.cat([count[None], own])  # a row that counts goes before the axes
+    group, gain = (pad_left(parts) for parts in zip(*groups, strict=True))
+    group = group if any(video.group is not None for video in placed) else None
+    gain = gain if any(video.gain is not None for video in placed) else None
+    base = Held(pad_left(kinds), count, own, group, gain)
     mask = base.mask()
-    if mask is None and (keeps_places or grid is not None):  # gaps without a mask would be read as packed sequences
-        mask = torch.ones(len(rows), base.length)
+    if mask is None and keeps:  # gaps without a mask would be read as packed sequences
+        mask = base.kind != PAD
     mask = None if mask is None else mask.long().to(embeds.device)
-    positions = positions.to(embeds.device)
-    following = positions[..., -1] + 1 if grid is None else positions[1:, :, -1].amax(0) + 1
-    return pad_left(spliced), Prompt(rows, mask, positions, following, base, [base] * layers)
+    call = {"inputs_embeds": pad_left(spliced), "attention_mask": mask, "position_ids": numbered.to(embeds.device)}
+    following = own[..., -1].reshape(-1, len(ids)).amax(0).to(embeds.device) + 1
+    return call, Prompt(following, grid is not None, base, [base] * len(adapter.layers), samples)
 
 
-def _grouped(length: int, spans: Sequence[tuple[int, Placed]]) -> tuple[Tensor | None, Tensor | None]:
-    """Groups and gains of a prompt; videos do not share groups, so numbers move up behind those of the video before.
-    -1: no group (text); a video without groups beside one that has some is one group, of gain 0."""
-    if all(video.group is None for _, video in spans):
-        return None, None
+def _grouped(length: int, spans: Sequence[tuple[int, Placed]]) -> tuple[Tensor, Tensor]:
+    """Groups and gains of a prompt. Videos do not share groups, so numbers move up behind those of the video before.
+    -1: no group (text); a video without groups is one group, of gain 0."""
     group, gain, first = torch.full((length,), -1), torch.zeros(length), 0
     for start, video in spans:
-        span = slice(start, start + len(video.place))
-        own = torch.zeros(len(video.place), dtype=torch.long) if video.group is None else video.group
+        span = slice(start, start + len(video.kind))
+        own = torch.zeros_like(video.kind) if video.group is None else video.group
         group[span] = own + max(0, first - int(own.min()))
-        first = int(group[span].max()) + 1
-        gain[span] = 0.0 if video.gain is None else video.gain.float()
-    return group, None if all(video.gain is None for _, video in spans) else gain
+        gain[span], first = 0.0 if video.gain is None else video.gain.float(), int(group[span].max()) + 1
+    return group, gain
+
+
+def _sample(videos: list[Placed], budget: float, **known: Any) -> SampleStats:
+    """What is to be said of one prompt before the language model runs; known: of its fields."""
+    frames, full = sum(v.size[0] for v in videos), sum(v.size[0] * v.size[1] for v in videos)
+    kept = sum(int((v.kind == VISUAL).sum()) for v in videos)
+    return SampleStats(
+        videos=len(videos),
+        frames=frames,
+        cells=videos[0].size[1] if len({v.size[1] for v in videos}) == 1 else full / frames,
+        budget=budget,
+        requested=sum(round(budget * (v.size[0] * v.size[1])) for v in videos),
+        kept=kept,
+        newlines=sum(len(v.kind) for v in videos) - kept,
+        full_newlines=sum(v.full for v in videos) - full,
+        **known,
+    )
 
 
 def runs(row: Tensor, token: int) -> list[tuple[int, int]]:
@@ -257,10 +264,8 @@ def left_pads(mask: Tensor | None, ids: Tensor) -> list[int]:
         raise BadUsage(f"a mask of shape {list(mask.shape)} for ids {list(ids.shape)}", fix="give one column per id")
     real = mask.bool().cpu()
     if (real[:, :-1] & ~real[:, 1:]).any() or not real[:, -1].all():
-        raise BadUsage(
-            "a prompt is padded on the right or in the middle, or is all padding",
-            fix="pad on the left (padding_side='left'), and leave empty prompts out",
-        )
+        what = "a prompt is padded on the right or in the middle, or is all padding"
+        raise BadUsage(what, fix="pad on the left (padding_side='left'), and leave empty prompts out")
     return (~real).sum(1).tolist()
 
 

@@ -100,27 +100,15 @@ def select(batched: Tensor, slots: Tensor, dim: int) -> Tensor:
     return batched.expand(len(slots), *batched.shape[1:]).gather(dim, slots.view(shape).expand(target))
 
 
-# transformers 4.51, which the original llava package needs, keeps a cache in two lists and calls it by another name
-
-
 def cache_of(kwargs: Mapping[str, Any]) -> Any:
-    """The KV cache among the arguments of a layer or an attention, None without one."""
+    """The KV cache among the arguments of a layer or an attention, None without one; transformers 4.51, which the
+    original llava package needs, gives it another name."""
     return kwargs.get("past_key_values", kwargs.get("past_key_value"))
 
 
 def keys_of(cache: Any, index: int) -> Tensor:
-    """The keys [B, kv heads, columns, width] of one layer."""
+    """The keys [B, kv heads, columns, width] of one layer; transformers 4.51 keeps them in a list."""
     return cache.layers[index].keys if hasattr(cache, "layers") else cache.key_cache[index]
-
-
-def keep_columns(cache: Any, index: int, slots: Tensor) -> None:
-    """Reduce the keys and values of one layer to these slots."""
-    if hasattr(cache, "layers"):
-        layer = cache.layers[index]
-        layer.keys, layer.values = (select(x, slots, 2).contiguous() for x in (layer.keys, layer.values))
-    else:
-        for held in (cache.key_cache, cache.value_cache):
-            held[index] = select(held[index], slots, 2).contiguous()
 
 
 class ReadingLayer(getattr(cache_utils, "DynamicLayer", object)):

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from holitom.attach.checks import check_cache, check_generation, check_model, setting
-from holitom.attach.decoder import ON_CACHE, Call, Decoder, Patched, counts
-from holitom.attach.prompt import Placed, Prompt, left_pads, reduced, runs, splice
+from holitom.attach.decoder import ON_CACHE, Call, Decoder, Patched
+from holitom.attach.prompt import NEWLINE, VISUAL, Prompt, reduced, splice
 from holitom.attach.stats import RunStats, SampleStats
 from holitom.errors import BadUsage
-from holitom.flops import LLMShape
 from holitom.models import ADAPTERS, EncodedVideos
 from holitom.models.base import between, clock
 from holitom.types import Reduction, VideoFeatures
@@ -36,7 +35,7 @@ class Run:
     """What ``with reduce_tokens(...) as run`` gives: ``stats``, ``provide`` and ``encode``."""
 
     def __init__(self, model: nn.Module, adapter: Any, reduction: Reduction) -> None:
-        self.reduction, self.stats, self._adapter = reduction, RunStats.of(reduction), adapter
+        self.reduction, self.stats, self._adapter = reduction, RunStats(reduction), adapter
         self._decoder = Decoder(adapter, reduction, self.stats)
         family = (m for m in model.modules() if any(c.__name__ in ADAPTERS for c in type(m).__mro__))
         self._host: Any = next(family)  # inside of wrappers (PEFT, for one)
@@ -54,8 +53,8 @@ class Run:
 
     @torch.no_grad()
     def encode(self, pixel_values_videos: Tensor | Sequence[Tensor], **given: Any) -> list[VideoFeatures]:
-        """Run the vision tower once: [B, T, 3, H, W] (or one [T, 3, H, W] per video) -> one VideoFeatures per video, with
-        what the outer stage requires. given: what the family's pixels need beside them, for instance video_grid_thw."""
+        """Run the vision tower once: [B, T, 3, H, W] (or one [T, 3, H, W] per video) -> one VideoFeatures per video,
+        with what the outer stage requires. given: what goes with a family's pixels, for instance video_grid_thw."""
         with self._alone():
             return list(self._encode(pixel_values_videos, given).videos)
 
@@ -84,14 +83,20 @@ class Run:
     def _override(self, module: nn.Module, name: str, replacement: Callable[..., Any]) -> None:
         """Give this instance a method of its own; the class, and every other instance, stay as they are."""
         original, own = getattr(module, name), vars(module).get(name)  # accelerate may have given it one
-        setattr(module, name, functools.wraps(original)(Patched(replacement, original)))
+        setattr(module, name, functools.wraps(original)(Patched(self._instead, replacement, original)))
         undo = (delattr, module, name) if own is None else (setattr, module, name, own)
         self._undo.append(functools.partial(*undo))
 
+    def _instead(self, replacement: Callable[..., Any], original: Callable[..., Any], *args: Any, **given: Any) -> Any:
+        if args:
+            given |= dict(zip(inspect.signature(original).parameters, args, strict=False))
+        with self._alone():
+            return replacement(original, given)
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """BadUsage while another thread's call is under way, for hooks and tower hold what belongs to one call; and when
-        the block has ended at the end of this one, whatever it gives or raises."""
+        """BadUsage while another thread's call is under way, for hooks and tower hold what belongs to one call; and
+        when the block has ended at the end of this one, whatever it gives or raises."""
         if not self._lock.acquire(blocking=False):
             raise BadUsage(
                 "another thread is using this model", fix="use a lock around its calls, or a model for each thread"
@@ -110,78 +115,61 @@ class Run:
             )
 
     @torch.no_grad()
-    def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with self._alone():
-            given = named(original, args) | kwargs
-            check_generation(self._host, given)
-            if given.get("inputs") is not None:
-                given["input_ids"] = given.pop("inputs")
-            if getattr(given.get("past_key_values"), ON_CACHE, None) is not None:
-                raise BadUsage(
-                    "the cache holds a reduced prompt, which generate cannot continue",
-                    fix="give the whole conversation again, with its video and without the cache",
-                )
-            if not self._has_video(given):
-                return original(*args, **kwargs)
-            ids, full_mask = given["input_ids"], given.get("attention_mask")
-            embeds, prompt = self._spliced(given)
-            rest = {name: value for name, value in given.items() if name not in _SPLICED}
-            for name in ("max_length", "min_length"):  # generate takes the embeddings' length off
-                length = setting(self._host, given, name)
-                if length and embeds.shape[1] != ids.shape[1]:
-                    rest[name] = length + embeds.shape[1]
-            mask = prompt.mask
-            if mask is None:  # without one, generate would make one of the ids
-                mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=ids.device)
-            self._waiting, self._full = prompt, (ids, full_mask)
-            try:
-                return original(
-                    input_ids=ids, inputs_embeds=embeds, attention_mask=mask, position_ids=prompt.positions, **rest
-                )
-            finally:
-                self._waiting = self._full = None
+    def _generate(self, original: Callable[..., Any], given: dict[str, Any]) -> Any:
+        check_generation(self._host, given)
+        if given.get("inputs") is not None:
+            given["input_ids"] = given.pop("inputs")
+        if getattr(given.get("past_key_values"), ON_CACHE, None) is not None:
+            what = "the cache holds a reduced prompt, which generate cannot continue"
+            raise BadUsage(what, fix="give the whole conversation again, with its video and without the cache")
+        if not self._has_video(given):
+            return original(**given)
+        ids = given["input_ids"]
+        ours, prompt = self._spliced(given)
+        rows, width = ours["inputs_embeds"].shape[:2]
+        if ours["attention_mask"] is None:  # without one, generate would make one of the ids
+            ours["attention_mask"] = torch.ones(rows, width, dtype=torch.long, device=ids.device)
+        for name in ("max_length", "min_length"):  # generate takes the embeddings' length off
+            length = setting(self._host, given, name)
+            if length and width != ids.shape[1]:
+                ours[name] = length + width
+        self._waiting, self._full = prompt, (ids, given.get("attention_mask"))
+        try:
+            return original(input_ids=ids, **{k: v for k, v in given.items() if k not in _SPLICED} | ours)
+        finally:
+            self._waiting = self._full = None
 
-    def _logits_processors(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _logits_processors(self, original: Callable[..., Any], given: dict[str, Any]) -> Any:
         """The processors of ``generate``: those that read the prompt read the full one, and the last one asks at every
         step whether the block goes on."""
-        given = named(original, args) | kwargs
         if self._full is not None:
             (ids, mask), model_kwargs = self._full, given["model_kwargs"]
             if mask is not None:
-                mask = None if mask.all() else mask.repeat_interleave(len(model_kwargs["inputs_embeds"]) // len(mask), 0)
+                mask = mask.repeat_interleave(len(model_kwargs["inputs_embeds"]) // len(mask), 0)
+                mask = None if mask.all() else mask
             given |= {"encoder_input_ids": ids, "model_kwargs": {**model_kwargs, "attention_mask": mask}}
         processors = original(**given)
-
-        def goes_on(input_ids: Tensor, scores: Tensor) -> Tensor:
-            self._check_open()
-            return scores
-
-        processors.append(goes_on)
+        processors.append(lambda ids, scores: self._check_open() or scores)
         return processors
 
-    def _forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with self._alone():
-            kwargs = named(original, args) | kwargs
-            call = self._call(kwargs)
-            if call is None:
-                return original(**kwargs)
-            device = call.prompt.following.device
-            start, self._decoder.call = clock(device), call
-            try:
-                output = original(**kwargs)
-            finally:
-                self._decoder.call = None
-            if call.prefill:
-                prompt, layers = call.prompt, counts(call)
-                times = len(layers) // len(prompt.samples)
-                pairs = [(sample, layers[i * times]) for i, sample in enumerate(prompt.samples) if sample is not None]
-                prefill = between(start, clock(device))
-                self.stats.add([replace(s, **found) for s, found in pairs], prompt.seconds | {"prefill": prefill})
-            return output
+    def _forward(self, original: Callable[..., Any], given: dict[str, Any]) -> Any:
+        call = self._call(given)
+        if call is None:
+            return original(**given)
+        prompt, self._decoder.call = call.prompt, call
+        start = clock(prompt.following.device)
+        try:
+            output = original(**given)
+        finally:
+            self._decoder.call = None
+        if call.prefill:
+            prefill = between(start, clock(prompt.following.device))
+            self.stats.add(_samples(call), prompt.seconds | {"prefill": prefill})
+        return output
 
     def _call(self, kwargs: dict[str, Any]) -> Call | None:
         """What a forward of the core is, None if no reduced prompt is in it; rewrites its arguments."""
-        cache, embeds = kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
+        cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
             if _shown(kwargs):
                 raise BadUsage(
@@ -192,25 +180,23 @@ class Run:
             return None if prompt is None else _behind(prompt, cache, kwargs)
         if cache is not None:
             vars(cache).pop(ON_CACHE, None)  # an emptied cache holds no prompt any more
-        if self._waiting is not None and embeds is not None:
+        if self._waiting is not None and kwargs.get("inputs_embeds") is not None:
             prompt, self._waiting = self._waiting, None
-            prompt = prompt.repeated(len(embeds) // len(prompt.rows))
+            prompt = prompt.repeated(len(kwargs["inputs_embeds"]) // len(prompt.samples))
         elif self._has_video(kwargs):
-            embeds, prompt = self._spliced(kwargs)
-            kwargs |= {"attention_mask": prompt.mask, "position_ids": prompt.positions}
+            ours, prompt = self._spliced(kwargs)
+            for name in _SPLICED.intersection(kwargs):
+                del kwargs[name]
+            kwargs |= ours
         else:
             return None
         check_cache(cache, inside=bool(self.reduction.inner) or self.reduction.decode is not None)
-        for name in _SPLICED.intersection(kwargs) - {"attention_mask", "position_ids"}:
-            del kwargs[name]
-        kwargs["inputs_embeds"] = embeds
         return Call(prompt)
 
     def _has_video(self, given: Mapping[str, Any]) -> bool:
         """Whether the prompt has a place for a video."""
         ids = given.get("input_ids")
-        whole = ids is not None and ids.shape[1] > 1
-        found = whole and bool((ids == self._adapter.video_token_id).any())
+        found = ids is not None and ids.shape[1] > 1 and bool((ids == self._adapter.video_token_id).any())
         if not found and _shown(given):
             raise BadUsage(
                 "a video is given, and no prompt has a place for it", fix="put video placeholders into input_ids"
@@ -236,86 +222,56 @@ class Run:
         self._provided = None
         return provided
 
-    def _spliced(self, given: Mapping[str, Any]) -> tuple[Tensor, Prompt]:
+    def _spliced(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], Prompt]:
         """Encode and reduce the videos of a batch, and put them into its prompts."""
         check_model(self._host)
-        adapter, reduction, ids = self._adapter, self.reduction, given["input_ids"].cpu()
-        encoded, grid = self._videos(given), adapter.grid_positions(given)
-        if grid is None and given.get("position_ids") is not None:
-            raise BadUsage("position_ids are given with a video", fix="leave them out: they follow from the prompt")
-        videos, pads = encoded.videos, left_pads(given.get("attention_mask"), ids)
-        places = [len(runs(row, adapter.video_token_id)) for row in ids]
-        if sum(places) != len(videos):
-            raise BadUsage(
-                f"{len(videos)} videos, but {sum(places)} runs of video placeholders in {len(ids)} prompts",
-                fix="give one unbroken run of placeholders per video, with text between two videos; a video that "
-                "several prompts ask about is given once for each",
-            )
-        device = videos[0].tokens.device
+        encoded, reduction = self._videos(given), self.reduction
+        device = encoded.videos[0].tokens.device
         start = clock(device)
-        put = iter([(video, reduced(video, reduction, adapter)) for video in videos])
+        placed = [reduced(video, reduction, self._adapter) for video in encoded.videos]
         seconds = encoded.seconds | {"outer": between(start, clock(device))}
-        shown = [[next(put) for _ in range(count)] for count in places]
-        embeds, prompt = splice(
-            ids,
-            adapter.embed(given["input_ids"], given),
-            pads,
-            [[placed for _, placed in pairs] for pairs in shown],
-            token=adapter.video_token_id,
-            keeps_places=reduction.outer is not None and reduction.outer.positions == "original",
-            grid=grid,
-            layers=len(adapter.layers),
-        )
-        shape = LLMShape.from_config(adapter.text.config)
-        for pairs, pad, row in zip(shown, pads, prompt.rows, strict=True):
-            lengths = (ids.shape[1] - pad, len(row.kind))
-            prompt.samples.append(_sample(pairs, reduction.budget, lengths, shape) if pairs else None)
+        ours, prompt = splice(given, placed, self._adapter, reduction)
+        prompt.seconds = seconds
         if reduction.outer is not None:
             self.stats.calls["outer"] += 1
             self.stats.removed["outer"] += sum(s.full - s.kept for s in prompt.samples if s is not None)
-        prompt.seconds = seconds
-        return embeds, prompt
+        return ours, prompt
 
 
-def _sample(
-    pairs: Sequence[tuple[VideoFeatures, Placed]], budget: float, lengths: tuple[int, int], shape: LLMShape
-) -> SampleStats:
-    """What is known of one prompt before the language model runs; lengths: before and after the outer stage."""
-    sizes = [(video.frames, video.cells) for video, _ in pairs]
-    frames, full = sum(t for t, _ in sizes), sum(t * n for t, n in sizes)
-    kept = sum(int(placed.visual.sum()) for _, placed in pairs)
-    return SampleStats(
-        videos=len(pairs),
-        frames=frames,
-        cells=sizes[0][1] if len({n for _, n in sizes}) == 1 else full / frames,
-        budget=budget,
-        requested=sum(round(budget * (t * n)) for t, n in sizes),
-        kept=kept,
-        newlines=sum(len(placed.place) for _, placed in pairs) - kept,
-        full_newlines=sum(placed.full for _, placed in pairs) - full,
-        prompt_before=lengths[0],
-        prompt_after=lengths[1],
-        shape=shape,
-    )
+def _samples(call: Call) -> list[SampleStats]:
+    """The prompts of a prefill, once each, with what entered their layers."""
+    times, found = len(call.prompt.base.kind) // len(call.prompt.samples), []
+    entered, layers = call.entered, call.prompt.layers
+    for i, sample in enumerate(call.prompt.samples):
+        if sample is not None:
+            kinds = [held.kind[i * times] for held in entered]
+            found.append(
+                replace(
+                    sample,
+                    per_layer=tuple(int((kind == VISUAL).sum()) for kind in kinds),
+                    newlines_per_layer=tuple(int((kind == NEWLINE).sum()) for kind in kinds),
+                    prompt_per_layer=tuple(held.length - held.pads[i * times] for held in entered),
+                    cached_per_layer=tuple(held.length - held.pads[i * times] for held in layers),
+                )
+            )
+    return found
 
 
 def _behind(prompt: Prompt, cache: Any, kwargs: dict[str, Any]) -> Call:
     """Tokens behind a reduced prompt: mask and positions follow from what the cache holds."""
-    tokens, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
-    tokens = kwargs["inputs_embeds"] if tokens is None else tokens
-    (batch, count), first = tokens.shape[:2], prompt.layers[0]
+    tokens = kwargs["inputs_embeds"] if kwargs.get("input_ids") is None else kwargs["input_ids"]
+    (batch, count), first, mask = tokens.shape[:2], prompt.layers[0], kwargs.get("attention_mask")
     held = cache.get_seq_length() - first.length
-    if batch != len(first.ids) or held < 0:
+    if batch != len(first.kind) or held < 0:
         raise BadUsage(
-            f"{batch} rows on a cache of {len(first.ids)} prompts, {held} columns behind them",
+            f"{batch} rows on a cache of {len(first.kind)} prompts, {held} columns behind them",
             fix="keep the batch of the prefill, and crop only what follows the prompt",
         )
     if count > 1 and mask is not None and not mask[:, -count:].all():
         raise BadUsage("padding among tokens that follow a reduced prompt", fix="give turns of equal length")
     following, real = prompt.following, first.mask(held + count)
     positions = following[:, None] + torch.arange(held, held + count, device=following.device)
-    real = None if real is None else real.long().to(tokens.device)
-    kwargs |= {"position_ids": positions, "attention_mask": real}
+    kwargs |= {"position_ids": positions, "attention_mask": None if real is None else real.long().to(tokens.device)}
     kwargs.pop("cache_position", None)
     return Call(prompt, positions, held + count)
 
@@ -324,11 +280,6 @@ def _shown(given: Mapping[str, Any]) -> bool:
     """Whether a call brings a video, as pixels or encoded."""
     encoded = given.get("mm_encoder_outputs") or {}
     return given.get("pixel_values_videos") is not None or encoded.get("video") is not None
-
-
-def named(function: Callable[..., Any], args: tuple) -> dict[str, Any]:
-    """Positional arguments by the names of their parameters."""
-    return dict(zip(inspect.signature(function).parameters, args, strict=False)) if args else {}
 
 
 def _refuse_labels(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

@@ -20,14 +20,13 @@ WITHIN = 1.0
 class SampleStats:
     """One prompt of one prefill (beams of a prompt count once).
 
-    frames, cells: of its videos (frames summed; cells of a frame, in the mean over the frames where the videos' grids
-    differ); budget: the share that was asked for; requested: round(budget * frames * cells) visual tokens, rounded for
-    each video; kept: visual tokens that entered the language model; newlines: newline tokens beside them;
-    full_newlines: those of the unreduced videos; prompt_before, prompt_after: prompt tokens without padding, as the
-    caller gave them and after the outer stage; per_layer, newlines_per_layer: visual and newline tokens entering each
-    layer; prompt_per_layer: all prompt tokens entering each layer; cached_per_layer: prompt tokens in each layer's
-    cache after prefill; seconds: per stage (vision, saliency, outer, prefill), of the whole batch that the prompt was
-    part of."""
+    frames, cells: of its videos (frames summed; cells per frame, their mean where grids differ). budget: the share that
+    was asked for; requested: round(budget * frames * cells), rounded for each video; kept, newlines: visual and newline
+    tokens that entered the language model; full_newlines: those of the whole videos; prompt_before, prompt_after:
+    tokens of the prompt as given and after the outer stage, without padding. What entered each decoder layer: per_layer
+    (visual), newlines_per_layer, prompt_per_layer (all); cached_per_layer: prompt tokens in its cache after prefill.
+    seconds: per stage (vision, saliency, outer, prefill), of the whole batch.
+    """
 
     videos: int
     frames: int
@@ -48,7 +47,7 @@ class SampleStats:
 
     @property
     def full(self) -> int:
-        """Visual tokens of the unreduced videos."""
+        """Visual tokens of the whole videos."""
         return round(self.frames * self.cells)
 
     @property
@@ -73,20 +72,19 @@ class SampleStats:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a record."""
-        derived = ("realised", "off_per_frame", "flops_paper", "flops_exact")
         values = {name: value for name, value in vars(self).items() if name != "shape"}
+        derived = ("realised", "off_per_frame", "flops_paper", "flops_exact")
         return values | {name: getattr(self, name) for name in derived}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenBudget:
-    """Tokens of one video (or of all videos of one prompt), as means over the prompts of a run.
+    """Tokens of the videos of one prompt, as means over the prompts of a run.
 
-    asked_share, asked_tokens: what the outer stage was given as its budget (1 and all tokens where there is none);
-    full_tokens, full_newlines: of the unreduced video; kept_tokens, kept_newlines: what entered the language model;
-    layer_tokens, layer_newlines: what entered a layer, averaged over all layers of the language model; frames: of the
-    video. off_per_frame: kept minus asked tokens, per frame; farthest_off: the same of the prompt where it is farthest
-    from 0.
+    asked_share, asked_tokens: the outer stage's budget (1 and all tokens without one); full_tokens, full_newlines: of
+    the whole video; kept_tokens, kept_newlines: what entered the language model; layer_tokens, layer_newlines: what
+    entered a layer, averaged over its layers; frames: of the video. off_per_frame: kept minus asked tokens, per frame;
+    farthest_off: the same of the prompt where it is farthest from 0.
     """
 
     asked_share: float
@@ -126,7 +124,6 @@ def token_budget(samples: Sequence[SampleStats]) -> TokenBudget:
     """What the samples of one setting asked for and spent, per sample on average. CannotRun when there are none."""
     if not samples:
         raise CannotRun("no video has been prefilled yet", fix="call model.generate(...) with a video first")
-    off = [sample.off_per_frame for sample in samples]
     return TokenBudget(
         asked_share=fmean(s.budget for s in samples),
         asked_tokens=fmean(s.requested for s in samples),
@@ -137,64 +134,59 @@ def token_budget(samples: Sequence[SampleStats]) -> TokenBudget:
         layer_tokens=fmean(fmean(s.per_layer) for s in samples),
         layer_newlines=fmean(fmean(s.newlines_per_layer) for s in samples),
         frames=fmean(s.frames for s in samples),
-        off_per_frame=fmean(off),
-        farthest_off=max(off, key=abs),
+        off_per_frame=fmean(s.off_per_frame for s in samples),
+        farthest_off=max((s.off_per_frame for s in samples), key=abs),
     )
 
 
-@dataclass
 class RunStats:
-    """Everything since the ``with`` block began. ``stages``: the stages that were asked for; ``identities``: those of
-    them whose parameters ask for nothing; ``calls``: how often each ran; ``removed``: how many tokens each took away
-    (for a decode stage: left unread), summed over everything."""
+    """Everything since the ``with`` block began.
 
-    stages: tuple[str, ...] = ()
-    identities: frozenset[str] = frozenset()
-    calls: Counter[str] = field(default_factory=Counter)
-    removed: Counter[str] = field(default_factory=Counter)
-    _samples: list[SampleStats] = field(default_factory=list)
-    _unread: list[tuple[SampleStats, dict[str, Any]]] = field(default_factory=list, repr=False, compare=False)
+    stages: those that were asked for, "outer", "inner@3", "decode@4"; identities: those of them whose parameters ask
+    for nothing; calls: how often each ran; removed: how many tokens each took away (a decode stage: left unread).
+    """
 
-    @classmethod
-    def of(cls, reduction: Reduction) -> RunStats:
-        """For a setting: an outer stage asks for something below a budget of 1, the others unless they say so."""
-        named = {f"inner@{stage.layer}": stage for stage in reduction.inner}
+    def __init__(self, reduction: Reduction) -> None:
+        named: dict[str, Any] = {} if reduction.outer is None else {"outer": reduction.outer}
+        named |= {f"inner@{stage.layer}": stage for stage in reduction.inner}
         if reduction.decode is not None:
             named[f"decode@{reduction.decode.layer}"] = reduction.decode
-        nothing = {name for name, stage in named.items() if getattr(stage, "identity", False)}
-        if reduction.outer is None:
-            return cls(tuple(named), frozenset(nothing))
-        return cls(("outer", *named), frozenset(nothing | ({"outer"} if reduction.budget == 1 else set())))
+        whole = {"outer"} if reduction.budget == 1 else set()
+        self.stages = tuple(named)
+        self.identities = {name for name, stage in named.items() if getattr(stage, "identity", False)} | whole
+        self.calls: Counter[str] = Counter()
+        self.removed: Counter[str] = Counter()
+        self._samples: list[SampleStats] = []
+        self._spans: list[tuple[SampleStats, Mapping[str, Any]]] = []
 
     def add(self, samples: Sequence[SampleStats], spans: Mapping[str, Any]) -> None:
-        """Note the prompts of one prefill. spans: by stage its seconds, or two events."""
+        """Note the prompts of one prefill. spans: by stage its seconds, or two events of CUDA."""
         self._samples += samples
-        self._unread += [(sample, dict(spans)) for sample in samples]
+        self._spans += [(sample, spans) for sample in samples]
 
     @property
     def samples(self) -> list[SampleStats]:
         """One per prompt of every prefill so far; on CUDA this waits until the last of them has run."""
-        for sample, spans in self._unread:
-            sample.seconds.update({name: _as_number(span) for name, span in spans.items()})
-        self._unread.clear()
+        for sample, spans in self._spans:
+            for name, span in spans.items():
+                if isinstance(span, tuple):
+                    span[1].synchronize()
+                    span = span[0].elapsed_time(span[1]) / 1000
+                sample.seconds[name] = span
+        self._spans.clear()
         return self._samples
 
     @property
     def last(self) -> SampleStats:
-        """The newest sample."""
+        """The newest sample. CannotRun without one."""
         if not self._samples:
             raise CannotRun("no video has been prefilled yet", fix="call model.generate(...) with a video first")
         return self.samples[-1]
 
     @property
     def budget(self) -> TokenBudget:
-        """Asked and spent, over all samples."""
-        return token_budget(self.samples)
-
-    @property
-    def acted(self) -> bool:
-        """True if there was a video, every stage that was asked for has run, and has taken tokens away if it should."""
-        return bool(self._samples) and not self.missing and not self.idle
+        """Asked and spent, over all samples. CannotRun without one."""
+        return token_budget(self._samples)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -204,8 +196,13 @@ class RunStats:
     @property
     def idle(self) -> tuple[str, ...]:
         """Stages that ran and never took a token away, although their parameters ask for it."""
-        acting = (stage for stage in self.stages if stage not in self.identities)
-        return tuple(stage for stage in acting if self.calls[stage] and not self.removed[stage])
+        ran = (stage for stage in self.stages if self.calls[stage] and stage not in self.identities)
+        return tuple(stage for stage in ran if not self.removed[stage])
+
+    @property
+    def acted(self) -> bool:
+        """True if there was a video, every stage that was asked for has run, and has taken tokens away if it should."""
+        return bool(self._samples) and not self.missing and not self.idle
 
     def check_acted(self) -> None:
         """CannotRun if there was no video at all, or if a stage that was asked for never ran or changed nothing."""
@@ -220,14 +217,5 @@ class RunStats:
             raise CannotRun(
                 f"{', '.join(self.idle)} kept every token of all {len(self._samples)} prompts, so the run measures the "
                 "model without it",
-                fix="ask for fewer tokens, or give longer videos; a stage that is meant to keep all needs ratio 0 (or "
-                "a budget of 1)",
+                fix="ask for fewer tokens, or give longer videos; what is meant to keep all needs ratio 0 or budget 1",
             )
-
-
-def _as_number(span: Any) -> float:
-    """Seconds, or two events on CUDA, of which the later one is waited for."""
-    if not isinstance(span, tuple):
-        return float(span)
-    span[1].synchronize()
-    return span[0].elapsed_time(span[1]) / 1000
