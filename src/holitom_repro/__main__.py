@@ -42,6 +42,7 @@ Out = Annotated[str, Option(metavar="DIR", help="where to write, instead of figu
 Fresh = Annotated[bool, Option("--fresh", help="measure finished cells again")]
 Resume = Annotated[bool, Option("--resume", help="read finished cells (the default)")]
 Strict = Annotated[bool, Option("--strict", help="exit 1 when a verdict is not the expected one")]
+Rest = Annotated[list[str] | None, typer.Argument(metavar="[MORE]", help="handed on: options of the program behind it")]
 AsJson = Annotated[bool, Option("--json", help="a list of objects: id, paper, kind, statement, verdict, expected")]
 
 
@@ -92,7 +93,7 @@ def _minutes(notebook: Notebook, tier: str) -> str:
 def _add(notebook: Notebook) -> None:
     @app.command(notebook.command, cls=WithParameters, help=notebook.question, context_settings=MORE)
     def command(
-        ctx: typer.Context,
+        more: Rest = None,
         tier: Tier = "tiny",
         limit: Limit = None,
         p: Given = None,
@@ -101,7 +102,7 @@ def _add(notebook: Notebook) -> None:
         resume: Resume = False,
         strict: Strict = False,
     ) -> int:
-        _paper_options(tier, ctx.args)
+        _paper_options(tier, more or [])
         asked = {"limit": limit, "out": out, "fresh": fresh and not resume}
         pairs = dict(pair.partition("=")[::2] for pair in p or [])
         done = _run(notebook, {"tier": tier} | {name: value for name, value in asked.items() if value} | pairs)
@@ -187,19 +188,23 @@ def doctor() -> int:
 
 
 @app.command(context_settings=MORE)
-def lab(ctx: typer.Context, notebook: str = "00_start_here") -> int:
+def lab(more: Rest = None) -> int:
     """JupyterLab on the notebooks. Its own options may follow."""
-    start = notebooks.source(notebook)
-    root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    words = [sys.executable, "-m", "jupyterlab", str(start), f"--ServerApp.root_dir={paths.root()}", *root, *ctx.args]
-    sys.stdout.flush()
-    os.execv(sys.executable, words)  # replaces this process, so that ctrl-C is JupyterLab's own
+    return _lab("00_start_here", more or [])
 
 
 @app.command(context_settings=MORE)
-def explore(ctx: typer.Context) -> int:
+def explore(more: Rest = None) -> int:
     """JupyterLab on the explorer: two methods side by side on any clip. Options of jupyter lab may follow."""
-    return lab(ctx, "explore")
+    return _lab("explore", more or [])
+
+
+def _lab(name: str, more: list[str]) -> int:
+    """Replaces this process, so that ctrl-C is JupyterLab's own."""
+    root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    words = [str(notebooks.source(name)), f"--ServerApp.root_dir={paths.root()}", *root, *more]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *words])
 
 
 TOOLS = {
@@ -211,8 +216,8 @@ TOOLS = {
 
 def _tool(name: str, module: str, about: str) -> None:
     @app.command(name, help=about, add_help_option=False, context_settings=MORE, rich_help_panel="Tools")
-    def command(ctx: typer.Context) -> int:
-        return import_module(f"holitom_repro.{module}").main(ctx.args) or 0
+    def command(more: Rest = None) -> int:
+        return import_module(f"holitom_repro.{module}").main(more or []) or 0
 
 
 for _name, (_module, _about) in TOOLS.items():
@@ -220,19 +225,19 @@ for _name, (_module, _about) in TOOLS.items():
 
 
 @app.command(add_help_option=False, context_settings=MORE, rich_help_panel="Tools")
-def bench(ctx: typer.Context) -> int:
+def bench(more: Rest = None) -> int:
     """Time and memory of every method's outer stage; --released DIR: HoliTom's beside the authors' code."""
-    script = "released" if any(word.startswith("--released") for word in ctx.args) else "speed"
-    return _python(str(paths.root() / "scripts" / f"{script}.py"), *ctx.args)
+    script = "released" if any(word.startswith("--released") for word in more or []) else "speed"
+    return _python(str(paths.root() / "scripts" / f"{script}.py"), *(more or []))
 
 
 @app.command(context_settings=MORE, rich_help_panel="Tools")
-def test(ctx: typer.Context) -> int:
+def test(more: Rest = None) -> int:
     """Style, then every test, with every notebook at a reduced size. Options of pytest may follow."""
-    given = any(word.startswith(("-n", "--numprocesses")) for word in ctx.args)
+    given = any(word.startswith(("-n", "--numprocesses")) for word in more or [])
     workers = [] if given else ["-n", str(max(1, min(4, machine.cores())))]
     steps = (["ruff", "check", "--quiet", "--no-cache", "."], ["ruff", "format", "--check", "--quiet", "."])
-    for words in (*steps, ["pytest", *workers, *ctx.args]):
+    for words in (*steps, ["pytest", *workers, *(more or [])]):
         print(f"$ {shlex.join(words)}", flush=True)
         if code := _python("-m", *words):
             return _say(f"{PROG}: {words[0]} failed (exit {code})", 130 if code in (130, -signal.SIGINT) else 1)

@@ -32,7 +32,7 @@ class Notebook:
 
     name: str
     question: str
-    minutes: Mapping[str, float]
+    minutes: Mapping[str, float | int]
 
     @property
     def command(self) -> str:
@@ -40,20 +40,18 @@ class Notebook:
         return re.sub(r"^\d+_", "", self.name).replace("_", "-")
 
 
-def _hours(tiny: float, paper: float) -> dict[str, float]:
-    return {"tiny": tiny, "paper": 60 * paper}
-
-
 _ALL = (
     Notebook("02_flops", "Do the printed FLOPs come out to the digit, and what do they count?", {"tiny": 0.5}),
-    Notebook("table1", "Table 1: how much of the score is left at 25, 20, 15 and 10 % of the tokens?", _hours(6, 40)),
-    Notebook("table2", "Table 2: does it hold for LLaVA-Video, and for 72B?", _hours(7, 60)),
-    Notebook("fig_tradeoff", "Score over prefill FLOPs: how far down does each method go?", _hours(9, 60)),
-    Notebook("fig_inner", "Inner stage: which layer K, which share R, and does merging beat dropping?", _hours(3, 30)),
-    Notebook("fig_frames", "Does reduction pay for a longer look at the video?", _hours(5, 30)),
+    Notebook(
+        "table1", "Table 1: how much of the score is left at 25 to 10 % of the tokens?", {"tiny": 6, "paper": 2400}
+    ),
+    Notebook("table2", "Table 2: does it hold for LLaVA-Video, and for 72B?", {"tiny": 7, "paper": 3600}),
+    Notebook("fig_tradeoff", "Score over FLOPs: how far down does each method go?", {"tiny": 9, "paper": 3600}),
+    Notebook("fig_inner", "Inner stage: which layer, which share, merge or drop?", {"tiny": 3, "paper": 1800}),
+    Notebook("fig_frames", "Does reduction pay for a longer look at the video?", {"tiny": 5, "paper": 1800}),
     Notebook("fig_inference", "Where does the time to the first token go?", {"tiny": 2, "speed": 10}),
-    Notebook("ablations", "On which of HoliTom's parts and settings does the score depend?", _hours(5, 40)),
-    Notebook("later_papers", "MMG-Vid and HieraVid: do they keep more of the score than HoliTom?", _hours(15, 40)),
+    Notebook("ablations", "On which parts of HoliTom does the score depend?", {"tiny": 5, "paper": 2400}),
+    Notebook("later_papers", "Do MMG-Vid and HieraVid keep more of the score?", {"tiny": 15, "paper": 2400}),
     Notebook("01_method", "What does HoliTom do to a clip: which tokens merge, which are kept?", {"tiny": 0.5}),
     Notebook("explore", "What does each of two methods keep of this clip?", {"tiny": 0.5}),
     Notebook("00_start_here", "What can be reproduced here, and what would the rest take?", {"tiny": 0.5}),
