@@ -299,6 +299,8 @@ def main(words: list[str] | None = None) -> int:
             print(f"holitom {__version__}")
             return 0
         code = app(words or ["--help"], prog_name=PROG, standalone_mode=False)
+        if code == 130:
+            raise KeyboardInterrupt  # typer has caught it
         sys.stdout.flush()
         return int(code or 0) if words else 3  # a script with an empty variable must not look successful
     except (KeyboardInterrupt, typer.Abort):

@@ -1,4 +1,4 @@
-"""The notebooks: what each of them asks and takes, and how one is run from a terminal, in a kernel of this very Python."""
+"""The notebooks: what each asks and takes, and how one is run from a terminal, in a kernel of this very Python."""
 
 from __future__ import annotations
 
@@ -87,15 +87,18 @@ def source(name: str, folder: Path | None = None) -> Path:
 
 
 def parameters(notebook: Path) -> dict[str, dict[str, str]]:
-    """What the cell tagged ``parameters`` assigns: name -> inferred_type_name, default and help, as text."""
-    from papermill import inspect_notebook
+    """What the cell tagged ``parameters`` assigns, as papermill reads it: name -> inferred_type_name, default, help."""
+    from papermill.translators import PythonTranslator
 
-    return inspect_notebook(_no_pattern(notebook))
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    found = [one for cell in tagged for one in PythonTranslator.inspect({"source": "".join(cell["source"])})]
+    return {one.name: one._asdict() for one in found}
 
 
 def checked(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of parameters that were typed as text, in the type that the notebook declares. BadUsage, before anything
-    runs, for a name that it does not have and for a value of another type."""
+    """The values of parameters that were typed as text, in the type that the notebook declares. BadUsage for a name
+    that it does not have and for a value of another type."""
     known, values = parameters(notebook), {}
     for name, text in given.items():
         if name not in known:
@@ -144,8 +147,8 @@ class Finished:
 
 
 def run(name: str, given: Mapping[str, Any], folder: Path | None = None, words: TextIO | None = None) -> Finished:
-    """Execute a notebook with these parameters (as ``checked`` takes them). What it writes to stderr, its progress bars,
-    goes to ``words`` as it comes. A trial goes to runs/<tier>/trial, so that it never replaces complete results.
+    """Execute a notebook with these parameters (as ``checked`` takes them). What it writes to stderr, its bars, goes to
+    ``words`` as it comes. A trial goes to runs/<tier>/trial, so that it never replaces complete results.
 
     Raises what a cell raised where that is an error of the kit, CannotRun for any other, with the executed copy named.
     """
@@ -199,6 +202,7 @@ def _execute(notebook: Path, copy: Path, values: dict[str, Any], words: _Words) 
                 _no_pattern(draft),
                 parameters=values,
                 kernel_name="python3",
+                language="python",
                 cwd=str(notebook.parent),  # as in JupyterLab
                 progress_bar=False,
                 stderr_file=words,
@@ -237,9 +241,8 @@ def _explained(error: Any, notebook: Path, copy: Path) -> Exception:
 
 
 def _kernel(said: Any) -> type:
-    """Managers of kernels of this Python, whatever kernels Jupyter would find. ``said`` gets what a kernel itself writes
-    to stderr. One that has to end while it works is interrupted first: its sweep keeps what is finished and ends its
-    processes."""
+    """Managers of kernels of this Python, whatever kernels Jupyter would find. ``said`` gets what a kernel itself
+    writes to stderr. One that has to end while it works is interrupted first: its sweep ends its processes."""
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager

@@ -20,8 +20,8 @@ class _Reached(Exception):
 
 @torch.inference_mode()
 def prompt_embeds(model: nn.Module, inputs: Mapping[str, Any], reduction: Reduction) -> Tensor:
-    """What the language model of ``model`` gets for one prompt with a video under ``reduction``: [S, D] on the CPU, in the
-    model's dtype. inputs: as for ``model.generate``, batch 1. The language model is not run.
+    """What the language model of ``model`` gets for one prompt with a video under ``reduction``: [S, D] on the CPU, in
+    the model's dtype. inputs: as for ``model.generate``, batch 1. The language model is not run.
 
     BadUsage: stages inside the language model, which the engine runs; several prompts; positions that are not 0, 1, 2,
     ... (Qwen2.5-VL), as engines number a prompt of embeddings. CannotRun: nothing was reduced.
