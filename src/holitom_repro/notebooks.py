@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
@@ -146,7 +146,7 @@ class Finished:
     verdicts: list[dict[str, Any]]
 
 
-def run(name: str, given: Mapping[str, Any], folder: Path | None = None, words: TextIO | None = None) -> Finished:
+def run(name: str, given: Mapping[str, Any], folder: Path | None = None, words: Any = None) -> Finished:
     """Execute a notebook with these parameters (as ``checked`` takes them). What it writes to stderr, its bars, goes to
     ``words`` as it comes. A trial goes to runs/<tier>/trial, so that it never replaces complete results.
 
@@ -229,7 +229,7 @@ def _execute(notebook: Path, copy: Path, values: dict[str, Any], words: _Words) 
                 draft.replace(copy)
 
 
-def _explained(error: Any, notebook: Path, copy: Path) -> Exception:
+def _explained(error: Any, notebook: Path, copy: Path) -> BaseException:
     """One line about a failed cell; an error of the kit keeps its own words and its exit code."""
     if error.ename == "KeyboardInterrupt":
         return KeyboardInterrupt()
@@ -267,7 +267,7 @@ class _Words:
     """A notebook's stderr for a terminal, where bars move; elsewhere whole lines, and a bar as it stands twice a
     minute."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Any) -> None:
         self.stream, self.rest, self.said = stream, "", time.monotonic()
 
     def write(self, text: str) -> None:
