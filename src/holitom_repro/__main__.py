@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich import box
 from rich.console import Console
-from rich.markdown import Markdown
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
@@ -33,7 +33,6 @@ from holitom_repro import machine, notebooks, paths
 from holitom_repro.notebooks import HARDWARE, NOTEBOOKS, Finished, Notebook
 
 PROG = "./reproduce.sh"
-NARROW = 100  # columns; below, a table is printed as it stands in its file rather than with numbers cut off
 Option = typer.Option
 Tier = Annotated[Literal["tiny", "speed", "paper"], Option(help="what is measured, on which hardware: see list")]
 Limit = Annotated[int | None, Option(min=1, metavar="N", help="a trial: the first N questions of each benchmark")]
@@ -255,9 +254,9 @@ def _show(done: Finished) -> None:
     console = Console()
     for path in done.files:
         if path.suffix == ".md":
-            text = path.read_text(encoding="utf-8")
-            console.print(Markdown(text)) if console.is_terminal and console.width >= NARROW else print(text)
-    if done.verdicts:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            console.print(_table(lines)) if console.is_terminal else print(*lines, sep="\n")
+    if done.verdicts and not done.trial:
         from holitom_repro.style import VERDICTS
 
         table = Table(box=None, show_header=False, pad_edge=False)
@@ -268,6 +267,15 @@ def _show(done: Finished) -> None:
     wrote = ", ".join(os.path.relpath(path) for path in (*done.files, done.copy))
     name = f"{done.notebook.stem}{', a trial' if done.trial else ''}"
     print(f"{name}: {done.seconds / 60:.1f} min; wrote {wrote}", file=sys.stderr)
+
+
+def _table(lines: list[str]) -> Table:
+    """A Markdown table for a terminal of any width: what does not fit goes on in the next line, no number is cut."""
+    head, _, *rows = ([cell.strip() for cell in line.strip("| ").split("|")] for line in lines if line[:1] == "|")
+    table = Table(*(Column(name, overflow="fold") for name in head), box=box.SIMPLE)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def _counts(verdicts: Iterable[dict[str, Any]]) -> str:

@@ -24,7 +24,7 @@ from markupsafe import Markup
 from holitom import __version__
 from holitom.errors import BadUsage
 from holitom_repro import paths
-from holitom_repro.notebooks import NOTEBOOKS, Notebook
+from holitom_repro.notebooks import NOTEBOOKS, Notebook, source
 
 MARK = "holitom-report.txt"
 KINDS = {
@@ -99,7 +99,7 @@ def build(tier: str, out: Path, pairs: Sequence[tuple[Any, Any]] | None = None, 
         from holitom_repro.claims import ledger
 
         pairs = ledger()
-    pages = [_page(notebook, tier, folder or paths.root() / "notebooks") for notebook in _in_order()]
+    pages = [_page(notebook, tier, folder) for notebook in _in_order()]
     draft = out.with_name(f".{out.name}.new")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -125,10 +125,10 @@ def _in_order() -> list[Notebook]:
     return sorted(NOTEBOOKS.values(), key=lambda notebook: notebook.name)
 
 
-def _page(notebook: Notebook, tier: str, folder: Path) -> Page:
+def _page(notebook: Notebook, tier: str, folder: Path | None) -> Page:
     line = f"./reproduce.sh {notebook.command}" + (f" --tier {tier}" if tier != "tiny" else "")
     copy = paths.runs(tier, "notebooks", f"{notebook.name}.ipynb")
-    path = copy if copy.is_file() else folder / f"{notebook.name}.ipynb"
+    path = copy if copy.is_file() else source(notebook.name, folder)
     return Page(notebook.name, notebook.command, notebook.question, line, json.loads(path.read_text(encoding="utf-8")))
 
 

@@ -423,10 +423,10 @@ def test_what_belongs_to_somebody_else_is_said_in_one_message(script, checkout, 
 
 def test_a_prompt_of_embeddings_goes_on_as_the_model_does():
     import torch
-    from holitom.models.inputs import VideoProcessor, load_model
 
     from holitom.attach import reduce_tokens
     from holitom.methods import HoliTom, HoliTomMerge
+    from holitom.models.inputs import VideoProcessor, load_model
     from holitom.types import Reduction
     from holitom.video import load_frames
     from holitom_repro.serving import prompt_embeds
