@@ -16,7 +16,7 @@ set -u -o pipefail
 case $(trap -p INT) in # a shell has its background jobs ignore ctrl-C, and bash cannot undo that for itself
   *"''"*) env --default-signal=INT true 2>/dev/null && exec env --default-signal=INT bash "${BASH_SOURCE[0]}" "$@" ;;
 esac
-for fd in 0 1 2; do { : >&$fd; } 2>/dev/null || eval "exec $fd<>/dev/null"; done # a stream that is closed
+for fd in 0 1 2; do [ -e /dev/fd/$fd ] || eval "exec $fd<>/dev/null"; done # a stream that is closed
 for name in ${!PYTHON*}; do # the user's Python is another one; a few of its variables do no harm here
   case $name in *DONTWRITEBYTECODE | *PYCACHEPREFIX | *HASHSEED | *UNBUFFERED) ;; *) unset "$name" ;; esac
 done
@@ -60,11 +60,13 @@ find_python() {
 
 set_up() {
   local base other started=$SECONDS
-  other=$(find "$ROOT" -maxdepth 0 ! -writable; find "$VENV" "$ROOT/runs" -maxdepth 2 ! -type l ! -writable 2>&-)
-  other=${other%%$'\n'*}
+  other=$({
+    find "$ROOT" -maxdepth 0 ! -writable
+    find "$VENV" "$ROOT/runs" -maxdepth 2 ! -type l ! -writable
+  } 2>/dev/null | head -n 1)
   [ -z "$other" ] || die "$other belongs to $(stat -c %U -- "$other"), and $(id -un) may not write there" \
     "use a checkout of your own, or: sudo chown -R $(id -un) '$ROOT'"
-  base=$(find_python) || die "no Python 3.11 or 3.12 with its venv module (python3 is: $(python3 -V 2>&1 | head -n 1))" \
+  base=$(find_python) || die "no Python 3.11 or 3.12 with its venv module (python3: $(python3 -V 2>&1 | head -n 1))" \
     "install one: apt install python3 python3-venv, or conda env create -f environment.yml"
   mkdir -p "$ROOT/runs/cache" || die "$ROOT/runs is no folder" "remove what is in its place"
   export PIP_USER=0 PIP_CACHE_DIR=${PIP_CACHE_DIR:-$ROOT/runs/cache/pip}

@@ -312,9 +312,10 @@ def main(words: list[str] | None = None) -> int:
         sys.stdout.flush()
         return int(code or 0) if words else 3  # a script with an empty variable must not look successful
     except (KeyboardInterrupt, typer.Abort):
-        return _say("stopped; what is finished is kept: run the same command to continue", 130)
-    except SystemExit as stop:  # of a parser behind a tool
-        return _say(stop.code, 2) if isinstance(stop.code, str) else {None: 0, 0: 0, 2: 3}.get(stop.code, 2)
+        bar = "\n" if sys.stderr.isatty() else ""
+        return _say(f"{bar}stopped; what is finished is kept: run the same command to continue", 130)
+    except SystemExit as stop:  # of a parser behind a tool; 1: of typer, where the reader has gone (| head)
+        return _say(stop.code, 2) if isinstance(stop.code, str) else {None: 0, 0: 0, 1: 141, 2: 3}.get(stop.code, 2)
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -322,7 +323,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _explained(error: Exception) -> int:
-    if isinstance(error, BrokenPipeError):  # the reader has gone (| head): nothing is wrong
+    if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     if isinstance(error, KitError):

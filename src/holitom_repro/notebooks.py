@@ -117,10 +117,12 @@ def _value(name: str, text: str, kind: str) -> Any:
     text = {"bool": text.capitalize(), "list": text if text.lstrip()[:1] in "[(" else f"[{text}]"}.get(kind, text)
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        with suppress(
-            yaml.YAMLError
-        ):  # [HoliTom, VisionZip]: words without quotes, none of which becomes a date or a no
+    except (
+        ValueError,
+        SyntaxError,
+    ):  # [HoliTom, VisionZip]: words without quotes, none of which becomes a date or a no
+        value = text
+        with suppress(yaml.YAMLError):
             value = yaml.load(text, yaml.BaseLoader) if kind in ("list", "dict") else text
     allowed = {"int": int, "float": (int, float), "bool": bool, "list": (list, tuple), "dict": dict}.get(kind, object)
     if value is not None and (not isinstance(value, allowed) or (kind in ("int", "float") and isinstance(value, bool))):
@@ -212,9 +214,8 @@ def _execute(notebook: Path, copy: Path, values: dict[str, Any], words: _Words) 
                 kernel_manager_class=_kernel(said),
                 extra_arguments=["--log-level=ERROR", "--HistoryManager.enabled=False"],
             )
-            NotebookNotary(data_dir=os.environ["JUPYTER_DATA_DIR"]).sign(
-                made
-            )  # JupyterLab shows its tables with their style
+            # JupyterLab shows the tables of a signed copy with their style
+            NotebookNotary(data_dir=os.environ["JUPYTER_DATA_DIR"]).sign(made)
         except PapermillExecutionError as error:
             raise _explained(error, notebook, copy) from error
         except RuntimeError as error:  # Jupyter's own, of a kernel that died or did not start in time
