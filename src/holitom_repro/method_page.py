@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 import pandas as pd
 import torch
@@ -193,13 +193,13 @@ def _hatched(colours: np.ndarray, carried: np.ndarray, gap: int) -> np.ndarray:
     return np.where(line[..., None], 0.4 * colours + 0.6 * 255, colours).astype(np.uint8)
 
 
-def draw_tokens(ax: Axes, seen: Walk, t: int, numbers: bool = False) -> None:
-    """Frame ``t`` with its tokens: kept as it is = full colour and an orange border; merged = a blue disc, with
-    ``numbers`` the count of tokens that it stands for; static and carried by a disc = tinted and hatched; dropped =
-    faded. Above it the time, and the segment with its colour."""
+def draw_tokens(ax: Axes, seen: Walk, t: int, numbers: float = 0) -> None:
+    """Frame ``t`` with its tokens: kept as it is = full colour and an orange border; merged = a blue disc, with the
+    count of tokens that it stands for in ``numbers`` points (0: none); static and carried by a disc = tinted and
+    hatched; dropped = faded. Above it the time, and the segment with its colour."""
     rows, columns = seen.video.grid
     small = Image.fromarray(seen.frames.pixels[t])
-    small.thumbnail((480, 480) if numbers else (240, 240))
+    small.thumbnail((640, 640) if numbers else (240, 240))
     picture, (wide, high) = np.asarray(small), small.size
     fate, aspect = seen.fate[t], (high / rows) / (wide / columns)
     row, column = np.arange(high)[:, None] * rows // high, np.arange(wide) * columns // wide
@@ -216,8 +216,8 @@ def draw_tokens(ax: Axes, seen: Walk, t: int, numbers: bool = False) -> None:
     look = {"offset_transform": ax.transData, "fc": FATE_COLOURS[MERGED], "ec": "white", "lw": 0.6}
     ax.add_collection(EllipseCollection(size, size, 0 * size, units="y", offsets=at, **look))
     for (x, y), count in zip(at, seen.size[t, discs].tolist(), strict=True) if numbers else ():
-        look = {"fontsize": 5 if count < 100 else 3.9, "color": "white", "ha": "center", "va": "center_baseline"}
-        ax.text(x, y, str(count), **look)
+        look = {"color": "white", "ha": "center", "va": "center_baseline"}
+        ax.text(x, y, str(count), fontsize=numbers * (1 if count < 100 else 0.78), **look)
     colour = SEGMENT_COLOURS[seen.segment_of[t] % len(SEGMENT_COLOURS)]
     ax.add_patch(Rectangle((0, 1), 1, 0.05, transform=ax.transAxes, facecolor=colour, clip_on=False))
     words = f"{seen.frames.seconds[t]:.1f} s · S{seen.segment_of[t] + 1}"
@@ -230,7 +230,7 @@ def draw_frames(fig: FigureBase, seen: Walk, shown: list[int], columns: int = 8)
     """The frames ``shown`` with their tokens, and a legend; four or fewer in a row have room for numbers."""
     axes = fig.subplots(-(-len(shown) // columns), columns, squeeze=False).ravel()
     for ax, t in zip(axes, shown, strict=False):
-        draw_tokens(ax, seen, t, numbers=columns <= 4)
+        draw_tokens(ax, seen, t, numbers=20 / columns if columns <= 4 else 0)
     for ax in axes[len(shown) :]:
         ax.axis("off")
     look = [{"facecolor": colour, "edgecolor": colour} for colour in FATE_COLOURS]
@@ -247,8 +247,8 @@ def method_figure(seen: Walk, title: str = "", note: str = NO_MODEL) -> Figure:
     below = -(-len(shown) // 8) * (min(1.2 * high / wide, 1.8) + 0.24) + 0.35
     style = {"font.size": 8, "axes.titlesize": 9, "axes.titleweight": "bold", "axes.titlelocation": "left"}
     style |= {"axes.grid": True, "axes.axisbelow": True, "grid.color": "#DDDDDD", "axes.edgecolor": "#9A9A9A"}
-    style |= {"axes.spines.top": False, "axes.spines.right": False, "hatch.linewidth": 0.6, "lines.linewidth": 1.2}
-    with matplotlib.rc_context(style):
+    style |= {"axes.spines.top": False, "axes.spines.right": False, "hatch.linewidth": 0.6}
+    with matplotlib.style.context(["default", style]):
         fig = Figure(figsize=(10, 4.2 + below), layout="constrained")
         top, bottom = fig.subfigures(2, 1, height_ratios=[4.2, below])
         axes = top.subplots(2, 2, height_ratios=[2.1, 1], sharex=True)

@@ -109,8 +109,8 @@ def _large(found: Outcome, t: int) -> str:
     picture = _frame(found, t, paint(_pictures(clip, t, width, height), found, t, 2)[0], width, height, 19)
     alone, merged, carried = (int(found.per_frame(fate)[t]) for fate in (ALONE, MERGED, CARRIED))
     cells = found.size[(found.kept.frame.numpy() == t) & (found.size > 1)].sum()
-    words = f"{alone + merged} tokens: {alone} as they are, {merged} standing for {cells} cells; {carried} cells "
-    words += f"merged into others, {clip.video.cells - alone - merged - carried} dropped"
+    words = f"{alone + merged} tokens: {alone} as they are, {merged} standing for {cells} cells; {carried} merged "
+    words += f"into others, {clip.video.cells - alone - merged - carried} dropped"
     segment = f" · segment S{found.segment_of[t] + 1}" if found.segments else ""
     place = f"frame {t + 1} of {len(clip)} · {clip.frames.seconds[t]:.1f} s{segment}"
     return (
