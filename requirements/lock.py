@@ -45,8 +45,9 @@ def closure(requirements: list[str], seen: dict[str, set[str]]) -> dict[str, set
 
 def lock_files() -> dict[str, str]:
     """File name -> content of every generated lock file."""
-    project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
-    groups = {"core": project["dependencies"], **project["optional-dependencies"]}
+    project = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    groups = {"core": project["dependencies"] + extras["repro"], **extras}
     files: dict[str, str] = {}
     seen: dict[str, set[str]] = {}
     for group in ORDER:
@@ -63,7 +64,7 @@ def lock_files() -> dict[str, str]:
 def main(arguments: list[str]) -> int:
     """Write the files, or with --check name those that this environment would write differently (exit 1)."""
     stale = [
-        name for name, text in lock_files().items() if not (HERE / name).is_file() or (HERE / name).read_text() != text
+        name for name, text in lock_files().items() if not (HERE / name).is_file() or (HERE / name).read_text(encoding="utf-8") != text
     ]
     if arguments == ["--check"]:
         print(
@@ -71,7 +72,7 @@ def main(arguments: list[str]) -> int:
         )
         return int(bool(stale))
     for name, text in lock_files().items():
-        (HERE / name).write_text(text)
+        (HERE / name).write_text(text, encoding="utf-8")
     print(f"wrote {', '.join(lock_files())}")
     return 0
 

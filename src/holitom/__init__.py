@@ -1,6 +1,6 @@
-"""HoliTom, reproduced: reduce the visual tokens of a video language model, and measure what it costs and what it keeps.
+"""HoliTom and its relatives: reduce the visual tokens of a video language model.
 
-The public names load on first use, so that ``holitom list`` and ``import holitom`` cost no torch import.
+The public names load on first use, so that ``import holitom`` costs no torch import.
 """
 
 from __future__ import annotations

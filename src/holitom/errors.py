@@ -1,4 +1,4 @@
-"""The errors a user can meet, each with the exit code of the command line and the fix it names."""
+"""The errors a user can meet: what happened, and what to do about it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 
 class KitError(Exception):
-    """Base: one message that says what happened and what to do; the command line prints it without a traceback."""
+    """Base: one message, ``what`` and ``fix``; a command line prints it without a traceback and exits with
+    ``exit_code``."""
 
     exit_code = 2
 
@@ -22,18 +23,18 @@ class KitError(Exception):
 
 
 class CannotRun(KitError):
-    """The request is fine, this machine or file cannot serve it (exit 2): no GPU, no hub, broken video, full disk."""
+    """The request is fine, this machine or file cannot serve it: no GPU, no hub, too little memory, a full disk."""
 
 
 class UnsupportedModel(CannotRun):
-    """The model, or the way it is called, is one that token reduction cannot be attached to (exit 2)."""
+    """The model, or the way it is called, is one that token reduction cannot be attached to."""
 
 
 class BadVideo(CannotRun):
-    """The file is missing, is not a video, holds no picture, or is cut off before its first frame (exit 2)."""
+    """The file is missing, is not a video, holds no picture, or is cut off before its first frame."""
 
 
 class BadUsage(KitError, ValueError):
-    """The request itself is wrong (exit 3): unknown target, tier, method or preset, a budget outside (0, 1]."""
+    """The request itself is wrong: an unknown name, a budget outside (0, 1], inputs that do not fit together."""
 
     exit_code = 3

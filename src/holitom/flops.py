@@ -2,8 +2,7 @@
 
 The papers' formula and the exact count differ on purpose; docstrings say in what. Terms: n tokens, d hidden size, m
 intermediate size, one multiply-accumulate (MAC) = 2 FLOPs. Only matrix products and convolutions are counted (norms,
-rotary embedding, softmax and activations are below 1 % at these sizes), as torch's FlopCounterMode does.
-"""
+rotary embedding, softmax and activations are below 1 % at these sizes), as torch's FlopCounterMode does."""
 
 from __future__ import annotations
 
@@ -62,6 +61,17 @@ def exact_flops(
     return 2.0 * (macs + d * vocab_size)
 
 
+def _counts(tokens_per_layer: Sequence[Count], layers: int | None = None) -> Sequence[Count]:
+    if layers not in (None, len(tokens_per_layer)):
+        raise BadUsage(
+            f"the model has {layers} layers, but {len(tokens_per_layer)} token counts were given",
+            fix="give one count per layer, for instance tokens_per_layer(n, layers)",
+        )
+    if any(n < 0 for n in tokens_per_layer):
+        raise BadUsage("a layer was given a negative number of tokens", fix="give what enters each layer, 0 or more")
+    return tokens_per_layer
+
+
 @dataclass(frozen=True)
 class LLMShape:
     """The sizes of a language model that its cost depends on."""
@@ -83,10 +93,9 @@ class LLMShape:
         return LLM_SHAPES[name]
 
     @classmethod
-    def from_config(cls, text_config: Any, name: str = "") -> LLMShape:
-        """From a transformers text config (the ``text_config`` of a LLaVA-OneVision config, or a Qwen2 config
-        itself)."""
-        c = getattr(text_config, "text_config", text_config)
+    def from_config(cls, config: Any, name: str = "") -> LLMShape:
+        """From a transformers config: of a language model, or of a model that has one as its ``text_config``."""
+        c = getattr(config, "text_config", config)
         return cls(
             name=name or getattr(c, "model_type", "llm"),
             hidden_size=c.hidden_size,
@@ -99,15 +108,15 @@ class LLMShape:
         )
 
     def paper(self, tokens_per_layer: Sequence[Count]) -> float:
-        """``paper_flops`` of this model; one entry per layer, checked."""
-        return paper_flops(self._checked(tokens_per_layer), self.hidden_size, self.intermediate_size)
+        """``paper_flops`` of this model; one entry per layer."""
+        return paper_flops(_counts(tokens_per_layer, self.layers), self.hidden_size, self.intermediate_size)
 
     def exact(
         self, tokens_per_layer: Sequence[Count], text_tokens: int = 0, *, causal: bool = True, lm_head: bool = True
     ) -> float:
-        """``exact_flops`` of this model; one entry per layer, checked."""
+        """``exact_flops`` of this model; one entry per layer."""
         return exact_flops(
-            self._checked(tokens_per_layer),
+            _counts(tokens_per_layer, self.layers),
             self.hidden_size,
             self.intermediate_size,
             num_heads=self.num_heads,
@@ -118,14 +127,6 @@ class LLMShape:
             causal=causal,
         )
 
-    def _checked(self, tokens_per_layer: Sequence[Count]) -> Sequence[Count]:
-        if len(tokens_per_layer) != self.layers:
-            raise BadUsage(
-                f"{self.name} has {self.layers} layers, but {len(tokens_per_layer)} token counts were given",
-                fix="give one count per layer, for instance tokens_per_layer(n, layers)",
-            )
-        return tokens_per_layer
-
 
 _QWEN2_7B = (3584, 18944, 28, 28, 4, 128, 152064)
 LLM_SHAPES: Mapping[str, LLMShape] = {
@@ -134,8 +135,7 @@ LLM_SHAPES: Mapping[str, LLMShape] = {
     "ov-72b": LLMShape("ov-72b", 8192, 29568, 80, 64, 8, 128, 152064),
     "ov-0.5b": LLMShape("ov-0.5b", 896, 4864, 24, 14, 2, 64, 151936),
 }
-"""Qwen2-7B, -72B and -0.5B (sizes of their published configs): the language models of LLaVA-OneVision and
-LLaVA-Video."""
+"""Qwen2-7B, -72B and -0.5B (their published configs): the language models of LLaVA-OneVision and LLaVA-Video."""
 
 
 @dataclass(frozen=True)
@@ -151,19 +151,13 @@ class VisionShape:
     channels: int = 3
 
     @classmethod
-    def from_config(cls, vision_config: Any, name: str = "") -> VisionShape:
-        """From a transformers vision config (or a LLaVA-OneVision config). Every layer it has is counted, for every
-        layer runs, also where the features are taken one layer earlier."""
-        c = getattr(vision_config, "vision_config", vision_config)
-        return cls(
-            name=name or getattr(c, "model_type", "vision"),
-            hidden_size=c.hidden_size,
-            intermediate_size=c.intermediate_size,
-            layers=c.num_hidden_layers,
-            patches=(c.image_size // c.patch_size) ** 2,
-            patch_size=c.patch_size,
-            channels=c.num_channels,
-        )
+    def from_config(cls, config: Any, name: str = "") -> VisionShape:
+        """From a transformers vision config, or a model's that has one. Every layer is counted, for every layer runs,
+        also where the features are taken one layer earlier."""
+        c = getattr(config, "vision_config", config)
+        patches = (c.image_size // c.patch_size) ** 2
+        sizes = (c.hidden_size, c.intermediate_size, c.num_hidden_layers, patches, c.patch_size, c.num_channels)
+        return cls(name or getattr(c, "model_type", "vision"), *sizes)
 
 
 SIGLIP_384 = VisionShape("siglip-so400m-384", 1152, 4304, 26, 729, 14)
@@ -183,29 +177,29 @@ def projector_flops(frames: int, hidden_size: int, shape: VisionShape = SIGLIP_3
     return 2.0 * frames * shape.patches * (shape.hidden_size * hidden_size + hidden_size**2)
 
 
-def measured_flops(run: Callable[..., Any], inputs: Mapping[str, Any] | Sequence[Any] | None = None) -> float:
-    """FLOPs that torch executes in ``run(**inputs)`` or ``run(*inputs)`` (a model or any callable), without
-    gradients.
+def measured_flops(run: Callable[..., Any], inputs: Mapping[str, Any] | Sequence[Any] = ()) -> float:
+    """FLOPs that torch executes in ``run(**inputs)`` or ``run(*inputs)``, without gradients (FlopCounterMode).
 
-    Counts with FlopCounterMode. Attention kernels are counted by our own formula, because torch 2.13 leaves the CPU
-    kernel out (it reports 0 for it) and refuses shared key-value heads; like torch's, it counts the full score matrix
-    whether causal or not, so compare with ``exact_flops(..., causal=False)``.
+    Attention kernels are counted here, because torch 2.13 leaves the CPU's out and refuses shared key-value heads; like
+    torch's own count it takes the full score matrix: compare with ``exact_flops(..., causal=False)``.
     """
-    import torch  # here, so that tables and claims, which only calculate, start without it
+    import torch  # here, so that what only calculates starts without it
     from torch.utils.flop_counter import FlopCounterMode
 
-    args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs or ()), {})
-    counter = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(_attention_kernels(), _attention_flops))
+    def attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+        return 2 * math.prod(query[:3]) * key[-2] * (query[3] + value[-1])
+
+    kernels = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
+    kernels = (getattr(torch.ops.aten, f"_scaled_dot_product_{name}", None) for name in kernels)
+    counter = FlopCounterMode(display=False, custom_mapping={kernel: attention for kernel in kernels if kernel})
     with torch.no_grad(), counter:
-        run(*args, **kwargs)
+        run(**inputs) if isinstance(inputs, Mapping) else run(*inputs)
     return float(counter.get_total_flops())
 
 
 def outer_tokens(frames: int, cells: int, ratio: Count) -> int:
-    """Visual tokens that the papers' tables assume before the language model: frames * ceil(cells * ratio).
-
-    The released code's own count varies with the video around this number; the tables do not say so.
-    """
+    """Visual tokens that the papers' tables assume before the language model: frames * ceil(cells * ratio). The
+    released code's own count varies with the video around this number; the tables do not say so."""
     return frames * math.ceil(cells * ratio - 1e-9)
 
 
@@ -213,45 +207,14 @@ def tokens_per_layer(n: int, layers: int, stages: Sequence[tuple[int, Count]] = 
     """Visual tokens entering each layer: ``n`` at first, floor(n * share) from each stage's layer on.
 
     stages: (0-based first layer that sees the shorter sequence, share of the original n), layers ascending. FastV:
-    [(2, .2)]; PyramidDrop: [(2, .5), (7, .25), (14, .125)]; HoliTom: [(18, .5)]. BadUsage names a stage that does
-    not fit.
+    [(2, .2)]; PyramidDrop: [(2, .5), (7, .25), (14, .125)]; HoliTom: [(18, .5)]. BadUsage for what does not fit.
     """
-    firsts = [first for first, _ in stages]
+    firsts, shares = [first for first, _ in stages], [share for _, share in stages]
     if firsts != sorted(set(firsts)) or any(not 0 <= first < layers for first in firsts):
         raise BadUsage(f"stages begin at layers {firsts}", fix=f"give ascending layers from 0 to {layers - 1}")
-    if any(not 0 <= share <= 1 for _, share in stages):
-        raise BadUsage(
-            f"stage shares {[share for _, share in stages]} are not all within [0, 1]",
-            fix="give the share that is kept",
-        )
+    if any(not 0 <= share <= 1 for share in shares):
+        raise BadUsage(f"stage shares {shares} are not all within [0, 1]", fix="give the share that is kept")
     counts = [n] * layers
     for first, share in stages:
         counts[first:] = [math.floor(n * share + 1e-9)] * (layers - first)
     return counts
-
-
-def _counts(tokens_per_layer: Sequence[Count]) -> Sequence[Count]:
-    if any(n < 0 for n in tokens_per_layer):
-        raise BadUsage(
-            "a layer was given a negative number of tokens", fix="give the tokens that enter each layer, 0 or more"
-        )
-    return tokens_per_layer
-
-
-def _attention_kernels() -> list[Any]:
-    import torch
-
-    names = (
-        "flash_attention_for_cpu",
-        "flash_attention",
-        "efficient_attention",
-        "cudnn_attention",
-        "fused_attention_overrideable",
-    )
-    packets = (getattr(torch.ops.aten, f"_scaled_dot_product_{name}", None) for name in names)
-    return [packet for packet in packets if packet is not None]
-
-
-def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
-    batch, heads, rows, dim = query
-    return 2 * batch * heads * rows * key[-2] * (dim + value[-1])

@@ -1,26 +1,24 @@
-"""Read and write video files with PyAV: uniformly sampled frames, found exactly, without holding the whole video.
+"""Read and write video files with PyAV: chosen frames, found exactly, without holding the whole video.
 
-Sampling follows LLaVA-NeXT's video loader: ``np.linspace(0, n - 1, frames, dtype=int)`` over the n decodable frames.
 A frame is identified by its time stamp, so that a long video is decoded only around the frames that are wanted; a file
-whose time stamps are missing or damaged is decoded from start to end instead, which gives the same frames.
-"""
+whose time stamps are missing or damaged is decoded from start to end instead, which gives the same frames."""
 
 from __future__ import annotations
 
 import bisect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from jaxtyping import Float, Int, UInt8
 
-from holitom.errors import BadUsage, BadVideo
+from holitom.errors import BadUsage, BadVideo, CannotRun
 
 DECODER = f"pyav {av.__version__}"
 _ANY_VIDEO = "give a file that FFmpeg can decode, for instance an H.264 .mp4"
@@ -28,34 +26,58 @@ _TEXT_CODECS = {"ansi", "bintext", "idf", "xbin"}  # FFmpeg would render a text 
 
 
 @dataclass(frozen=True)
-class Frames:
-    """Sampled frames of one video. index: place of each frame among the ``total`` decodable ones; seconds: its time."""
+class Sampling:
+    """How frames are chosen: ``np.linspace(0, n - 1, frames, dtype=int)`` over the n frames of a file, and what the
+    releases do besides. repeat: show frames again in clips of fewer than asked (else each once); per_second: take so
+    many a second, and linspace only where those are more than asked; decord: number the frames as decord 0.6 does where
+    an edit list hides some from players."""
 
-    pixels: UInt8[np.ndarray, "frames height width 3"]
-    index: Int[np.ndarray, " frames"]
-    seconds: Float[np.ndarray, " frames"]
+    repeat: bool = False
+    per_second: float | None = None
+    decord: bool = False
+
+
+EVENLY = Sampling()
+ONEVISION = Sampling(repeat=True, decord=True)
+"""LLaVA-OneVision's evaluation (lmms_eval/models/llava_onevision.py in HoliTom's release)."""
+LLAVA_VIDEO = Sampling(per_second=1.0, decord=True)
+"""LLaVA-Video's evaluation (lmms_eval/models/llava_vid.py in HoliTom's release)."""
+
+
+def sample_index(total: int, frames: int, sampling: Sampling = EVENLY, rate: float = 0.0) -> np.ndarray:
+    """Places of at most ``frames`` frames among ``total``, of which ``rate`` come in a second."""
+    if sampling.per_second:
+        steps = np.arange(0, total, max(1, round(rate / sampling.per_second)))
+        if len(steps) <= frames:
+            return steps
+    if frames >= total and not sampling.repeat:
+        return np.arange(total)
+    return np.linspace(0, total - 1, frames, dtype=int)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames of one video: pixels [T, H, W, 3] uint8 RGB, upright; index [T]: the number of each among the ``total``
+    that were counted; seconds [T]: its time after the first, by the stream's own time stamps where it has them; notes:
+    what a reader should know, such as fewer frames than asked, or a file that is cut off."""
+
+    pixels: np.ndarray
+    index: np.ndarray
+    seconds: np.ndarray
     duration: float
     total: int
     decoder: str = DECODER
-    notes: tuple[str, ...] = ()  # what a reader should know: fewer frames than asked, a file that is cut off
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
 
 
-def sample_index(total: int, frames: int) -> Int[np.ndarray, " frames"]:
-    """Places of ``frames`` uniformly spaced frames among ``total``; all of them, once, when there are fewer."""
-    if frames >= total:
-        return np.arange(total)
-    return np.linspace(0, total - 1, frames, dtype=int)
+def load_frames(path: str | os.PathLike[str], frames: int, sampling: Sampling = EVENLY) -> Frames:
+    """Decode the frames of a video file that ``sampling`` chooses, at most ``frames``.
 
-
-def load_frames(path: str | os.PathLike[str], frames: int) -> Frames:
-    """Decode ``frames`` uniformly spaced frames of a video file, as RGB.
-
-    A file that is cut off or damaged gives what can be decoded, and ``notes`` says so. Deviation from LLaVA-NeXT, which
-    repeats frames of a video that has fewer than asked: here every frame is used once, and ``notes`` says so.
-    Raises BadVideo (missing, a directory, not a video, sound only, nothing decodable) and BadUsage (``frames`` < 1).
+    A file that is cut off or damaged gives what can be decoded, and ``notes`` says so. Raises BadVideo (missing, a
+    directory, no video, sound only, nothing decodable), CannotRun (memory) and BadUsage (``frames`` < 1).
     """
     if isinstance(frames, bool) or not isinstance(frames, (int, np.integer)) or frames < 1:
         raise BadUsage(f"frames={frames!r} is not a number of frames", fix="ask for 1 or more, for instance 32")
@@ -65,39 +87,26 @@ def load_frames(path: str | os.PathLike[str], frames: int) -> Frames:
     if path.is_dir():
         raise BadVideo(f"{path} is a directory", fix="give one video file")
     try:
-        with _opened(path) as container:
-            stream = _video_stream(container, path)
-            pts, keys, hidden, complete = _scan(container, stream)
-            announced = stream.frames - hidden
-            if not pts:
-                raise BadVideo(
-                    f"{path} holds no picture: it is empty or cut off before its first frame", fix=_ANY_VIDEO
-                )
-            found = _by_time_stamp(container, stream, pts, keys, frames) if complete else None
-        damaged = 0
-        if found is None:
-            found, damaged = _from_start_to_end(path, len(pts), frames)
-        if not found[0]:
-            raise BadVideo(f"no frame of {path} can be decoded: it is damaged or cut off", fix=_ANY_VIDEO)
+        film = _scan(path)
+        every = _scan(path, whole=True) if film.announced > film.packets else film
+        return _read(film, frames, sampling, hidden=every.packets - len(film.pts))
+    except MemoryError as error:
+        raise CannotRun(f"{frames} frames of {path} do not fit into memory", fix="ask for fewer frames") from error
     except (av.error.FFmpegError, OSError) as error:
-        raise BadVideo(f"{path} is not a video that can be decoded ({_reason(error)})", fix=_ANY_VIDEO) from error
-    pictures, seconds, total, duration = found
-    notes = _notes(asked=frames, total=total, announced=announced, damaged=damaged)
-    return Frames(
-        np.stack(pictures), sample_index(total, frames), np.asarray(seconds, float), duration, total, notes=notes
-    )
+        why = getattr(error, "strerror", None) or error
+        raise BadVideo(f"{path} is not a video that can be decoded ({why})", fix=_ANY_VIDEO) from error
 
 
 def write_video(
     path: str | os.PathLike[str],
-    pixels: UInt8[np.ndarray, "frames height width 3"],
+    pixels: np.ndarray,
     fps: int = 8,
     *,
     crf: int = 10,
     pixel_format: str = "yuv444p",
     preset: str = "ultrafast",
 ) -> Path:
-    """Write RGB frames as an H.264 mp4; the file appears under its name only when it is complete.
+    """Write RGB frames [T, H, W, 3] as an H.264 mp4; the file appears under its name only when it is complete.
 
     yuv444p keeps the colour of every pixel; players that know only yuv420p need ``pixel_format="yuv420p"`` and even
     sizes. Raises OSError when the file cannot be written.
@@ -106,7 +115,7 @@ def write_video(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with av.open(str(partial), "w", format="mp4") as container:
+        with av.open(f"file:{partial}", "w", format="mp4") as container:
             # one thread: the bytes then do not depend on the machine's number of cores
             options = {"crf": str(crf), "preset": preset, "threads": "1"}
             stream = container.add_stream("libx264", rate=fps, options=options)
@@ -121,125 +130,217 @@ def write_video(
     return path
 
 
-# pictures, their seconds, number of decodable frames, duration in seconds
-_Found = tuple[list[np.ndarray], list[float], int, float]
+@dataclass(frozen=True)
+class _Film:
+    """What a file's packets say, nothing decoded: ascending time stamps of all frames and of key frames, whether every
+    frame has one of its own, frames a second; the number of packets, with those that an edit list hides, of which
+    ``before`` are hidden before the first frame, and which of them are key frames; frames and seconds that the file's
+    head announces (0: none)."""
+
+    path: Path
+    pts: list[int]
+    keys: list[int]
+    complete: bool
+    rate: float
+    packets: int
+    before: int
+    key_packets: list[int]
+    announced: int
+    length: float
 
 
-def _opened(path: Path) -> InputContainer:
-    """For reading. Titles and the like may be in any encoding, or damaged: nobody reads them."""
-    return av.open(str(path), metadata_errors="replace")
+class _Astray(Exception):
+    """A frame did not turn up where its time stamp is."""
 
 
-def _video_stream(container: InputContainer, path: Path) -> VideoStream:
-    if not container.streams.video:
+def _opened(path: Path, whole: bool = False) -> InputContainer:
+    """For reading; whole: without edit lists. "file:", because FFmpeg takes what stands before a colon for a protocol;
+    titles and the like may be in any encoding, or damaged: nobody reads them."""
+    return av.open(f"file:{path}", metadata_errors="replace", options={"ignore_editlist": str(int(whole))})
+
+
+def _stream(container: InputContainer, path: Path) -> VideoStream:
+    """The stream that a player shows: the default one, or the largest; no picture that is attached to sound."""
+    streams, films = container.streams.video, []
+    for stream in streams:
+        codec = stream.codec_context  # None: FFmpeg does not know it
+        if codec is not None and codec.name not in _TEXT_CODECS and not stream.disposition & Disposition.attached_pic:
+            films.append((bool(stream.disposition & Disposition.default), codec.width * codec.height, stream))
+    if not films:
         what = "holds sound but no picture" if container.streams.audio else "holds no picture"
+        what = "is not a video that can be decoded (it is text, or its codec is not known)" if streams else what
+        if any(stream.disposition & Disposition.attached_pic for stream in streams):
+            what = "holds a still picture but no film"
         raise BadVideo(f"{path} {what}", fix=_ANY_VIDEO)
-    stream = container.streams.video[0]
-    if stream.codec_context is None:  # the file's head names a codec that FFmpeg does not know
-        raise BadVideo(f"{path} is not a video that can be decoded (its codec is not known)", fix=_ANY_VIDEO)
-    if stream.codec_context.name in _TEXT_CODECS:
-        raise BadVideo(f"{path} is a text file, not a video", fix=_ANY_VIDEO)
-    large = stream.codec_context.width * stream.codec_context.height >= 320 * 240
-    stream.thread_type = "AUTO" if large else "NONE"  # threads cost more than they give on small pictures
+    _, area, stream = max(films, key=lambda film: film[:2])
+    stream.thread_type = "AUTO" if area >= 320 * 240 else "NONE"  # threads cost more than they give on small pictures
     return stream
 
 
-def _scan(container: InputContainer, stream: VideoStream) -> tuple[list[int], list[int], int, bool]:
-    """Time stamps of all frames and of the key frames, ascending, from the packets alone (nothing is decoded), and how
-    many frames are hidden: a clip that was cut without encoding it again keeps what its first frame needs.
-
-    The last value is False when the packets do not name every frame by a time stamp of its own.
-    """
+def _scan(path: Path, whole: bool = False) -> _Film:
     pts: list[int] = []
     keys: list[int] = []
-    hidden = 0
+    key_packets: list[int] = []
+    hidden: list[int] = []
     complete = True
-    try:
-        for packet in container.demux(stream):
-            if not packet.size or packet.is_discard:
-                hidden += bool(packet.size)
-                continue
-            complete &= packet.pts is not None and not packet.is_corrupt
-            pts.append(packet.pts or 0)
-            if packet.is_keyframe:
-                keys.append(packet.pts or 0)
-    except av.error.FFmpegError:
-        complete = False
-    pts.sort()
-    complete &= len(set(pts)) == len(pts) and bool(keys) and min(keys) <= pts[0]
-    return pts, sorted(keys), hidden, complete
-
-
-def _by_time_stamp(
-    container: InputContainer, stream: VideoStream, pts: list[int], keys: list[int], frames: int
-) -> _Found | None:
-    """Seek to the key frame before each wanted frame; None when a wanted frame does not turn up."""
-    base = float(stream.time_base)
-    pictures: list[np.ndarray] = []
-    seconds: list[float] = []
-    decoded: Iterator[VideoFrame] = iter(())
-    last_key = None
-    for place in sample_index(len(pts), frames):
-        wanted = pts[place]
-        key = keys[bisect.bisect_right(keys, wanted) - 1]
+    with _opened(path, whole) as container:
+        stream = _stream(container, path)
         try:
-            if last_key is None or key > last_key:  # a whole group of pictures can be skipped
-                container.seek(key, stream=stream)
-                decoded = container.decode(stream)
-                last_key = key
-            frame = next((f for f in decoded if f.pts is not None and f.pts >= wanted), None)
+            for packet in container.demux(stream):
+                if not packet.size:
+                    continue
+                if packet.is_keyframe:
+                    key_packets.append(len(pts) + len(hidden))
+                if packet.is_discard:
+                    hidden.append(packet.pts or 0)
+                    continue
+                complete &= packet.pts is not None and not packet.is_corrupt
+                pts.append(packet.pts or 0)
+                if packet.is_keyframe:
+                    keys.append(packet.pts or 0)
         except av.error.FFmpegError:
-            return None
-        if frame is None or frame.pts != wanted or frame.is_corrupt:
-            return None
-        pictures.append(_rgb(frame))
-        seconds.append((wanted - pts[0]) * base)
-    step = (pts[-1] - pts[0]) / (len(pts) - 1) if len(pts) > 1 else 0.0
-    return pictures, seconds, len(pts), (pts[-1] - pts[0] + step) * base
-
-
-def _from_start_to_end(path: Path, expected: int, frames: int) -> tuple[_Found, int]:
-    """Decode every packet in order, skipping damaged ones; a second pass when fewer frames come out than expected."""
-    with _opened(path) as container:
-        stream = _video_stream(container, path)
+            complete = False
         rate = float(stream.average_rate or stream.guessed_rate or 1)
-        wanted = {int(i) for i in sample_index(expected, frames)}
-        pictures: list[np.ndarray] = []
-        total = damaged = 0
-        packets = container.demux(stream)
+        announced, length = stream.frames, (container.duration or 0) / av.time_base
+    if not pts:
+        raise BadVideo(f"{path} holds no picture: it is empty or cut off before its first frame", fix=_ANY_VIDEO)
+    pts.sort()
+    keys.sort()
+    complete &= len(set(pts)) == len(pts) and bool(keys) and keys[0] <= pts[0]
+    packets, before = len(pts) + len(hidden), sum(stamp < pts[0] for stamp in hidden)
+    length = length if complete else 0.0
+    return _Film(path, pts, keys, complete, rate, packets, before, key_packets, announced, length)
+
+
+def _read(film: _Film, frames: int, sampling: Sampling, hidden: int) -> Frames:
+    """The chosen frames of a film, of which an edit list hides ``hidden``."""
+    total = 0  # known only when it is decoded from start to end
+    while True:
+        pixels = None  # a further attempt holds nothing of the one before
+        times: list[float] = []
+        notes: list[str] = []
+        shown = total or len(film.pts)
+        counted = shown + (film.packets - len(film.pts) if sampling.decord else 0)
+        index = sample_index(counted, frames, sampling, film.rate)
+        places = _as_decord(index, film, shown) if counted > shown else index
+        try:
+            found = _decoded(film, times, notes) if total else _sought(film, places, times)
+            pixels, sizes = _pictures(places, found)
+        except _Astray:
+            total = len(film.pts)
+            continue
+        if not times:
+            raise BadVideo(f"no frame of {film.path} can be decoded: it is damaged or cut off", fix=_ANY_VIDEO)
+        if total in (0, len(times)):
+            break
+        total = len(times)  # the packets promised another number
+    total, seconds = len(times), np.asarray(times) - times[0]
+    span = float(np.ptp(seconds))
+    duration = span * total / (total - 1) if total > 1 else 1 / film.rate
+    if len(sizes) > 1:
+        notes.append(f"the size of the picture changes ({', '.join(sizes)}): all frames are brought to one")
+    if min(len(index), counted) < frames:
+        how = f"{sampling.per_second:g} a second are used" if len(index) < counted else "all of them are used"
+        notes.append(f"{frames} frames were asked, the video has {counted}: {how}")
+    if hidden:
+        how = "counted, as decord does" if sampling.decord else "left out"
+        notes.append(f"an edit list hides {hidden} frames, which are {how}")
+    reached = max(total, round(duration * film.rate))  # files of uneven rate announce frames for their gaps
+    if reached < film.announced - hidden:
+        notes.append(f"the file announces {film.announced} frames, {total} can be decoded: it is cut off or damaged")
+    elif duration + 0.5 < 0.95 * film.length:
+        notes.append(f"the file announces {film.length:.1f} s, its pictures end after {duration:.1f} s")
+    off = np.abs(seconds - np.linspace(0, seconds[-1], total)).max()
+    if off > max(1.5 * duration / total, 0.01 * duration):
+        notes.append(f"the frames do not come at an even rate: chosen by number, they are up to {off:.1f} s off")
+    return Frames(pixels, index, seconds[places], duration, counted, notes=tuple(notes))
+
+
+def _as_decord(index: np.ndarray, film: _Film, shown: int) -> np.ndarray:
+    """Which of the ``shown`` frames decord 0.6 gives for these numbers (SeekAccurate in its video_reader.cc): it counts
+    packets that an edit list hides, but its decoder leaves them out. So later frames come too early, until it seeks to
+    another key frame; beyond the last frame it repeats what it gave before."""
+    places: list[int] = []
+    late = place = current = 0
+    for number in index.tolist():
+        if number >= current:  # else the same again
+            if number > current and len({bisect.bisect_right(film.key_packets, n) for n in (number, current)}) > 1:
+                late = film.before
+            place = max(number - late, 0) if number - late < shown else place
+            current = number + 1
+        places.append(place)
+    return np.array(places)
+
+
+def _sought(film: _Film, index: np.ndarray, times: list[float]) -> Iterator[tuple[int, VideoFrame]]:
+    """The wanted frames and their places: seeks to the key frame before each. Raises _Astray."""
+    if not film.complete:
+        raise _Astray
+    with _opened(film.path) as container:
+        stream = _stream(container, film.path)
+        times += [float(pts * stream.time_base) for pts in film.pts]
+        key = None
+        for place in np.unique(index).tolist():
+            wanted = film.pts[place]
+            before = film.keys[bisect.bisect_right(film.keys, wanted) - 1]
+            try:
+                if key is None or before > key:  # a whole group of pictures can be skipped
+                    container.seek(before, stream=stream)
+                    decoded, key = container.decode(stream), before
+                late = (f for f in decoded if f.pts is None or f.pts >= wanted or (f.is_corrupt and f.pts >= key))
+                frame = next(late, None)
+            except av.error.FFmpegError as error:
+                raise _Astray from error
+            if frame is None or frame.pts != wanted or frame.is_corrupt:
+                raise _Astray
+            yield place, frame
+
+
+def _decoded(film: _Film, times: list[float], notes: list[str]) -> Iterator[tuple[int, VideoFrame]]:
+    """All frames and their places, damaged packets skipped."""
+    skipped = damaged = 0
+    with _opened(film.path) as container:
+        packets = container.demux(_stream(container, film.path))
         while True:
             try:
                 if (packet := next(packets, None)) is None:
                     break
-                decoded = packet.decode()
+                frames = packet.decode()
             except av.error.FFmpegError:  # the demuxer then stops by itself, a decoder goes on with the next packet
-                damaged += 1
+                skipped += 1
                 continue
-            for frame in decoded:
-                if total in wanted:
-                    pictures.append(_rgb(frame))
-                total += 1
-    if total not in (0, expected):
-        return _from_start_to_end(path, total, frames)
-    seconds = [float(i) / rate for i in sample_index(total, frames)]
-    return (pictures, seconds, total, total / rate), damaged
+            for frame in frames:
+                damaged += frame.is_corrupt
+                times.append(frame.time if frame.time is not None else times[-1] + 1 / film.rate if times else 0.0)
+                yield len(times) - 1, frame
+    if skipped:
+        notes.append(f"{skipped} damaged packets were skipped")
+    if damaged:
+        notes.append(f"{damaged} frames are damaged: the decoder filled in what is missing")
 
 
-def _rgb(frame: VideoFrame) -> np.ndarray:
-    """The picture upright: phones store it as the sensor saw it, with a rotation beside it."""
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // 90))
+def _pictures(index: np.ndarray, found: Iterable[tuple[int, VideoFrame]]) -> tuple[np.ndarray, list[str]]:
+    """The frames at ``index`` in one array [chosen, H, W, 3], of the first one's size, and the sizes that they had."""
+    pixels, sizes = np.empty(0), []
+    for place, frame in found:
+        for row in np.flatnonzero(index == place):
+            picture = _upright(frame, pixels.shape[1:3])
+            if not pixels.size:
+                pixels = np.empty((len(index), *picture.shape), np.uint8)
+            pixels[row] = picture
+            sizes.append(f"{frame.width} x {frame.height}")
+    return pixels, list(dict.fromkeys(sizes))
 
 
-def _notes(*, asked: int, total: int, announced: int, damaged: int) -> tuple[str, ...]:
-    notes = []
-    if total < asked:
-        notes.append(f"{asked} frames were asked, the video has {total}: all of them are used")
-    if total < announced:
-        notes.append(f"the file announces {announced} frames, {total} can be decoded: it is cut off or damaged")
-    elif damaged:
-        notes.append(f"{damaged} damaged packets were skipped")
-    return tuple(notes)
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)
+def _upright(frame: VideoFrame, size: tuple[int, ...] = ()) -> np.ndarray:
+    """The picture [H, W, 3] as players show it: phones store it as the sensor saw it, and a matrix beside it says how
+    to turn and mirror it; an angle is taken to the nearest quarter. size: the H and W that it must have."""
+    side = frame.side_data.get("DISPLAYMATRIX")
+    # x' = a x + c y, y' = b x + d y
+    a, b, _, c, d = np.frombuffer(side, np.int32)[:5].tolist() if side is not None else (1, 0, 0, 0, 1)
+    swapped = abs(b) + abs(c) > abs(a) + abs(d)
+    names = ("width", "height") if swapped else ("height", "width")
+    picture = frame.to_ndarray(format="rgb24", **dict(zip(names, size, strict=False)))
+    if swapped:
+        picture, a, d = picture.transpose(1, 0, 2), c, b
+    return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from holitom.errors import BadUsage, CannotRun, UnsupportedModel
-from holitom.models import original
+from holitom.models.base import require_transformers
 from holitom.models.llava_onevision import newline_order, pool_mode
+from holitom_repro import original
 from holitom_repro.usage import Parser
-from holitom.versions import require_transformers
 
 TOKENS = {"image": "<image>", "video": "<video>"}
 PREPROCESSING = {

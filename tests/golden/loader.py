@@ -19,7 +19,7 @@ class Golden:
         self.name = name
         self.arrays = np.load(folder / f"{name}.npz", allow_pickle=False)
         self.params = json.loads(str(self.arrays["params"]))
-        self.runs = self.params["runs"]
+        self.runs = self.params["runs"] if "runs" in self.params else [{}] * self.params["n_runs"]
 
     def __getitem__(self, key):
         return torch.from_numpy(np.array(self.arrays[self._key(key)]))
@@ -36,10 +36,16 @@ class Golden:
         return key if isinstance(key, str) else f"run{key[0]}/{key[1]}"
 
 
-def cases(pattern: str) -> list[tuple[str, int]]:
-    """(file, run) for every run of every file whose name begins with the pattern: the parameters of a test."""
-    names = sorted(path.stem for path in folder.glob(f"{pattern.removesuffix('*')}*.npz"))
-    assert names or folder != OURS, f"no golden file is called {pattern}*"
+def cases(pattern: str, without: str | None = None) -> list[tuple[str, int]]:
+    """(file, run) for every run of every file called ``pattern``, or ``pattern`` and more behind an underscore (but not
+    ``without`` and more): the parameters of a test."""
+
+    def called(name: str, start: str | None) -> bool:
+        return start is not None and (name == start or name.startswith(start.rstrip("_*") + "_"))
+
+    names = sorted(path.stem for path in folder.glob("*.npz"))
+    names = [name for name in names if called(name, pattern) and not called(name, without)]
+    assert names or folder != OURS, f"no golden file is called {pattern}"
     return [(name, run) for name in names for run in range(len(Golden(name).runs))]
 
 

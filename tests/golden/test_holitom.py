@@ -13,7 +13,7 @@ from holitom.ops.tensors import ids_of
 from holitom.types import VideoFeatures
 
 
-@pytest.mark.parametrize(("name", "run"), cases("holitom_outer_"))
+@pytest.mark.parametrize(("name", "run"), cases("holitom_outer"))
 def test_outer_stage(name, run):
     golden = Golden(name)
     setting = golden.runs[run]
@@ -70,7 +70,7 @@ def test_inner_step(name, run):
     torch.testing.assert_close(rows, golden[run, "merged"], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "run"), [case for case in cases("holitom_inner") if "_step" not in case[0]])
+@pytest.mark.parametrize(("name", "run"), cases("holitom_inner", without="holitom_inner_step"))
 def test_inner_keeps_the_ids_of_the_release(name, run):
     """The whole model is compared in test_models.py; here the choice alone, which FastV shares."""
     golden = Golden(name)
@@ -82,7 +82,9 @@ def test_inner_keeps_the_ids_of_the_release(name, run):
         assert rows.shape == (len(keep), 8)
 
 
-@pytest.mark.parametrize(("name", "run"), [case for case in cases("holitom_e2e") if Golden(case[0]).runs[case[1]]["outer"]])
+@pytest.mark.parametrize(
+    ("name", "run"), [case for case in cases("holitom_e2e") if Golden(case[0]).runs[case[1]]["outer"]]
+)
 def test_outer_stage_of_the_tiny_llava(name, run):
     golden = Golden(name)
     setting, features = golden.runs[run], golden["pooled_features"]

@@ -82,8 +82,8 @@ def test_padded_groups_equal_one_group_at_a_time(seed, monkeypatch):
     counts = np.array([draw.integers(1, n + 1) for n in sizes])
     rows = torch.randn(sizes.sum(), 16, generator=torch.Generator().manual_seed(seed))
     centre, owner = clusters.density_peaks(rows, sizes, counts, 7)
-    monkeypatch.setattr(clusters, "_CACHE", 1)
-    assert all(torch.equal(a, b) for a, b in zip(clusters.density_peaks(rows, sizes, counts, 7), (centre, owner)))
+    monkeypatch.setattr(clusters, "workspace", lambda rows: 1)
+    assert all(torch.equal(a, b) for a, b in zip(clusters.density_peaks(rows, sizes, counts, 7), (centre, owner), strict=True))
     start = 0
     for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
         centres, members = oracle.density_peaks(rows[start : start + size], count, 7)
@@ -162,7 +162,10 @@ def test_choices_by_hand():
     score = torch.tensor([1.0, 3, 3, 2, 3])
     assert tensors.top_ids(score, 2).tolist() == [1, 2]
     assert tensors.ranks(score).tolist() == [4, 0, 1, 3, 2]
-    assert tensors.top_mask(score[None].expand(2, -1), torch.tensor([0, 4])).tolist() == [[False] * 5, [False] + [True] * 4]
+    assert tensors.top_mask(score[None].expand(2, -1), torch.tensor([0, 4])).tolist() == [
+        [False] * 5,
+        [False] + [True] * 4,
+    ]
     assert tensors.ids_of(torch.tensor([True, False, True]), 2).tolist() == [0, 2]
     assert tensors.spread(5, 4).tolist() == [1, 1, 1, 2]
     order, size = tensors.grouped(torch.tensor([2, 0, 2, 0, 2]), torch.tensor([0, 2]))

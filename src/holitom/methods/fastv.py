@@ -1,25 +1,29 @@
 """FastV (arXiv 2403.06764): after an early layer, drop the visual tokens that the last prompt token hardly attends to.
-Facts about the release: pkunlp-icler/FastV at d165972, the llava-hf port's modeling_llama.py."""
+
+1. Run the layers before K on all tokens.
+2. Score every visual token by the attention of the last prompt token in layer K - 1, mean over heads.
+3. Keep the round(V * (1 - R)) highest of V, and all text, in their order and with their rotary positions; the layers
+   from K on see only these.
+
+Read in pkunlp-icler/FastV at d165972, src/FastV/llava-hf, modeling_llama.py: fastv_forward (the variant that drops
+tokens from the cache). Deviations: at least one visual token stays; newline embeddings are text, and stay.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from holitom.methods.inner import check_stage, kept_visual, surviving
+from holitom.methods.base import check_share, check_stage, highest, surviving
 from holitom.types import Fidelity, Positions
 
 
 @dataclass(frozen=True)
 class FastV:
-    """Keep round(V * (1 - ratio)) visual tokens (at least one) from ``layer`` on, with their original positions.
-
-    layer: first layer that sees the shorter sequence (K = 2 in HoliTom's tables); ratio: share dropped (0.8 there).
-    The score is the last prompt row of layer - 1, mean over heads.
-    """
+    """layer: the paper's K, the first layer that sees fewer tokens; ratio: its R, the share dropped (K = 2 and R = 0.8
+    in HoliTom's tables). BadUsage for a layer below 1 and a ratio outside [0, 1)."""
 
     layer: int = 2
     ratio: float = 0.5
@@ -33,17 +37,17 @@ class FastV:
     fidelity: ClassVar[Fidelity] = "golden"
 
     def __post_init__(self) -> None:
-        check_stage(self.layer, self.ratio)
+        check_stage(self)
+        check_share(self, "ratio", none=True)
 
     @property
     def identity(self) -> bool:
         """Whether these parameters ask for nothing."""
         return self.ratio == 0
 
-    def __call__(
-        self, hidden: Float[Tensor, "seq dim"], score: Float[Tensor, " seq"], visual: Int[Tensor, " visual"], n0: int
-    ) -> tuple[Int[Tensor, " kept"], Float[Tensor, "kept dim"]]:
-        """hidden [S, D], score [S], visual: ascending ids -> (ids [S'] ascending, hidden[ids]). Raises BadUsage
-        for a NaN in the visual tokens' scores."""
-        ids = surviving(hidden.shape[0], visual, kept_visual(self, score, visual))
+    def __call__(self, hidden: Tensor, score: Tensor, visual: Tensor, n0: int) -> tuple[Tensor, Tensor]:
+        """hidden [S, D] entering ``layer``, score [S], visual [V] ascending ids -> (ids [S'] ascending, hidden[ids]).
+        BadUsage for a NaN in the visual tokens' scores."""
+        kept = highest(self, score, visual, round(len(visual) * (1 - self.ratio)))
+        ids = surviving(len(hidden), visual, kept)
         return ids, hidden[ids]

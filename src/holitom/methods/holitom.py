@@ -157,9 +157,7 @@ class HoliTom:
         return keep_static, keep_dynamic
 
 
-def static_means(
-    tokens: Tensor, segments: Segments, used: np.ndarray
-) -> tuple[Tensor, Tensor, Tensor, np.ndarray]:
+def static_means(tokens: Tensor, segments: Segments, used: np.ndarray) -> tuple[Tensor, Tensor, Tensor, np.ndarray]:
     """The static cells of the segments that are ``used`` [S], averaged over their frames: means [n, D], the flat id of
     each one's first frame [n], its number of frames [n], and how many of them every used segment has, on the host."""
     frames, cells = tokens.shape[:2]

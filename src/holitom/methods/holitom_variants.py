@@ -19,6 +19,8 @@ from holitom.ops.segments import Segments, cut_at_changes, fixed_windows
 from holitom.ops.tensors import ids_of, on, top_mask
 from holitom.types import VideoFeatures
 
+__all__ = ["CutAtChanges", "DynamicByClusters", "EachTheOtherWay", "FixedWindows", "StaticBySaliency"]
+
 
 @dataclass(frozen=True)
 class FixedWindows(HoliTom):

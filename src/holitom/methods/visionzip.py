@@ -1,130 +1,87 @@
-"""VisionZip (arXiv 2412.04467) per frame: salient tokens as they are, the rest merged by the vision tower's keys. Facts
-about the release: the port to video in cokeshao/HoliTom at e9b2972, visionzip/llava_arch.py."""
+"""VisionZip (arXiv 2412.04467) for video: of every frame the salient tokens as they are, and a few merged ones.
+
+In every frame, with a budget of B tokens:
+1. Dominant: the int(B * 54 / 64) most salient tokens, unchanged.
+2. Contextual: B minus that. They start from cells at a uniform stride among those that are left: every
+   floor(left / contextual)-th.
+3. Every other cell joins the start whose key (of the vision tower, mean over heads) is nearest by the cosine.
+4. A contextual token is its start plus the mean of the cells that joined it: a sum of about twice the norm.
+5. In order: the dominant tokens by cell, then the contextual ones by cell.
+
+Read in cokeshao/HoliTom at e9b2972, visionzip/llava_arch.py, the port to LLaVA-OneVision behind HoliTom's tables: it
+acts after projector and pooling (the original, dvlab-research/VisionZip, before both), and SigLIP has no class token,
+so saliency is the attention received from all patches. Deviations: where the budget is no whole number of tokens per
+frame, which the release cannot be asked for, frames differ by one token, and may get none; budget 1 is the identity.
+Every token keeps its own cell: with a newline per row the port mixes up those of the dominant tokens.
+"""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.functional import normalize
 
 from holitom.errors import BadUsage
-from holitom.methods.inputs import every_token, frame_counts, need_field, on, refuse_non_finite
-from holitom.ops.merging import bag_means
-from holitom.ops.selection import mask_ids, top_per_row
-from holitom.ops.similarity import row_norms
-from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures, check_budget
+from holitom.methods.base import every_token, frame_counts, need_field, refuse_non_finite, token_set
+from holitom.ops.clusters import padding
+from holitom.ops.tensors import group_mean, grouped, ids_of, on, row_norms, top_mask
+from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures
 
 
 @dataclass(frozen=True)
 class VisionZip:
-    """Of each frame keep the most salient tokens ("dominant") and a few merged ones ("contextual").
-
-    dominant_ratio: share of a frame's tokens that are dominant, rounded down (54 of 64 in the release). The contextual
-    ones start from cells at a uniform stride among the others; each cell left over joins the one with the nearest key
-    (cosine, first of equals), and the token is their mean.
-    released True: the token is the starting cell plus the mean of those that joined it, a sum of about twice the norm,
-    and every frame keeps ceil(budget * N) tokens.
-
-    Order: frame by frame, dominant tokens by cell, then contextual ones by cell (that of the starting cell). The clean
-    reading keeps round(budget * T * N) tokens, at least one. Raises BadUsage for a missing saliency or keys, and a NaN.
-    """
+    """dominant_ratio: share of a frame's tokens that are dominant, in [0, 1); 54 / 64 in the release. Keeps
+    round(budget * T * N) tokens. BadUsage for a missing saliency or keys, and for a NaN."""
 
     dominant_ratio: float = 54 / 64
-    released: bool = False
 
     requires: ClassVar[frozenset[str]] = frozenset({"saliency", "keys"})
     positions: ClassVar[Positions] = "contiguous"
-    deviations: ClassVar[tuple[str, ...]] = (
-        "A contextual token is the mean of its cells; the releases add the mean of the joining cells to the first.",
-        "It acts after the projector and the pooling, as the port to video does; the original acts before both.",
-        "Saliency is the attention received from all patches, because SigLIP has no class token.",
-        "With a newline per row every token keeps its own cell; the port mixes up the cells of dominant tokens.",
-        "The number kept is exact over the whole video, so frames differ by up to one token; budget 1 keeps all.",
-    )
+    fidelity: ClassVar[Fidelity] = "golden"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.dominant_ratio <= 1:
+        if not 0 <= self.dominant_ratio < 1:
             raise BadUsage(
-                f"dominant_ratio {self.dominant_ratio} is outside [0, 1]", fix="use 54 / 64, the released value"
+                f"dominant_ratio {self.dominant_ratio} is outside [0, 1)", fix="use 54 / 64, the released value"
             )
 
-    @property
-    def fidelity(self) -> Fidelity:
-        return "golden" if self.released else "port"
-
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
-        """Reduce one video. One copy to the host (the check for NaN)."""
-        budget = check_budget(budget)
+        counts = frame_counts(video, budget)
         saliency, keys = need_field(self, video, "saliency"), need_field(self, video, "keys")
-        refuse_non_finite({"tokens": row_norms(video.tokens), "saliency": saliency, "keys": keys})
-        if budget == 1.0:
+        refuse_non_finite(tokens=row_norms(video.tokens), saliency=saliency, keys=keys)
+        if budget == 1:
             return every_token(video)
-        counts = self._counts(video, budget)
-        dominant = np.floor(counts * self.dominant_ratio + 1e-9).astype(np.int64)
-        context = counts - dominant
-        # A frame without contextual tokens gets one all the same, left out at the end: every cell needs an owner.
-        starts = np.minimum(np.maximum(context, 1), video.cells - dominant)
-
-        salient = top_per_row(saliency, on(dominant, saliency))
-        start = _stride(~salient, dominant, starts)
-        frame = torch.arange(video.frames, device=keys.device)[:, None] * video.cells
-        owner = (_nearest_start(keys, start, int(starts.max()), on(starts, keys)) + frame).flatten()
-        rows = video.tokens.reshape(-1, video.tokens.shape[-1])
-        first = mask_ids(start.flatten(), int(starts.sum()))
-        merged, size = self._merge(rows, owner, salient.flatten(), start.flatten(), first, int(dominant.sum()))
-
-        used = mask_ids(on(context > 0, first)[first // video.cells], int(context.sum()))
-        heads = torch.cat([mask_ids(salient.flatten(), int(dominant.sum())), first[used]])
-        late = torch.arange(len(heads), device=heads.device) >= int(dominant.sum())
-        # Two blocks of N places per frame: dominant tokens, then contextual ones.
-        order = (heads + (heads // video.cells + late) * video.cells).argsort()
-        kept, late = heads[order], late[order]
-        tokens = rows[kept]
-        where = mask_ids(late, len(used))
-        tokens[where] = merged[used].to(tokens.dtype)
-        sizes = torch.ones(len(kept), device=kept.device).index_copy_(0, where, size[used])
-        return TokenSet(tokens, kept // video.cells, kept % video.cells, sizes)
-
-    def _merge(
-        self, rows: Tensor, owner: Tensor, salient: Tensor, start: Tensor, first: Tensor, dominant: int
-    ) -> tuple[Tensor, Tensor]:
-        """One row in float32 for every starting cell in ``first``, and how many cells are in it."""
-        outside = salient | start if self.released else salient  # cells that are in no mean
-        members = len(rows) - dominant - (len(first) if self.released else 0)
-        bag = (start.cumsum(0) - 1)[torch.where(start, torch.arange(len(rows), device=rows.device), owner)]
-        bag, order = torch.sort(bag.masked_fill(outside, len(first)), stable=True)
-        count = torch.searchsorted(bag, torch.arange(len(first) + 1, device=rows.device)).diff()
-        mean = bag_means(rows, order[:members], count)
-        if self.released:
-            return rows[first].float() + mean, (count + 1).float()
-        return mean, count.float()
-
-    def _counts(self, video: VideoFeatures, budget: float) -> np.ndarray:
-        if not self.released:
-            return frame_counts(video, budget)
-        # Rounded first: 30 / 196 of 196 tokens are 30, whatever the division left over.
-        return np.full(video.frames, math.ceil(round(budget * video.cells, 9)))
-
-
-def _stride(rest: Tensor, dominant: np.ndarray, starts: np.ndarray) -> Tensor:
-    """Mask [T, N] of ``starts[t]`` cells among the remaining ones of each frame, one every floor(left / starts)."""
-    step = np.maximum(1, (rest.shape[1] - dominant) // np.maximum(starts, 1))
-    rank = rest.cumsum(1) - 1
-    step, starts = on(step, rest)[:, None], on(starts, rest)[:, None]
-    return rest & (rank % step == 0) & (rank // step < starts)
-
-
-def _nearest_start(keys: Tensor, start: Tensor, width: int, starts: Tensor) -> Tensor:
-    """[T, N] the starting cell whose key is nearest to each cell's."""
-    if not width:
-        return torch.zeros_like(start, dtype=torch.long)
-    cells = torch.sort((~start).byte(), dim=1, stable=True).indices[:, :width]
-    unit = normalize(keys, dim=-1)
-    similar = unit @ unit.gather(1, cells[..., None].expand(-1, -1, keys.shape[-1])).transpose(1, 2)
-    unused = torch.arange(width, device=keys.device) >= starts[:, None]
-    return cells.gather(1, similar.masked_fill(unused[:, None, :], -torch.inf).argmax(-1))
+        cells, rows = video.cells, video.tokens.flatten(0, 1)
+        dominant = np.floor(counts * self.dominant_ratio).astype(np.int64)
+        context = counts - dominant  # at least one, in a frame that has tokens at all
+        # 1. Dominant tokens.
+        salient = top_mask(saliency, on(dominant, keys))
+        chosen = ids_of(salient.flatten(), dominant.sum())
+        # 2. The cells from which contextual tokens start.
+        step, many = ((cells - dominant) // context.clip(1)).clip(1), on(context, keys)[:, None]
+        rank = (~salient).cumsum(1) - 1
+        start = ~salient & (rank % on(step, keys)[:, None] == 0) & (rank // on(step, keys)[:, None] < many)
+        starts = ids_of(start.flatten(), context.sum())
+        # 3. Every other cell joins one of its frame; in a frame without tokens it joins none.
+        place, inside = padding(context)
+        before = (context.cumsum() - context)[:, None]
+        slot = on(np.where(inside, before + place, 0), keys)  # [T, most]: places in ``starts``
+        unit = normalize(keys, dim=-1)
+        near = unit @ unit.flatten(0, 1)[starts[slot]].mT
+        nearest = near.masked_fill(~on(inside, keys)[:, None], -torch.inf).argmax(-1)
+        joined = slot.gather(1, nearest).masked_fill(salient | start | (many == 0), len(starts))
+        # 4. Start plus mean.
+        order, size = grouped(joined.flatten(), torch.arange(len(starts) + 1, device=keys.device))
+        members = order[: int((cells - counts)[counts > 0].sum())]
+        merged = rows[starts].float() + group_mean(rows, members, size[:-1]).float()
+        # 5. Two blocks per frame: dominant, then contextual.
+        ids = torch.cat([chosen, starts])
+        late = torch.arange(len(ids), device=ids.device) >= len(chosen)
+        by = (ids + (ids // cells + late) * cells).argsort()
+        where = by.argsort()[len(chosen) :]  # of the contextual ones
+        tokens, sizes = rows[ids[by]], torch.ones_like(ids)
+        tokens[where], sizes[where] = merged.to(rows.dtype), size[:-1] + 1
+        return token_set(video, ids[by], tokens, sizes)

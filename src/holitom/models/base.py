@@ -1,24 +1,44 @@
-"""The adapter: everything token reduction needs to know about one family of video language models."""
+"""The adapter: what token reduction needs to know about one family of video language models, and how one is found."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module, metadata
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
-from holitom.models.encoding import EncodedVideos
+from holitom.errors import BadUsage, CannotRun, UnsupportedModel
+from holitom.types import VideoFeatures
+
+MINIMUM = (5, 17)
+"""transformers: the oldest release on which prompts are reduced (caches of layers, masks per layer)."""
+
+Order = Literal["end", "row", "none"]
+"""Where newlines go: one behind the video, one behind every row of a frame that still holds a token, or nowhere."""
+
+
+@dataclass
+class EncodedVideos:
+    """The features of every video of a call, in order. seconds: what "vision" and "saliency" took; on CUDA two events
+    each, so that nobody waits here."""
+
+    videos: tuple[VideoFeatures, ...]
+    seconds: dict[str, Any] = field(default_factory=dict)
 
 
 @runtime_checkable
 class Adapter(Protocol):
     """One model of a supported family.
 
-    core: the module whose forward takes input_ids and ``mm_encoder_outputs`` and runs the language model; text: the
-    language model with its ``config``; layers: its decoder layers; rotary: its rotary embedding, called as
-    ``rotary(hidden, position_ids)``; newline: the newline embedding [D], None in families without one; newline_order:
-    where newlines go ("end": one after the video, "row": one after every non-empty row, "none"); video_inputs: the
-    arguments of a call that ``encode`` wants beside the pixels, by name; embeds_videos (optional, see AdapterBase).
+    core: the module that joins vision tower and language model; text: the language model, with its ``config``; layers:
+    its decoder layers; rotary: its rotary embedding, called as ``rotary(hidden, position_ids)``; video_token_id: what
+    stands for a video in a prompt; newline: the newline embedding [D], None in families without one; newline_order:
+    where newlines go; video_inputs: the arguments of a call that ``encode`` wants beside the pixels, by name.
     """
 
     core: nn.Module
@@ -27,11 +47,17 @@ class Adapter(Protocol):
     rotary: nn.Module
     video_token_id: int
     newline: Tensor | None
-    newline_order: Literal["end", "row", "none"]
+    newline_order: Order
     video_inputs: tuple[str, ...]
 
     def encode(self, pixels: Tensor | Sequence[Tensor], requires: frozenset[str], **given: Any) -> EncodedVideos:
-        """Pixels -> VideoFeatures of every video, with the optional fields that ``requires`` names."""
+        """Pixels -> the features of every video, with the optional fields of VideoFeatures that ``requires`` names, and
+        no others. Raises UnsupportedModel or CannotRun for a field that cannot be had."""
+        ...
+
+    def embed(self, ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+        """ids [B, S] -> embeddings [B, S, D] of a prompt's words, and of the images that come with it in ``kwargs``
+        (the arguments of the call). What stands at the places of videos means nothing."""
         ...
 
     def grid_positions(self, kwargs: Mapping[str, Any]) -> Tensor | None:
@@ -39,29 +65,137 @@ class Adapter(Protocol):
         (M-RoPE): every kept token then keeps its own. None: one number a token."""
         ...
 
-    def packed(self, rows: Tensor) -> Any:
-        """Rows [M, D] of a batch's videos as the core wants ``mm_encoder_outputs["video"].pooler_output``."""
-        ...
-
 
 class AdapterBase:
-    """What most families share; a new adapter overrides what differs."""
+    """What transformers' own families share; a new adapter overrides what differs, and brings ``encode``."""
 
     newline: Tensor | None = None
-    newline_order: Literal["end", "row", "none"] = "none"
+    newline_order: Order = "none"
     video_inputs: tuple[str, ...] = ()
-    embeds_videos: bool = False
-    """Whether the core makes nothing but embeddings of ids and encoded videos: then it is given those, and does not
-    count placeholders on the host first."""
+
+    def __init__(self, model: nn.Module, tower: str) -> None:
+        """tower: what the core calls its vision tower, beside its ``language_model``."""
+        require_transformers()
+        parts = {tower, "language_model"}
+        self.core: Any = next((module for module in model.modules() if parts <= set(module._modules)), None)
+        if self.core is None:
+            raise UnsupportedModel(
+                f"{type(model).__name__} has no {tower} beside a language_model", fix="give the whole model"
+            )
+        self.config: Any = model.config
+        self.tower, self.text = getattr(self.core, tower), self.core.language_model
+        self.layers, self.rotary = self.text.layers, self.text.rotary_emb
+        self.video_token_id: int = self.config.video_token_id
 
     def grid_positions(self, kwargs: Mapping[str, Any]) -> Tensor | None:
         return None
 
-    def packed(self, rows: Tensor) -> Any:
-        return rows[None]
+    def pooling_head(self) -> Any:
+        """What frame_embed and head_saliency are made by: SigLIP's pooling head."""
+        raise UnsupportedModel(
+            f"the vision tower of {type(self).__name__} is no SigLIP and has no pooling head",
+            fix="compare frames without it: FastVID(head='substitute')",
+        )
 
-    def run(self, model: nn.Module, reduction: Any) -> Any:
-        """The ``with`` block's object; families that are not transformers' own models bring theirs."""
-        from holitom.attaching.session import Run
+    def embed(self, ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+        words = self.core.get_input_embeddings()(ids.masked_fill(ids == self.video_token_id, 0))
+        if kwargs.get("pixel_values") is None:
+            return words
+        names = inspect.signature(self.core.get_image_features).parameters
+        given = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        images = self.core.get_image_features(**given, return_dict=True)
+        rows = images.pooler_output
+        rows = rows if isinstance(rows, Tensor) else torch.cat(tuple(rows))
+        places = ids == self.config.image_token_id
+        if places.sum() != len(rows):
+            raise BadUsage(
+                f"{int(places.sum())} placeholders for images of {len(rows)} tokens",
+                fix="give the prompt that the model's own processor makes",
+            )
+        return words.masked_scatter(places[..., None].to(words.device), rows.to(words))
 
-        return Run(model, self, reduction)
+
+ADAPTERS: dict[str, str | Callable[[Any], Adapter]] = {
+    "LlavaOnevisionForConditionalGeneration": "holitom.models.llava_onevision:LlavaOnevision",
+    "LlavaOnevisionModel": "holitom.models.llava_onevision:LlavaOnevision",
+    "Qwen2_5_VLForConditionalGeneration": "holitom.models.qwen2_5_vl:Qwen25VL",
+    "Qwen2_5_VLModel": "holitom.models.qwen2_5_vl:Qwen25VL",
+    "LlavaNextVideoForConditionalGeneration": "holitom.models.llava_next_video:LlavaNextVideo",
+    "LlavaNextVideoModel": "holitom.models.llava_next_video:LlavaNextVideo",
+    "LlavaQwenForCausalLM": "holitom.models.llava_package:LlavaPackage",
+}
+"""By the name of the model's class, or of a class it derives from: an adapter, or "module:name" of one, imported when
+it is needed. ``ADAPTERS["MyModel"] = MyAdapter`` adds a family."""
+
+
+def adapter_for(model: nn.Module) -> Adapter:
+    """The adapter of a loaded model, also where something is wrapped around it (PEFT, for one).
+
+    Raises UnsupportedModel, which names the families there are and what a new one needs, and CannotRun where the
+    installed transformers is too old for the family.
+    """
+    for module in model.modules():
+        for parent in type(module).__mro__:
+            if parent.__name__ in ADAPTERS:
+                if not hasattr(model, "config"):
+                    raise UnsupportedModel(
+                        f"a {type(model).__name__} around a {type(module).__name__} hides its config",
+                        fix=f"give reduce_tokens the {type(module).__name__} itself",
+                    )
+                made = ADAPTERS[parent.__name__]
+                if isinstance(made, str):
+                    home, _, name = made.partition(":")
+                    made = getattr(import_module(home), name)
+                return made(model)
+    families = sorted(name for name in ADAPTERS if not name.endswith("Model"))
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    raise UnsupportedModel(
+        f"a {type(model).__name__}{f' (type {kind!r})' if kind else ''} cannot be reduced",
+        fix=f"load one of: {', '.join(families)}; another family needs an adapter with the members of "
+        "holitom.models.Adapter: docs/adapters.md shows how",
+    )
+
+
+def require_transformers(found: str | None = None) -> None:
+    """CannotRun where the installed transformers is older than MINIMUM."""
+    found = found or metadata.version("transformers")
+    if tuple(int(part) for part in found.split(".")[:2]) < MINIMUM:
+        wanted = ".".join(map(str, MINIMUM))
+        raise CannotRun(
+            f"transformers {found} is installed, and this needs {wanted} or newer",
+            fix=f"pip install 'transformers>={wanted}'; for the original llava package see docs/llava.md",
+        )
+
+
+def placed(pixels: Tensor, tower: nn.Module) -> Tensor:
+    """The pixels on the tower's device. Where accelerate keeps its weights elsewhere until they are needed (device
+    "meta"), accelerate also moves what comes in."""
+    weight = next(tower.parameters(), None)
+    return pixels if weight is None or weight.device.type == "meta" else pixels.to(weight.device)
+
+
+def own_weight(module: nn.Module, name: str) -> Tensor:
+    """A module's own parameter, also where accelerate has put it away until the module runs."""
+    value, hook = getattr(module, name), getattr(module, "_hf_hook", None)
+    if value.device.type != "meta":
+        return value
+    if hook is None:
+        raise UnsupportedModel(f"the weight {name} is on no device", fix="name a device for it in the device_map")
+    hook.pre_forward(module)
+    value = getattr(module, name).detach().clone()
+    hook.post_forward(module, None)
+    return value
+
+
+def clock(device: torch.device) -> Any:
+    """This moment: seconds on a CPU; on CUDA an event behind the work queued so far, so that nobody waits."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def between(start: Any, end: Any) -> Any:
+    """The seconds between two moments; on CUDA the two events, for whoever wants to wait for them."""
+    return end - start if isinstance(start, float) else (start, end)

@@ -8,6 +8,8 @@ means, an odd last row and column left out: 27 x 27 -> 13 x 13), and ``mm_newlin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +18,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from holitom.errors import BadUsage, UnsupportedModel
-from holitom.layout import Order
-from holitom.models.base import AdapterBase
-from holitom.models.encoding import EncodedVideos, clock, probe_attention
-from holitom.models.siglip_head import HUB, HeadRecord, PoolingHead, find_pooling_head
+from holitom.models.base import AdapterBase, EncodedVideos, Order, between, clock, own_weight, placed
+from holitom.models.saliency import mean_keys, probing, received_attention
+from holitom.models.siglip_head import HUB, PoolingHead, head_of
 from holitom.types import VideoFeatures
-from holitom.versions import FORWARD_ONLY, require_transformers
 
 NEWLINE_ORDERS: dict[str, Order] = {"one_token": "end", "grid": "row", "no_token": "none"}
-POOL_MODES = ("bilinear", "average")
 
 
 def pool_mode(config: Any) -> str:
     """How features are pooled: "bilinear" or "average"."""
-    mode = getattr(config, "mm_spatial_pool_mode", None) or "bilinear"
-    if mode not in POOL_MODES:
-        raise UnsupportedModel(f"mm_spatial_pool_mode {mode!r} is not known", fix=f"use one of {', '.join(POOL_MODES)}")
-    return mode
+    return _setting(config, "mm_spatial_pool_mode", "bilinear", "average")
 
 
 def newline_order(config: Any) -> Order:
-    """Where newlines go, in the words of holitom.layout."""
-    position = getattr(config, "mm_newline_position", None) or "one_token"
-    if position not in NEWLINE_ORDERS:
-        known = ", ".join(NEWLINE_ORDERS)
-        raise UnsupportedModel(f"mm_newline_position {position!r} is not known", fix=f"use one of {known}")
-    return NEWLINE_ORDERS[position]
+    """Where newlines go, in the words of holitom.models.base."""
+    return NEWLINE_ORDERS[_setting(config, "mm_newline_position", *NEWLINE_ORDERS)]
+
+
+def _setting(config: Any, name: str, *known: str) -> str:
+    """A setting of the config, the first of the known ones where there is none; UnsupportedModel for another."""
+    value = getattr(config, name, None) or known[0]
+    if value not in known:
+        raise UnsupportedModel(f"{name} {value!r} is not known", fix=f"use one of {', '.join(known)}")
+    return value
 
 
 def pooled_grid(config: Any) -> tuple[int, int]:
@@ -58,15 +58,10 @@ def full_length(config: Any, frames: int) -> int:
     return frames * rows * columns + newlines
 
 
-def core_of(model: nn.Module) -> Any:
-    """The module that joins tower and language model, wherever wrappers (PEFT, for one) have put it."""
-    found = (m for m in model.modules() if {"vision_tower", "language_model"} <= set(m._modules))
-    core = next(found, None)
-    if core is None:
-        raise UnsupportedModel(
-            f"{type(model).__name__} has no vision_tower beside a language_model", fix="give the whole model"
-        )
-    return core
+def average_pool(patches: Tensor, stride: int) -> Tensor:
+    """[F, P, C] -> [F, N, C]: means over squares of a square frame; what is left over at its edges is left out."""
+    maps = patches.transpose(1, 2).unflatten(2, (isqrt(patches.shape[1]), -1))
+    return F.avg_pool2d(maps, stride).flatten(2).transpose(1, 2)
 
 
 def frames_of(pixels: Tensor | Sequence[Tensor]) -> tuple[Tensor, list[int]]:
@@ -81,96 +76,91 @@ def frames_of(pixels: Tensor | Sequence[Tensor]) -> tuple[Tensor, list[int]]:
 
 
 class LlavaOnevision(AdapterBase):
-    """Adapter of ``LlavaOnevisionForConditionalGeneration`` (or of its inner ``LlavaOnevisionModel``)."""
+    """Adapter of ``LlavaOnevisionForConditionalGeneration`` (or of its inner ``LlavaOnevisionModel``). The other LLaVA
+    families derive from it and say what their tower, projector and pooling are."""
 
-    embeds_videos = True
+    head_source: str | Path = HUB
+    """The folder or hub id from which SigLIP's pooling head is read when a method asks for it."""
+    attention_class = "SiglipAttention"
+    class_token = 0  # how many tokens stand before a frame's patches in the tower
 
     def __init__(self, model: nn.Module) -> None:
-        require_transformers(minimum=FORWARD_ONLY)  # generate() is checked where it is called
-        self.core = core_of(model)
-        self.config: Any = model.config
-        self.text = self.core.language_model
-        self.layers = self.text.layers
-        self.rotary = self.text.rotary_emb
-        self.video_token_id: int = self.config.video_token_id
-        self.pool_mode, self.newline_order = pool_mode(self.config), newline_order(self.config)
-        self.head_source: str | Path = HUB
-        self.head_record: HeadRecord | None = None
-        self._head: PoolingHead | None = None
+        super().__init__(model, "vision_tower")
+        self.newline_order = newline_order(self.config)
+        self.average = pool_mode(self.config) == "average"
 
     @property
-    def newline(self) -> Tensor:
-        return self.core.image_newline
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of a frame after pooling."""
-        return pooled_grid(self.config)
+    def newline(self) -> Tensor | None:
+        return own_weight(self.core, "image_newline")
 
     def vision_attention(self) -> nn.Module:
-        """The attention of the tower's last kept layer, found by class name, whatever the path to it."""
-        found = [m for m in self.core.vision_tower.modules() if type(m).__name__.lower() == "siglipattention"]
+        """The attention that saliency and keys are read from: that of the tower's last layer."""
+        return self.attentions()[-1]
+
+    def attentions(self) -> list[nn.Module]:
+        """The attentions of the tower's layers, found by class name, whatever the path to them."""
+        name = self.attention_class.lower()
+        found = [module for module in self.tower.modules() if type(module).__name__.lower() == name]
         if not found:
             raise UnsupportedModel(
-                f"the vision tower {type(self.core.vision_tower).__name__} has no SigLIP attention",
-                fix="use a model with a SigLIP tower, or give the features yourself with run.provide(...)",
+                f"the vision tower {type(self.tower).__name__} has no {self.attention_class}",
+                fix="use the published tower, or give the features yourself with run.provide(...)",
             )
-        return found[-1]
+        return found
+
+    def patches(self, frames: Tensor) -> Tensor:
+        """Pixels [F, 3, H, W] -> what the projector takes [F, P, C], from ``config.vision_feature_layer``."""
+        layer = self.config.vision_feature_layer
+        wanted = True if layer == 0 else layer  # transformers >= 5.20 keeps only these; a true value keeps all before
+        states = self.tower(frames, output_hidden_states=wanted, return_dict=True).hidden_states
+        chosen = states[layer] if isinstance(layer, int) else torch.cat([states[i] for i in layer], dim=-1)
+        return chosen[:, 1:] if self.config.vision_feature_select_strategy == "default" else chosen
+
+    def tokens(self, patches: Tensor) -> Tensor:
+        """[F, P, C] -> projected and pooled [F, N, D]."""
+        return self.pool(self.core.multi_modal_projector(patches))
 
     def pool(self, patches: Tensor) -> Tensor:
         """[F, P, C] -> [F, N, C], as this model pools its features."""
-        if self.pool_mode == "bilinear":
-            return self.core.apply_pooling(patches)
-        side = self.config.vision_config.image_size // self.config.vision_config.patch_size
-        maps = patches.transpose(1, 2).unflatten(2, (side, side))
-        return F.avg_pool2d(maps, kernel_size=2, stride=2).flatten(2).transpose(1, 2)
+        return average_pool(patches, 2) if self.average else self.core.apply_pooling(patches)
+
+    def pooling_head(self) -> PoolingHead:
+        return head_of(self.tower, self.head_source)
 
     def encode(self, pixels: Tensor | Sequence[Tensor], requires: frozenset[str] = frozenset()) -> EncodedVideos:
         """One tower pass over all frames of all videos: pixels [B, T, 3, H, W], or one [T, 3, H, W] per video.
 
-        requires: the optional VideoFeatures fields to fill. SigLIP's own pooling head is not part of these checkpoints:
-        where it can be had for this tower (models.siglip_head), frame_embed is its output and saliency the attention
-        of its query; otherwise frame_embed is the mean of the frame's tokens and saliency the attention received.
-        ``head_record`` says which. The features come from ``config.vision_feature_layer``, saliency
-        and keys always from the tower's last layer.
+        requires: the optional fields to fill. saliency and keys come from ``vision_attention()``, wherever the features
+        come from. frame_embed and head_saliency are the output of SigLIP's own pooling head and the attention of its
+        query; these checkpoints leave the head out, so it is read apart, once per model (models.siglip_head).
         """
         frames, sizes = frames_of(pixels)
-        saliency, keys = "saliency" in requires, "keys" in requires
-        frames = frames.to(next(self.core.vision_tower.parameters()).device)
+        head = self.pooling_head() if {"frame_embed", "head_saliency"} & requires else None
+        attention = self.vision_attention() if {"saliency", "keys"} & requires else None
+        frames = placed(frames, self.tower)
         start = clock(frames.device)
-        if saliency or keys:
-            with probe_attention(self.vision_attention(), saliency=saliency, keys=keys) as probe:
-                patches = self._tower(frames)
-        else:
-            probe, patches = None, self._tower(frames)
-        tokens = self.pool(self.core.multi_modal_projector(patches))
-        received = probe.saliency if saliency else None
-        embed = None
-        if "frame_embed" in requires:
-            head = self._pooling_head(patches)
-            embed, received = head(patches) if head else (tokens.mean(1), received)
-        pooled = {
-            "saliency": self.pool(received[..., None]).squeeze(-1) if saliency else None,
-            "keys": self.pool(probe.keys) if keys else None,
-            "frame_embed": embed,
-        }
-        seconds = {"vision": clock(frames.device) - start, "saliency": probe.seconds if probe else 0.0}
-        seconds["vision"] -= seconds["saliency"]
-        split = {name: value.split(sizes) for name, value in pooled.items() if value is not None}
-        features = tuple(
-            VideoFeatures(part, self.grid, **{name: parts[i] for name, parts in split.items()})
+        with probing(attention, "q_proj", "k_proj") if attention else nullcontext({}) as seen:
+            patches = self.patches(frames)
+        tokens = self.tokens(patches)
+        encoded = clock(frames.device)
+        per_frame: dict[str, Tensor] = {}
+        if attention:
+            query, key = (seen[name].unflatten(-1, (attention.num_heads, -1)) for name in ("q_proj", "k_proj"))
+            if "saliency" in requires:
+                asking = query[:, :1] if self.class_token else query
+                received = received_attention(asking, key, attention.scale)[:, self.class_token :]
+                per_frame["saliency"] = self.pool(received[..., None]).squeeze(-1)
+            if "keys" in requires:
+                per_frame["keys"] = self.pool(mean_keys(key)[:, self.class_token :])
+        if head:
+            embed, received = head(patches)
+            found = {"frame_embed": embed, "head_saliency": self.pool(received[..., None]).squeeze(-1)}
+            per_frame |= {name: value for name, value in found.items() if name in requires}
+        seconds = {"vision": between(start, encoded), "saliency": between(encoded, clock(frames.device))}
+        split = {name: value.to(tokens.device).split(sizes) for name, value in per_frame.items()}
+        side = isqrt(tokens.shape[1])
+        videos = (
+            VideoFeatures(part, (side, side), **{name: parts[i] for name, parts in split.items()})
             for i, part in enumerate(tokens.split(sizes))
         )
-        return EncodedVideos(videos=features, seconds=seconds)
-
-    def _pooling_head(self, patches: Tensor) -> PoolingHead | None:
-        if self.head_record is None:  # asked for once
-            self._head, self.head_record = find_pooling_head(patches.shape[-1], self.head_source)
-        return self._head.to(patches.device) if self._head else None
-
-    def _tower(self, frames: Tensor) -> Tensor:
-        layer = self.config.vision_feature_layer
-        wanted = True if layer == 0 else layer  # transformers >= 5.20 keeps only these; a true value keeps all before
-        states = self.core.vision_tower(frames, output_hidden_states=wanted, return_dict=True).hidden_states
-        chosen = states[layer] if isinstance(layer, int) else torch.cat([states[i] for i in layer], dim=-1)
-        return chosen[:, 1:] if self.config.vision_feature_select_strategy == "default" else chosen
+        return EncodedVideos(tuple(videos), seconds)

@@ -5,87 +5,46 @@ package needs transformers 4.51 in an environment of its own (docs/llava.md)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import isqrt
 from typing import Any
 
 from torch import Tensor, nn
 
 from holitom.errors import UnsupportedModel
-from holitom.layout import Order
-from holitom.models.base import AdapterBase
-from holitom.models.encoding import EncodedVideos, Probe, clock, probe_attention
-from holitom.models.llava_onevision import frames_of, newline_order
-from holitom.types import VideoFeatures
+from holitom.models.base import Order
+from holitom.models.llava_onevision import LlavaOnevision, newline_order
 
 IMAGE_TOKEN = -200
 """What stands for an image or a video in a prompt of that package (its constant IMAGE_TOKEN_INDEX)."""
 
 
-class LlavaPackage(AdapterBase):
-    """Adapter of ``LlavaQwenForCausalLM``."""
-
-    video_token_id = IMAGE_TOKEN
+class LlavaPackage(LlavaOnevision):
+    """Adapter of ``LlavaQwenForCausalLM``. The release pools the attention of all frames of a batch for each of its
+    videos; here every video gets its own frames'."""
 
     def __init__(self, model: nn.Module) -> None:
         found = (m for m in model.modules() if any(c.__name__ == "LlavaMetaForCausalLM" for c in type(m).__mro__))
-        owner = next(found, None)
-        if owner is None:
+        self.owner: Any = next(found, None)
+        if self.owner is None:
             raise UnsupportedModel(f"{type(model).__name__} has no LlavaMetaForCausalLM in it", fix="give that model")
-        self.owner: Any = owner
-        self.core: Any = owner.get_model()
-        self.config: Any = owner.config
-        self.text = self.core
+        self.core = self.text = self.owner.get_model()
+        self.config = self.owner.config
+        self.tower = self.owner.get_vision_tower()
         self.layers, self.rotary = self.core.layers, self.core.rotary_emb
-        self.newline_order: Order = _order(self.config)
+        self.video_token_id = IMAGE_TOKEN
+        self.newline_order = _order(self.config)
 
     @property
     def newline(self) -> Tensor | None:
-        return getattr(self.core, "image_newline", None)
+        return super().newline if hasattr(self.core, "image_newline") else None
 
-    def vision_attention(self) -> nn.Module:
-        """The attention of the tower's last layer; the package has deleted the one behind it when loading."""
-        tower = self.owner.get_vision_tower()
-        found = [m for m in tower.modules() if type(m).__name__.lower() == "siglipattention"]
-        if not found:
-            raise UnsupportedModel(
-                f"the vision tower {type(tower).__name__} has no SigLIP attention",
-                fix="use a model with a SigLIP tower, or a method that needs no saliency",
-            )
-        return found[-1]
+    def patches(self, frames: Tensor) -> Tensor:
+        return self.tower(frames)
 
-    def encode(self, pixels: Tensor | Sequence[Tensor], requires: frozenset[str] = frozenset()) -> EncodedVideos:
-        """One tower pass over all frames of all videos: pixels [B, T, 3, H, W], or one [T, 3, H, W] per video.
+    def tokens(self, patches: Tensor) -> Tensor:
+        return self.pool(self.core.mm_projector(patches))
 
-        The released code pools the attention of all frames of a batch for each of its videos; here every video gets its
-        own frames'. frame_embed is the mean of the frame's tokens.
-        """
-        frames, sizes = frames_of(pixels)
-        frames = frames.to(next(self.owner.get_vision_tower().parameters()).device)
-        saliency, keys = "saliency" in requires, "keys" in requires
-        start, probe = clock(frames.device), Probe()
-        if saliency or keys:
-            with probe_attention(self.vision_attention(), saliency=saliency, keys=keys) as probe:
-                patches = self.owner.encode_images(frames)
-        else:
-            patches = self.owner.encode_images(frames)
-        tokens = self.owner.get_2dPool(patches)
-        pooled = {
-            "tokens": tokens,
-            "saliency": self.owner.get_2dPool(probe.saliency[..., None]).squeeze(-1) if saliency else None,
-            "keys": self.owner.get_2dPool(probe.keys) if keys else None,
-            "frame_embed": tokens.mean(1) if "frame_embed" in requires else None,
-        }
-        seconds = {"vision": clock(frames.device) - start - probe.seconds, "saliency": probe.seconds}
-        split = {name: value.split(sizes) for name, value in pooled.items() if value is not None}
-        side = isqrt(tokens.shape[1])
-        videos = (VideoFeatures(grid=(side, side), **{n: p[i] for n, p in split.items()}) for i in range(len(sizes)))
-        return EncodedVideos(videos=tuple(videos), seconds=seconds)
-
-    def run(self, model: nn.Module, reduction: Any) -> Any:
-        from holitom.attaching.llava_session import LlavaRun
-
-        return LlavaRun(model, self, reduction)
+    def pool(self, patches: Tensor) -> Tensor:
+        return self.owner.get_2dPool(patches)
 
 
 def _order(config: Any) -> Order:

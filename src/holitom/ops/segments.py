@@ -60,7 +60,9 @@ def cut(similar: np.ndarray, max_window: int = 1024) -> Segments:
         raise BadUsage(f"max_window {max_window} is not a positive number of frames", fix="use 1 (no merging) or more")
     frames, run = len(similar) + 1, _runs(similar)
     width = min(int(run.max(initial=0)), max_window - 1) + 1
-    count = np.bincount((np.arange(frames)[:, None] * width + run.clip(max=width - 1)).ravel(), minlength=frames * width)
+    count = np.bincount(
+        (np.arange(frames)[:, None] * width + run.clip(max=width - 1)).ravel(), minlength=frames * width
+    )
     at_least = count.reshape(frames, width)[:, ::-1].cumsum(1)[:, ::-1]
     gain = at_least * np.arange(width)  # [T, W]
     best, origin = np.full(frames + 1, -1), np.zeros(frames + 1, dtype=np.int64)

@@ -22,6 +22,12 @@ def on(array: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(like.device, non_blocking=True)
 
 
+def workspace(rows: Tensor) -> int:
+    """Float32 elements to work on at once: a quarter of the rows; on a CPU at most what stays near its core."""
+    quarter = max(1 << 18, rows.numel() // 4)
+    return min(quarter, 1 << 21) if rows.device.type == "cpu" else quarter
+
+
 # --- counts
 
 
@@ -102,9 +108,15 @@ def group_mean(rows: Tensor, ids: Tensor, sizes: Tensor) -> Tensor:
     return scaled
 
 
+def frame_mean(tokens: Tensor) -> Tensor:
+    """Mean token of every frame [T, N, D] -> [T, D] float32. Non-finite where one of the frame's tokens is."""
+    return torch.cat([part.mean(1, dtype=torch.float32) for part in tokens.split(8)])
+
+
 # --- cosines and inner products
 
 
+@torch.no_grad()
 def row_norms(tokens: Tensor) -> Tensor:
     """Euclidean norm of every token [T, N, D] -> [T, N] float32. A NaN or an infinity makes its norm non-finite."""
     if tokens.dtype == torch.float32:
@@ -112,6 +124,7 @@ def row_norms(tokens: Tensor) -> Tensor:
     return torch.stack([torch.linalg.vector_norm(frame.float(), dim=-1) for frame in tokens])  # no copy of the whole
 
 
+@torch.no_grad()
 def neighbour_cosine(tokens: Tensor, norms: Tensor | None = None) -> Tensor:
     """cos(x[t, n], x[t + 1, n]) of tokens [T, N, D] for neighbouring frames: [T - 1, N] float32, [0, N] for one frame.
     norms: row_norms(tokens), where the caller has them.
@@ -127,6 +140,7 @@ def neighbour_cosine(tokens: Tensor, norms: Tensor | None = None) -> Tensor:
     return dots / norms[:-1] / norms[1:]
 
 
+@torch.no_grad()
 def nearest_row(rows: Tensor, ids: Tensor, heads: Tensor) -> tuple[Tensor, Tensor]:
     """rows [n, D]; ids [m], heads [c] into them -> for every row in ``ids`` its cosine with the most similar row of
     ``heads`` [m] float32, and that row's place in ``heads`` [m] (the first of equals). A NaN or an infinity in either
@@ -145,6 +159,8 @@ def nearest_row(rows: Tensor, ids: Tensor, heads: Tensor) -> tuple[Tensor, Tenso
 
 def gram(x: Tensor) -> Tensor:
     """x @ x^T of every group [G, n, D] -> [G, n, n], exactly symmetric: a product need not round [i, j] and [j, i]
-    alike, and equal scores must stay equal."""
-    square = x @ x.mT
-    return torch.minimum(square, square.mT)
+    alike, and equal scores must stay equal. Only blocks on and below the diagonal are multiplied."""
+    square = x.new_empty(len(x), x.shape[1], x.shape[1])
+    for i in range(0, x.shape[1], 64):
+        square[:, i : i + 64, : i + 64] = x[:, i : i + 64] @ x[:, : i + 64].mT
+    return square.tril() + square.tril(-1).mT

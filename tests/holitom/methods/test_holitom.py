@@ -11,7 +11,13 @@ from videos import BUDGETS, VIDEOS, check, same, scenes, video_of
 
 from holitom.errors import BadUsage
 from holitom.methods.holitom import HoliTom, HoliTomMerge
-from holitom.methods.holitom_variants import CutAtChanges, DynamicByClusters, EachTheOtherWay, FixedWindows, StaticBySaliency
+from holitom.methods.holitom_variants import (
+    CutAtChanges,
+    DynamicByClusters,
+    EachTheOtherWay,
+    FixedWindows,
+    StaticBySaliency,
+)
 from holitom.types import VideoFeatures
 
 VARIANTS = [FixedWindows, CutAtChanges, StaticBySaliency, DynamicByClusters, EachTheOtherWay]
@@ -83,7 +89,9 @@ def test_variants_by_hand():
     # 9 tokens, 4 removed by merging, 5 left; of 3 tokens, one goes to the two static cells and two to the frames.
     assert kept.cell.tolist() == [1, 2, 2] and kept.frame.tolist() == [0, 0, 1] and kept.size.tolist() == [3, 1, 1]
     assert HoliTom().segments(video).pairs == CutAtChanges().segments(video).pairs == [(0, 2)]
-    assert CutAtChanges(min_similar=0.8).segments(video).removed == FixedWindows(max_window=1).segments(video).removed == 0
+    assert (
+        CutAtChanges(min_similar=0.8).segments(video).removed == FixedWindows(max_window=1).segments(video).removed == 0
+    )
     assert FixedWindows(max_window=2).segments(video).pairs == [(0, 1), (2, 2)]
     share = DynamicByClusters(tau=1.0, cluster_share=0.5)(scenes(6, (4, 4), 16), 0.5)
     assert len(share) == 48 and (share.size > 1).any() and (share.size == 1).any()
@@ -157,4 +165,6 @@ def test_a_long_fold_underflows_quietly_and_ties_keep_the_first():
     torch.testing.assert_close(merged, torch.ones(1, 2))
     keep, _ = HoliTomMerge(1, 0.5)(torch.ones(10, 4), torch.zeros(10), torch.arange(2, 8), n0=6)
     assert keep.tolist() == [0, 1, 2, 3, 4, 8, 9]
-    assert HoliTomMerge(1, 0.5, "mean")(torch.zeros(10, 4), torch.zeros(10), torch.arange(10), n0=10)[1].isfinite().all()
+    assert (
+        HoliTomMerge(1, 0.5, "mean")(torch.zeros(10, 4), torch.zeros(10), torch.arange(10), n0=10)[1].isfinite().all()
+    )
