@@ -277,6 +277,15 @@ def _names(code: CodeType) -> set[str]:
     return {*code.co_names}.union(*(_names(part) for part in code.co_consts if isinstance(part, CodeType)))
 
 
+@cache
+def present_code() -> str:
+    """Sixteen hex digits over what can change a measurement: src/holitom and the evaluation, without comments."""
+    kit = [Path(__file__).parent / "evaluation" / f"{name}.py" for name in ("model", "features", "scoring")]
+    files = [*sorted(Path(holitom.__file__).parent.rglob("*.py")), *kit]
+    text = "".join(path.name + meaning(path.read_text(encoding="utf-8")) for path in files)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def meaning(source: str) -> str:
     """The syntax tree of python source as text, without docstrings; the same on every supported python."""
 

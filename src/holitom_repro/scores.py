@@ -18,7 +18,8 @@ from typing import Any
 import pandas as pd
 
 from holitom.errors import BadUsage, CannotRun
-from holitom.methods.presets import preset, preset_names
+from holitom.methods import FastVID, HoliTom, HoliTomMerge
+from holitom.methods.presets import Preset, preset, preset_names
 from holitom.types import Reduction
 from holitom_repro import paper_tier, tiny  # noqa: F401 (tiny makes its benchmarks known)
 from holitom_repro.evaluation import sweep
@@ -26,7 +27,7 @@ from holitom_repro.evaluation.cells import ALL, Cell, key_of, layers_of, model_n
 from holitom_repro.evaluation.statistics import balanced, holm, interval, mcnemar, paired_difference
 from holitom_repro.records import Record, Sample, Store
 
-__all__ = ["Difference", "compare", "evaluate", "fewer_frames", "layers_of", "paired", "printed_settings", "samples"]
+__all__ = ["Difference", "compare", "evaluate", "fewer_frames", "layers_of", "paired", "printed_settings", "samples", "turned"]
 
 AVERAGE = "average"
 FEWER = "fewer frames"
@@ -137,6 +138,32 @@ def printed_settings(table: str, like: str, layers: int) -> dict[Setting, Reduct
         made = preset(name, row, budget, model).scaled(layers)
         if model == like and (made.outer is not None or made.inner or made.decode is not None):
             found[row, budget] = made
+    return found
+
+
+def turned(
+    settings: Mapping[Setting, Any],
+    tier: str,
+    layers: int,
+    *,
+    tau: float | None = None,
+    layer: int | None = None,
+    ratio: float | None = None,
+) -> dict[Setting, Reduction]:
+    """The settings for a decoder of ``layers`` layers: a Preset at its depth, a Reduction as it is. tau of every HoliTom
+    outer stage, layer and ratio (the paper's K, counted in this decoder, and R) of its inner merge, where they are given.
+    At the tiny tier FastVID compares frames by their mean token: the tiny tower has no pooling head."""
+    found = {}
+    for setting, made in settings.items():
+        reduction = made.scaled(layers) if isinstance(made, Preset) else made
+        outer, inner = reduction.outer, reduction.inner
+        if isinstance(outer, HoliTom) and tau is not None:
+            outer = replace(outer, tau=tau)
+        if isinstance(outer, FastVID) and tier == "tiny":
+            outer = replace(outer, head="substitute")
+        given = {name: value for name, value in (("layer", layer), ("ratio", ratio)) if value is not None}
+        inner = tuple(replace(stage, **given) if isinstance(stage, HoliTomMerge) else stage for stage in inner)
+        found[setting] = replace(reduction, outer=outer, inner=inner)
     return found
 
 
