@@ -25,12 +25,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from holitom_repro import paths
 from holitom.errors import BadUsage, CannotRun
-from holitom_repro.provenance import meaning
-from holitom_repro.results import write_atomic
-from holitom_repro.tiny import vocabulary, world
 from holitom.video import Frames, sample_index, write_video
+from holitom_repro import paths
+from holitom_repro.records import meaning, write_atomic
+from holitom_repro.tiny import vocabulary, world
 
 VIDEOS = 100
 QUESTIONS_PER_VIDEO = 3

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from holitom_repro.provenance import provenance
-from holitom_repro.results import write_atomic
+from holitom_repro.records import provenance
+from holitom_repro.records import write_atomic
 from holitom_repro.tiny import benchmarks, instruct
 from holitom_repro.tiny.inspection import attention_statistics, leak, similarity_statistics
 from holitom_repro.tiny.model import normalise, project, tower_states

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from holitom_repro.results import write_atomic
+from holitom_repro.records import write_atomic
 from holitom_repro.tiny.vocabulary import CHANCE, QUESTION_TYPES
 
 _INTRODUCTION = """# The tiny video LLMs
