@@ -166,9 +166,11 @@ def run(name: str, given: Mapping[str, Any], folder: Path | None = None, words: 
         place.mkdir(parents=True, exist_ok=True)
         if not os.access(place, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
-    own_surroundings()
-    if tier == "tiny" and "model" not in values:
+    if tier == "tiny" and "model" not in values:  # nothing of the hub, nor of a cache that may be read-only
+        for name in ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE"):
+            os.environ.pop(name, None)
         os.environ.update(dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1"))
+    own_surroundings()
     started = time.time()
     _execute(notebook, copy, values, _Words(words or sys.stderr))
     verdicts = paths.runs(tier, "verdicts", f"{name}.json")

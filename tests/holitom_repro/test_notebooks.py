@@ -1,10 +1,12 @@
-"""Running a notebook: in a kernel of this Python, with checked parameters, wherever the checkout lies; and each of ours."""
+"""Running a notebook: in a kernel of this Python, with checked parameters, wherever the checkout lies; and each one."""
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -136,6 +138,7 @@ def test_a_run_is_of_this_python_whatever_surrounds_it(kit, tmp_path, monkeypatc
         "MPLBACKEND": "rubbish",
         "MATPLOTLIBRC": tmp_path,
         "HOME": "/proc/nowhere",
+        "HF_HOME": "/proc/nowhere",
         "TMPDIR": "/no/such/folder",
         "GIT_DIR": "/no/such/repository",
         "LC_ALL": "C",
@@ -146,13 +149,13 @@ def test_a_run_is_of_this_python_whatever_surrounds_it(kit, tmp_path, monkeypatc
         import os, sys
         from matplotlib import get_backend, rcParams
         print(sys.executable, os.getcwd(), get_backend(), rcParams["lines.linewidth"], "GIT_DIR" in os.environ)
-        print(open("grüße.txt", "w").encoding, os.environ["HF_HUB_OFFLINE"], budgets, limit, sep="|")
+        print(open("grüße.txt", "w").encoding, os.environ["HF_HUB_OFFLINE"], os.environ["HF_HOME"], sep="|")
     """
     done = notebooks.run("one", {"budgets": "0.15"}) if kit("one", code) else None
     first, second = printed(done.copy).splitlines()
     folder = paths.root() / "notebooks"
     assert first == f"{sys.executable} {folder} module://matplotlib_inline.backend_inline 1.5 False"
-    assert second.lower() == "utf-8|1|[0.15]|none" and (folder / "grüße.txt").exists()
+    assert second.lower() == f"utf-8|1|{paths.runs('cache', 'huggingface')}".lower() and (folder / "grüße.txt").exists()
     assert done.copy == paths.runs("tiny", "notebooks", "one.ipynb") and not done.trial, "0.15 is its own budget"
     assert NotebookNotary(data_dir=os.environ["JUPYTER_DATA_DIR"]).check_signature(nbformat.read(done.copy, 4))
 
@@ -260,3 +263,97 @@ def test_bars_move_where_there_is_a_terminal_and_only_there():
     words.said -= 31
     words.write("\r 9/9")
     assert plain.getvalue().endswith("warning\n 9/9\n"), "a life sign"
+
+
+# ---- ours
+
+
+SOURCES = ROOT / "notebooks"
+BEFORE_MEASURING = r"^(?=\w+ = evaluate\()"
+MINE = """
+from dataclasses import dataclass
+from holitom.methods import UniformStride
+
+@dataclass(frozen=True)
+class Mine(UniformStride):
+    pass
+
+settings["mine", my_budget] = Reduction("mine", outer=Mine(), budget=my_budget)
+"""
+
+
+def first_cell(name: str) -> str:
+    cells = json.loads((SOURCES / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    return next("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+
+
+def small(name: str) -> dict[str, str]:
+    return {"limit": "2"} if "limit" in notebooks.parameters(SOURCES / f"{name}.ipynb") else {}
+
+
+def test_there_is_a_command_for_every_notebook_and_a_notebook_for_every_command():
+    assert {path.stem for path in SOURCES.glob("*.ipynb")} == set(NOTEBOOKS)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_is_stored_without_results_and_its_parameters_can_be_handed_over(name):
+    made = nbformat.read(SOURCES / f"{name}.ipynb", 4)
+    assert made.metadata.kernelspec.name == "python3"
+    assert not [cell for cell in made.cells if cell.get("outputs") or cell.get("execution_count")]
+    assigned = [node for node in ast.parse(first_cell(name)).body if isinstance(node, (ast.Assign, ast.AnnAssign))]
+    names = [(node.target if isinstance(node, ast.AnnAssign) else node.targets[0]).id for node in assigned]
+    found = notebooks.parameters(SOURCES / f"{name}.ipynb")
+    assert list(found) == names and {"tier"} <= set(names), "papermill reads every one"
+    assert all(one["inferred_type_name"] != "None" and one["help"] for one in found.values()), "type and choices"
+    for one in found.values():
+        ast.literal_eval(one["default"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_notebook_runs_from_its_first_cell_to_its_last(name, tmp_path):
+    known = notebooks.parameters(SOURCES / f"{name}.ipynb")
+    done = notebooks.run(name, small(name) | ({"out": str(tmp_path)} if "out" in known else {}))
+    failed = [
+        cell
+        for cell in nbformat.read(done.copy, 4).cells
+        if any(o.output_type == "error" for o in cell.get("outputs", []))
+    ]
+    assert not failed and ("out" not in known or done.files)
+    assert not done.trial or all(one["verdict"] in ("NOT RUN", "CHECKED", "DIFFERS") for one in done.verdicts)
+
+
+@pytest.mark.slow
+def test_a_method_of_ones_own_gets_into_the_figure(tmp_path):
+    made = nbformat.read(SOURCES / "fig_tradeoff.ipynb", 4)
+    (tmp_path / "notebooks").mkdir()
+    for cell in made.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source += "\nmy_budget: float = 0.5  # of the method below"
+        cell.source = re.sub(BEFORE_MEASURING, lambda _: MINE, cell.source, count=1, flags=re.MULTILINE)
+    nbformat.write(made, tmp_path / "notebooks" / "fig_tradeoff.ipynb")
+    given = small("fig_tradeoff") | {"my_budget": "0.25", "out": str(tmp_path / "out")}
+    done = notebooks.run("fig_tradeoff", given, tmp_path / "notebooks")
+    drawn = pd.concat([pd.read_csv(path) for path in done.files if path.suffix == ".csv"])
+    assert "mine@0.25" in set(drawn["key"]) and any(path.suffix == ".png" for path in done.files)
+
+
+@pytest.mark.slow
+def test_the_numbers_of_table2_are_the_recorded_ones(tmp_path):
+    """Of every finished cell that the committed table names, and of two that are measured where they are missing."""
+    command = ["git", "-c", "safe.directory=*", "-C", str(ROOT), "show", "HEAD:figures/tiny/table2_scores.csv"]
+    asked = subprocess.run(command, capture_output=True)
+    recorded = pd.read_csv(io.BytesIO(asked.stdout)).dropna(subset="cell").set_index("cell")["accuracy"]
+    given = {"methods": "[HoliTom]", "budgets": "[0.15]", "out": str(tmp_path)}
+    notebooks.run("table2", given)
+    measured = pd.read_csv(tmp_path / "table2_scores.csv").dropna(subset="cell").set_index("cell")["accuracy"]
+    here = {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))["value"]
+        for path in paths.runs("tiny", "cells").glob("*.json")
+    }
+    both = recorded.index.intersection([*measured.index, *here])
+    if not len(both):
+        pytest.skip("recorded for other code or other versions")
+    assert {cell: measured.get(cell, here.get(cell)) for cell in both} == pytest.approx(
+        recorded[both].to_dict(), abs=1e-4
+    )
