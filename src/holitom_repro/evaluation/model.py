@@ -94,7 +94,7 @@ class Sheet:
 
     def check_acted(self) -> None:
         """CannotRun if a stage of the reduction never ran, or never took a token away."""
-        stats = RunStats.of(self.reduction)
+        stats = RunStats(self.reduction)
         stats.calls.update(self.calls)
         stats.removed.update(self.removed)
         stats.add([answer.stats for answer in self.answers.values() if answer.stats], {})
