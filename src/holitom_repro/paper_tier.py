@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cloudpickle
 import yaml
 from tqdm import tqdm
 
@@ -63,8 +64,6 @@ def parser() -> argparse.ArgumentParser:
 
 def measure_here(cells: Sequence[Cell], show: bool = True) -> None:
     """Measure those of the cells that are not finished, in processes of their own. CannotRun with what they say."""
-    from joblib.externals import cloudpickle
-
     words = [*shlex.split(os.environ.get(OPTIONS, "")), "--runs", str(paths.runs())]
     asked = parser().parse_args(words)
     if not asked.cpu:
@@ -244,7 +243,9 @@ def first_question(cell: Cell, options: sweep.Options) -> str:
 
     from holitom.video import load_frames
 
-    found: Any = get_task_dict([cell.benchmark], sweep.task_manager("", options.tasks, cell.protocol.variant), "simple")
+    found: Any = get_task_dict(
+        [cell.benchmark], sweep.task_manager(cell.kind.folder, options.tasks, cell.protocol.variant), "simple"
+    )
     while isinstance(found, dict):
         found = next(iter(found.values()))
     doc = found.eval_docs[0]
@@ -301,8 +302,6 @@ def _gib(repository: str, kind: str, revision: str | None) -> float | None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """One process of the tier. Returns the exit code; what stopped it is told once, by the first process."""
-    from joblib.externals import cloudpickle
-
     told, rank = os.environ.get("HOLITOM_TOLD"), os.environ.get("RANK", "0")
     asked = parser().parse_args(words)
     bar = None if told else tqdm(unit="question", disable=rank != "0")

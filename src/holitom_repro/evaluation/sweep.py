@@ -200,11 +200,12 @@ def _loaded(cell: Cell, options: Options) -> Any:
 
 @cache
 def task_manager(folder: str, before: tuple[str, ...], variant: str) -> Any:
-    """lmms-eval's index of task files, read once (seconds); of equal names the first folder's counts."""
+    """lmms-eval's index of the task files in these folders; of equal names the first one counts."""
     import lmms_eval.tasks
 
-    folders = [*before, folder or f"{Path(lmms_eval.tasks.__file__).parent}/"]
-    return lmms_eval.tasks.TaskManager(include_path=folders, include_defaults=False, model_name=variant)
+    return lmms_eval.tasks.TaskManager(
+        include_path=[f"{one}/" for one in (*before, folder)], include_defaults=False, model_name=variant
+    )
 
 
 def _evaluated(lm: Any, cell: Cell, sheet: Any, tasks: Any) -> tuple[Record, list[Sample]]:
