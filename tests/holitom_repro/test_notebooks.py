@@ -20,6 +20,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from holitom.errors import BadUsage, CannotRun
 from holitom_repro import notebooks, paths
+from holitom_repro.judging import present_code
 from holitom_repro.notebooks import NOTEBOOKS
 
 ROOT = Path(__file__).parents[2]
@@ -340,22 +341,20 @@ def test_a_method_of_ones_own_gets_into_the_figure(tmp_path):
     assert "mine@0.25" in set(drawn["key"]) and any(path.suffix == ".png" for path in done.files)
 
 
-@pytest.mark.slow
-def test_the_numbers_of_table2_are_the_recorded_ones(tmp_path):
-    """Of every finished cell that the committed table names, and of two that are measured where they are missing."""
-    command = ["git", "-c", "safe.directory=*", "-C", str(ROOT), "show", "HEAD:figures/tiny/table2_scores.csv"]
-    asked = subprocess.run(command, capture_output=True)
-    recorded = pd.read_csv(io.BytesIO(asked.stdout)).dropna(subset="cell").set_index("cell")["accuracy"]
-    given = {"methods": "[HoliTom]", "budgets": "[0.15]", "out": str(tmp_path)}
-    notebooks.run("table2", given)
-    measured = pd.read_csv(tmp_path / "table2_scores.csv").dropna(subset="cell").set_index("cell")["accuracy"]
-    here = {
-        path.stem: json.loads(path.read_text(encoding="utf-8"))["value"]
-        for path in paths.runs("tiny", "cells").glob("*.json")
-    }
-    both = recorded.index.intersection([*measured.index, *here])
-    if not len(both):
-        pytest.skip("recorded for other code or other versions")
-    assert {cell: measured.get(cell, here.get(cell)) for cell in both} == pytest.approx(
-        recorded[both].to_dict(), abs=1e-4
+def test_the_numbers_of_table2_are_the_recorded_ones():
+    """The file that the last complete run left (.ci/run measures it anew) beside the committed one."""
+    decided = paths.data("measured", "verdicts.json")
+    codes = (
+        {one["code"] for one in json.loads(decided.read_text(encoding="utf-8"))["decided"]} if decided.exists() else ()
     )
+    if present_code() not in codes:
+        pytest.skip("recorded for other code, or not yet")
+    command = ["git", "-c", "safe.directory=*", "-C", str(ROOT), "show", "HEAD:figures/tiny/table2_models.csv"]
+    recorded = pd.read_csv(io.BytesIO(subprocess.run(command, capture_output=True, check=True).stdout))
+    measured = pd.read_csv(paths.figures("tiny", "table2_models.csv"))
+    both = recorded.merge(measured, on=["model", "key"], suffixes=("", " here"), validate="one_to_one")
+    assert len(both) == len(recorded) > 10
+    assert both["accuracy here"].to_list() == pytest.approx(both["accuracy"].to_list(), abs=0.5), (
+        "another processor, at most"
+    )
+    assert both["kept_pct here"].to_list() == pytest.approx(both["kept_pct"].to_list(), abs=0.01)
