@@ -81,7 +81,7 @@ def measure_tiny(cells: Sequence[Cell], show: bool = True) -> None:
     count = max(1, min(machine.cores(), int(machine.available_gib() / GIB_EACH)))
     environment = OFFLINE | paths.caches() | {"TQDM_DISABLE": "1", "PYTHONSAFEPATH": "1"}
     environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    executor = get_reusable_executor(count, timeout=60, env=environment, initializer=_start, initargs=(os.getpid(),))
+    executor = get_reusable_executor(count, timeout=180, env=environment, initializer=_start, initargs=(os.getpid(),))
     total, code, left = sum(cell.asked for cell in cells), code_hash((), MEASURING), set()
     try:
         with tempfile.TemporaryDirectory() as told, tqdm(total=total, unit="question", disable=not show) as bar:
