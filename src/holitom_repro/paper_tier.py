@@ -74,7 +74,7 @@ def measure_here(cells: Sequence[Cell], show: bool = True) -> None:
     store = Store("paper")
     total = sum(cell.asked for cell in cells if not store.has(cell.id)) or None
     with tempfile.TemporaryDirectory() as told, tqdm(total=total, unit="question", disable=not show) as bar:
-        environment = {**os.environ, **paths.caches(), "HOLITOM_TOLD": told}
+        environment = {**os.environ, **paths.caches(), "HOLITOM_TOLD": told, "PYTHONSAFEPATH": "1"}
         process = subprocess.Popen(command(asked, [str(path), *words]), env=environment)
         code = None
         try:
@@ -301,7 +301,9 @@ def _gib(repository: str, kind: str, revision: str | None) -> float | None:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """One process of the tier. Returns the exit code; what stopped it is told once, by the first process."""
+    """One process of the tier. Returns the exit code; what stopped it is left for who started it, or said."""
+    import torch
+
     told, rank = os.environ.get("HOLITOM_TOLD"), os.environ.get("RANK", "0")
     asked = parser().parse_args(words)
     bar = None if told else tqdm(unit="question", disable=rank != "0")
@@ -317,15 +319,19 @@ def main(words: Sequence[str] | None = None) -> int:
         if asked.plan is None or not asked.plan.is_file():
             raise BadUsage(f"there is no plan {asked.plan}", fix="--dry-run of a notebook at the paper tier writes it")
         measure(cloudpickle.loads(asked.plan.read_bytes()), asked, progress)
-    except KitError as error:
-        if rank == "0" and told:
-            write_atomic(Path(told) / "error.json", json.dumps([error.what, error.fix]))
-        elif rank == "0":
-            print(f"paper tier: {error}", file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
         return 130
-    return 0
+    except torch.OutOfMemoryError:
+        stopped = CannotRun("the model does not fit on this GPU", fix="spread it over all of them: --device-map auto")
+    except KitError as error:
+        stopped = error
+    else:
+        return 0
+    if told:
+        write_atomic(Path(told) / "error.json", json.dumps([stopped.what, stopped.fix]))
+    else:
+        print(f"paper tier{f', process {rank}' if rank != '0' else ''}: {stopped}", file=sys.stderr)
+    return stopped.exit_code
 
 
 if __name__ == "__main__":

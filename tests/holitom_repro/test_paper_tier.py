@@ -16,7 +16,7 @@ from test_records import record
 from holitom.errors import BadUsage, CannotRun, UnsupportedModel
 from holitom.methods import HoliTom
 from holitom.types import Reduction
-from holitom_repro import machine, paper_tier, papers, paths, tiny
+from holitom_repro import machine, paper_tier, paths, tiny
 from holitom_repro.evaluation import sweep
 from holitom_repro.evaluation.cells import HUB, Cell
 from holitom_repro.evaluation.protocols import LLAVA_ONEVISION, LLAVA_VIDEO_PROTOCOL
@@ -74,15 +74,6 @@ def test_the_gate(value: float, n: int, verdict: str) -> None:
 )
 def test_what_the_paper_did_not_ask_is_not_judged(made: Cell, verdict: str) -> None:
     assert judge(made, record(value=5.0), answers(50)).verdict == verdict
-
-
-def test_known_offsets_have_their_sources() -> None:
-    known = yaml.safe_load(paths.data("papers", "known_offsets.yaml").read_text(encoding="utf-8"))
-    for entry in known["measured"]:
-        assert entry["source"].startswith("https://") and entry["model"] in papers.MODELS
-        assert entry["benchmark"] in papers.BENCHMARKS and 0 < entry["value"] < 100
-    for cause in known["causes"]:
-        assert cause["why"] and set(cause["benchmarks"]) <= set(papers.BENCHMARKS)
 
 
 @pytest.fixture
