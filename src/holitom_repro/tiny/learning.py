@@ -68,11 +68,8 @@ def draw_frames(rng: np.random.Generator, count: int) -> Frames:
             color, x, y = int(rng.integers(len(vocabulary.COLORS))), *map(int, rng.integers(RADIUS, SIZE - RADIUS, 2))
             stamp(pixels[i], labels[i], int(shape), color, x, y)
             place = vocabulary.PLACES[(x >= SIZE // 2) + 2 * (y >= SIZE // 2)]
-            captions[i, j] = (
-                WORD_ID[vocabulary.COLORS[color]],
-                WORD_ID[(*vocabulary.SHAPES, vocabulary.NEEDLE)[shape]],
-                WORD_ID[place],
-            )
+            phrase = vocabulary.COLORS[color], (*vocabulary.SHAPES, vocabulary.NEEDLE)[shape], place
+            captions[i, j] = [WORD_ID[word] for word in phrase]
     looks = torch.from_numpy(cell_looks(labels)).float()
     return Frames(normalise(add_noise(pixels, rng)), looks, torch.from_numpy(scene), torch.from_numpy(captions))
 
@@ -263,9 +260,8 @@ def answering_loss(
         weight = weight * (1 + 3 * (batch.type == QUESTION_TYPES.index(stressed)))
     answer = F.cross_entropy(logits.flatten(0, 1), batch.answer.flatten(), ignore_index=-100, reduction="none")
     answer = (answer * weight.flatten()).sum() / weight.sum()
-    end = F.cross_entropy(
-        ending.flatten(0, 1), torch.where(asked, WORD_ID[vocabulary.END], -100).flatten(), ignore_index=-100
-    )
+    last = torch.where(asked, WORD_ID[vocabulary.END], -100)
+    end = F.cross_entropy(ending.flatten(0, 1), last.flatten(), ignore_index=-100)
     right = (logits.argmax(-1) == batch.answer)[asked].float().mean()
     return answer + 0.1 * end + 0.3 * labels, {"answer": answer.item(), "right": right.item()}
 
