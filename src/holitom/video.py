@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -321,10 +321,13 @@ def _decoded(film: _Film, times: list[float], notes: list[str]) -> Iterator[tupl
 
 def _pictures(index: np.ndarray, found: Iterable[tuple[int, VideoFrame]]) -> tuple[np.ndarray, list[str]]:
     """The frames at ``index`` in one array [chosen, H, W, 3], of the first one's size, and the sizes that they had."""
-    pixels, sizes = np.empty(0), []
+    pixels, sizes, rotation, matrix = np.empty(0), [], None, ()
     for place, frame in found:
         for row in np.flatnonzero(index == place):
-            picture = _upright(frame, pixels.shape[1:3])
+            if frame.rotation != rotation:  # PyAV holds a frame in memory whose side data has been read: seldom
+                side = frame.side_data.get("DISPLAYMATRIX")
+                rotation, matrix = frame.rotation, () if side is None else np.frombuffer(side, np.int32).tolist()
+            picture = _upright(frame, matrix, pixels.shape[1:3])
             if not pixels.size:
                 pixels = np.empty((len(index), *picture.shape), np.uint8)
             pixels[row] = picture
@@ -332,12 +335,10 @@ def _pictures(index: np.ndarray, found: Iterable[tuple[int, VideoFrame]]) -> tup
     return pixels, list(dict.fromkeys(sizes))
 
 
-def _upright(frame: VideoFrame, size: tuple[int, ...] = ()) -> np.ndarray:
+def _upright(frame: VideoFrame, matrix: Sequence[int], size: Sequence[int]) -> np.ndarray:
     """The picture [H, W, 3] as players show it: phones store it as the sensor saw it, and a matrix beside it says how
-    to turn and mirror it; an angle is taken to the nearest quarter. size: the H and W that it must have."""
-    side = frame.side_data.get("DISPLAYMATRIX")
-    # x' = a x + c y, y' = b x + d y
-    a, b, _, c, d = np.frombuffer(side, np.int32)[:5].tolist() if side is not None else (1, 0, 0, 0, 1)
+    to turn and mirror it; an angle is taken to the nearest quarter. size: the H and W that it must have, if any."""
+    a, b, _, c, d = matrix[:5] or (1, 0, 0, 0, 1)  # x' = a x + c y, y' = b x + d y
     swapped = abs(b) + abs(c) > abs(a) + abs(d)
     names = ("width", "height") if swapped else ("height", "width")
     picture = frame.to_ndarray(format="rgb24", **dict(zip(names, size, strict=False)))

@@ -6,7 +6,6 @@ unreduced model of the same model, questions and frames beside it. All else is N
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections import Counter
@@ -21,12 +20,11 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-import holitom
 from holitom.errors import BadUsage
 from holitom_repro import papers, paths
 from holitom_repro.checks import CHECKS, rounds_to
 from holitom_repro.evaluation.statistics import Estimate, balanced, paired_difference, retained_share
-from holitom_repro.records import Record, Store, meaning
+from holitom_repro.records import Record, Store, present_code
 
 WORDS = {
     "checked": ("CHECKED", "DIFFERS"),
@@ -314,15 +312,6 @@ def _where(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
 def _command(claim: Claim) -> str:
     tier = "" if claim.kind == "trend" else f" --tier {TIER[claim.kind]}"
     return f"./reproduce.sh {claim.notebook.replace('_', '-')}{tier} does it"
-
-
-@cache
-def present_code() -> str:
-    """Sixteen hex digits over what can change a measurement: src/holitom and the evaluation, without comments."""
-    kit = [Path(__file__).parent / "evaluation" / f"{name}.py" for name in ("model", "features", "scoring")]
-    files = sorted(Path(holitom.__file__).parent.rglob("*.py")) + [path for path in kit if path.is_file()]
-    text = "".join(path.name + meaning(path.read_text(encoding="utf-8")) for path in files)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @cache

@@ -120,8 +120,8 @@ def test_short_clips(tmp_path: Path) -> None:
 
 def test_frames_that_an_edit_list_hides(tmp_path: Path) -> None:
     """A clip cut out without encoding it again keeps what its first frame needs. Players leave it out and nothing is
-    damaged. decord 0.6 counts it, starts with the first frame that is not hidden, and is right again behind the next key
-    frame that it seeks (20); beyond the end it repeats. The second clip's end is cut by its edit list alone."""
+    damaged. decord 0.6 counts it, starts with the first frame that is not hidden, and is right again behind the next
+    key frame that it seeks (20); beyond the end it repeats. The second clip's end is cut by its edit list."""
     whole, cut = encode(tmp_path / "whole.mp4", counted(40), options={"g": "20", "bf": "0"}), tmp_path / "cut.mp4"
     with av.open(str(whole)) as source, av.open(str(cut), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
@@ -229,7 +229,7 @@ def muxed(path: Path, *streams: tuple[str, tuple[int, int], int]) -> Path:
     return path
 
 
-COVER, DEFAULT = int(av.stream.Disposition.attached_pic), int(av.stream.Disposition.default)
+COVER, DEFAULT = av.stream.Disposition.attached_pic.value, av.stream.Disposition.default.value
 SMALL, LARGE = (48, 64), (96, 128)
 
 
@@ -269,16 +269,24 @@ def test_a_file_that_is_cut_off_gives_what_is_there_and_says_so(tmp_path: Path, 
 # --- memory, names, and what is no video
 
 
-def test_reading_holds_the_frames_and_little_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sampling", [EVENLY, Sampling(repeat=True)])
+def test_reading_holds_the_frames_and_little_more(tmp_path: Path, monkeypatch, sampling: Sampling) -> None:
+    """One array for all pictures, and decoded frames are let go one by one."""
     path = encode(tmp_path / "clip.mp4", np.repeat(counted(12, 240, 320), 4, 0))
-    for sampling in (EVENLY, Sampling(repeat=True)):
-        load_frames(path, 2)
-        gc.collect()
-        tracemalloc.start()
-        got = load_frames(path, 32, sampling)
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        assert peak < got.pixels.nbytes + 4 * 240 * 320 * 3
+    load_frames(path, 2)
+    gc.collect()
+    tracemalloc.start()
+    got = load_frames(path, 32, sampling)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < got.pixels.nbytes + 4 * 240 * 320 * 3
+    held, upright = [], video._upright
+    alive = lambda: held.append(sum(type(each) is av.VideoFrame for each in gc.get_objects()))  # noqa: E731
+    monkeypatch.setattr(video, "_upright", lambda *given: alive() or upright(*given))
+    gc.disable()
+    load_frames(path, 32, sampling)
+    gc.enable()
+    assert len(held) == 32 and max(held) < 12  # a decoder holds some
 
 
 def test_too_little_memory_is_said_in_words(tmp_path: Path, monkeypatch) -> None:

@@ -148,6 +148,8 @@ class HieraVidSelect:
         start = sizes.cumsum() - sizes
         gains = np.zeros(len(sizes)) if gain is None else gain.cpu().numpy()[order[start]]
         counts = self._counts(sizes, gains)
+        if counts.sum() == len(visual):
+            return torch.arange(len(hidden), device=hidden.device), hidden
         attention = attention - attention.amin()
         quality = attention / attention.amax().clamp_min(torch.finfo(torch.float32).tiny) + 1e-6
         kept = torch.zeros(len(visual) + 1, dtype=torch.bool, device=visual.device)

@@ -153,7 +153,7 @@ class LlavaOnevision(AdapterBase):
             if "keys" in requires:
                 per_frame["keys"] = self.pool(mean_keys(key)[:, self.class_token :])
         if head:
-            embed, received = head(patches)
+            embed, received = head.to(patches.device)(patches)
             found = {"frame_embed": embed, "head_saliency": self.pool(received[..., None]).squeeze(-1)}
             per_frame |= {name: value for name, value in found.items() if name in requires}
         seconds = {"vision": between(start, encoded), "saliency": between(encoded, clock(frames.device))}

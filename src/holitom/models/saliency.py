@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-BLOCK = 2**26
-"""Numbers of one float32 block of attention maps [frames, heads, queries, patches]: bounds the memory to 256 MB."""
+BLOCK = 2**25
+"""Numbers of one float32 block of attention maps [frames, heads, queries, patches]: bounds the memory to 128 MB."""
 
 
 @contextmanager

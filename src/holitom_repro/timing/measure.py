@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from holitom import Reduction
 from holitom.errors import KitError
-from holitom_repro.provenance import code_fingerprint, provenance
+from holitom_repro.records import present_code, provenance
 from holitom_repro.timing.records import TimedRow, append, read
 from holitom_repro.timing.settings import Task, plan
 from holitom_repro.timing.shapes import CONTENT, Model, make_inputs
@@ -88,7 +88,7 @@ def measure(
         memory={"weights": weights, "above": above, "kv": done[0].kv_bytes if done else None},
         provenance=provenance() | ({} if cuda else {"gpu": None, "gpus": 0, "cuda": None}),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        code=code_fingerprint(),
+        code=present_code(),
     )
 
 

@@ -10,11 +10,11 @@ from holitom import Reduction
 from holitom.errors import BadUsage
 from holitom.methods import FastVID, MMGVid, ToMe
 from holitom.methods.presets import preset
-from holitom_repro.provenance import code_fingerprint
+from holitom_repro.records import present_code
 from holitom_repro.timing.records import SAME
 from holitom_repro.timing.shapes import QWEN2, Model
 
-FULL = "Vanilla"  # the full model, as the papers' tables call it
+FULL = "all tokens"  # the unreduced model
 BOTH = ("HoliTom (w/o M)", "HoliTom")
 PRINTED = {"HoliTom (w/o M)": 0.10, "HoliTom": 0.10, "FastV": None, "PDrop": None, "VisionZip": 0.20, "PruneVid": 0.15}
 """Rows of the TTFT figure with the budgets that its own scores point to (data/papers/fig_inference.csv)."""
@@ -62,7 +62,7 @@ class Task:
     @property
     def key(self) -> tuple[Any, ...]:
         """That of its record."""
-        facts = vars(self) | self.model.facts() | {"code": code_fingerprint()}
+        facts = vars(self) | self.model.facts() | {"code": present_code()}
         return (*(facts[name] for name in SAME), self.reduction.name, self.at, self.timing.get("new_tokens", 100))
 
 

@@ -50,6 +50,11 @@ def test_every_token_goes_into_one_mean_of_its_group(video, budget):
     assert (kept.group.diff() >= 0).all() and len(owner) == video.frames
 
 
+def test_groups_of_fourteen_stay_whole():
+    for cells, left in ((14, 14), (15, 3)):
+        assert len(PruneVid()(scenes(1, (1, cells), 8), 0.2)) == left
+
+
 def inputs(tokens=30, first=2, after=4):
     draw = torch.Generator().manual_seed(0)
     seq = first + tokens + after

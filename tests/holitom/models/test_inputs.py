@@ -180,6 +180,8 @@ def test_what_is_no_model(copied, tmp_path_factory, monkeypatch):
         VideoProcessor.from_pretrained(copied)
     with pytest.raises(BadUsage, match="dtype 'int8'"):
         load_model(TINY, "int8", "cpu")
+    with pytest.raises(CannotRun, match="attention 'flash_attention_3' cannot be had"):
+        load_model(TINY, device="cpu", attention="flash_attention_3")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(CannotRun, match="no CUDA device"):
         load_model(TINY, device="cuda")

@@ -1,0 +1,131 @@
+"""What the decoder's hooks read and give: rows of an attention map, attention masks, columns of a cache."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import cache_utils
+
+from holitom.errors import UnsupportedModel
+
+
+def rotation_of(attention: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The rotary function of the library module that defines this attention; UnsupportedModel without one."""
+    rotate = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
+    if rotate is None or not all(hasattr(attention, part) for part in ("q_proj", "k_proj", "head_dim", "scaling")):
+        raise UnsupportedModel(
+            f"the decoder's {type(attention).__name__} has no q_proj, k_proj, head_dim, scaling and rotary function",
+            fix="use an outer stage only, or a Qwen2- or Llama-like decoder",
+        )
+    return rotate
+
+
+def attention_rows(
+    attention: nn.Module,
+    hidden: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    first: int,
+    *,
+    keys: Tensor | None = None,
+    causal: bool = True,
+) -> Tensor:
+    """softmax(q k^T * scaling) of one sample's queries from ``first`` on: [heads, rows, keys] in float32.
+
+    hidden [S, D]: the normed states that enter the attention; rotary: their cos and sin [S, width]; keys [kv heads,
+    keys, width]: rotated ones of the whole sequence from the cache, of which hidden holds the last (None: made from
+    hidden). causal: a query sees the keys up to its own.
+    """
+    rotate, where = rotation_of(attention), device_of(attention.q_proj, hidden)
+    hidden, cos, sin = (x.to(where) for x in (hidden, *rotary))
+    query = _heads(attention, "q", hidden[first:])
+    query = rotate(query, query, cos[first:][None], sin[first:][None])[0][0].float()
+    if keys is None:
+        keys = _heads(attention, "k", hidden)
+        keys = rotate(keys, keys, cos[None], sin[None])[0][0]
+    keys = keys.to(where).float()
+    # query heads that share a key head are rows of one product, so that shared keys are not repeated
+    shared = query.reshape(len(keys), -1, query.shape[-1]) @ keys.transpose(-1, -2)
+    scores = shared.reshape(query.shape[0], query.shape[1], -1) * attention.scaling
+    if causal:
+        place = torch.arange(keys.shape[1], device=where)
+        scores = scores.masked_fill(place > place[-query.shape[1] :, None], float("-inf"))
+    return scores.softmax(-1)
+
+
+def _heads(attention: nn.Module, part: str, x: Tensor) -> Tensor:
+    """[S, D] -> [1, heads, S, width], with the per-head norm that Qwen3-like models have."""
+    states = getattr(attention, f"{part}_proj")(x).unflatten(-1, (-1, attention.head_dim))
+    norm = getattr(attention, f"{part}_norm", None)
+    return (norm(states) if norm is not None else states).transpose(0, 1)[None]
+
+
+def device_of(module: nn.Module, states: Tensor) -> torch.device:
+    """Where a module computes: its weight's device; that of the states where accelerate holds the weight back until it
+    is needed, or where it is no tensor (quantised layers)."""
+    weight = getattr(module, "weight", None)
+    return weight.device if isinstance(weight, Tensor) and weight.device.type != "meta" else states.device
+
+
+def attention_mask(
+    config: Any, hidden: Tensor, real: Tensor | None, columns: int, *, causal: bool = True
+) -> Tensor | None:
+    """What eager, SDPA and flash attention take for queries hidden [B, Q, D] that are the last of so many columns; real
+    [B, columns]: what may be attended to (None: everything). None where the attention needs no mask."""
+    kind, queries = config._attn_implementation, hidden.shape[1]
+    real = None if real is None else real.to(hidden.device)
+    if kind.startswith("flash_attention"):
+        return real
+    if real is None and (not causal or queries == 1 or (kind == "sdpa" and queries == columns)):
+        return None
+    place = torch.arange(columns, device=hidden.device)
+    allowed = (place <= place[columns - queries :, None] if causal else place[columns - queries :, None] >= 0)[None]
+    allowed = allowed.expand(len(hidden), queries, columns) if real is None else allowed & real[:, None]
+    allowed = (allowed | ~allowed.any(-1, keepdim=True))[:, None]  # rows of padding see all: none may be empty
+    if kind == "sdpa":
+        return allowed
+    return torch.zeros_like(allowed, dtype=hidden.dtype).masked_fill(~allowed, torch.finfo(hidden.dtype).min)
+
+
+def select(batched: Tensor, slots: Tensor, dim: int) -> Tensor:
+    """Gather slots [B, S'] of every row from a tensor [B or 1, ...] along ``dim``."""
+    slots = slots.to(batched.device)
+    if len(slots) == len(batched) == 1:
+        return batched.index_select(dim, slots[0])
+    shape, target = [1] * batched.ndim, list(batched.shape)
+    shape[0], shape[dim] = target[0], target[dim] = slots.shape
+    return batched.expand(len(slots), *batched.shape[1:]).gather(dim, slots.view(shape).expand(target))
+
+
+def cache_of(kwargs: Mapping[str, Any]) -> Any:
+    """The KV cache among the arguments of a layer or an attention, None without one; transformers 4.51, which the
+    original llava package needs, gives it another name."""
+    return kwargs.get("past_key_values", kwargs.get("past_key_value"))
+
+
+def keys_of(cache: Any, index: int) -> Tensor:
+    """The keys [B, kv heads, columns, width] of one layer; transformers 4.51 keeps them in a list."""
+    return cache.layers[index].keys if hasattr(cache, "layers") else cache.key_cache[index]
+
+
+class ReadingLayer(getattr(cache_utils, "DynamicLayer", object)):
+    """A cache layer that holds everything and hands attention the slots ``read`` [B, R] alone, for one update."""
+
+    read: Tensor | None = None
+
+    @classmethod
+    def at(cls, cache: Any, index: int) -> ReadingLayer:
+        """A cache's layer, made a reading one."""
+        if not isinstance(cache.layers[index], cls):
+            made = cls()
+            vars(made).update(vars(cache.layers[index]))
+            cache.layers[index] = made
+        return cache.layers[index]
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys, values = super().update(*args, **kwargs)
+        slots, self.read = self.read, None
+        return (keys, values) if slots is None else (select(keys, slots, 2), select(values, slots, 2))

@@ -1,0 +1,221 @@
+"""What a block has done: token counts that were asked for and spent, seconds, and whether every stage acted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from holitom.errors import CannotRun
+from holitom.flops import LLMShape
+from holitom.types import Reduction
+
+WITHIN = 1.0
+"""Tokens per frame by which two realised budgets may differ and still be called equal."""
+
+
+@dataclass(frozen=True)
+class SampleStats:
+    """One prompt of one prefill (beams of a prompt count once).
+
+    frames, cells: of its videos (frames summed; cells per frame, their mean where grids differ). budget: the share that
+    was asked for; requested: round(budget * frames * cells), rounded for each video; kept, newlines: visual and newline
+    tokens that entered the language model; full_newlines: those of the whole videos; prompt_before, prompt_after:
+    tokens of the prompt as given and after the outer stage, without padding. What entered each decoder layer: per_layer
+    (visual), newlines_per_layer, prompt_per_layer (all); cached_per_layer: prompt tokens in its cache after prefill.
+    seconds: per stage (vision, saliency, outer, prefill), of the whole batch.
+    """
+
+    videos: int
+    frames: int
+    cells: float
+    budget: float
+    requested: int
+    kept: int
+    newlines: int
+    full_newlines: int
+    prompt_before: int
+    prompt_after: int
+    shape: LLMShape
+    per_layer: tuple[int, ...] = ()
+    newlines_per_layer: tuple[int, ...] = ()
+    prompt_per_layer: tuple[int, ...] = ()
+    cached_per_layer: tuple[int, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def full(self) -> int:
+        """Visual tokens of the whole videos."""
+        return round(self.frames * self.cells)
+
+    @property
+    def realised(self) -> float:
+        """Share of all videos' tokens that entered the language model, newlines left out."""
+        return self.kept / self.full
+
+    @property
+    def off_per_frame(self) -> float:
+        """Kept minus requested tokens, per frame."""
+        return (self.kept - self.requested) / self.frames
+
+    @property
+    def flops_paper(self) -> float:
+        """Prefill cost as the papers count it: visual tokens only (holitom.flops.paper_flops)."""
+        return self.shape.paper(self.per_layer)
+
+    @property
+    def flops_exact(self) -> float:
+        """Prefill FLOPs with the model's true shapes over all tokens of the prompt, text and newlines included."""
+        return self.shape.exact(self.prompt_per_layer)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for a record."""
+        values = {name: value for name, value in vars(self).items() if name != "shape"}
+        derived = ("realised", "off_per_frame", "flops_paper", "flops_exact")
+        return values | {name: getattr(self, name) for name in derived}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBudget:
+    """Tokens of the videos of one prompt, as means over the prompts of a run.
+
+    asked_share, asked_tokens: the outer stage's budget (1 and all tokens without one); full_tokens, full_newlines: of
+    the whole video; kept_tokens, kept_newlines: what entered the language model; layer_tokens, layer_newlines: what
+    entered a layer, averaged over its layers; frames: of the video. off_per_frame: kept minus asked tokens, per frame;
+    farthest_off: the same of the prompt where it is farthest from 0.
+    """
+
+    asked_share: float
+    asked_tokens: float
+    full_tokens: float
+    full_newlines: float
+    kept_tokens: float
+    kept_newlines: float
+    layer_tokens: float
+    layer_newlines: float
+    frames: float
+    off_per_frame: float
+    farthest_off: float
+
+    @property
+    def share(self) -> float:
+        """Realised before the language model: visual tokens that entered it, of the full video's."""
+        return self.kept_tokens / self.full_tokens
+
+    @property
+    def share_with_newlines(self) -> float:
+        """The same, newline embeddings counted on both sides."""
+        return (self.kept_tokens + self.kept_newlines) / (self.full_tokens + self.full_newlines)
+
+    @property
+    def layer_share(self) -> float:
+        """Averaged over the layers, as HieraVid and FastV count."""
+        return self.layer_tokens / self.full_tokens
+
+    @property
+    def met(self) -> bool:
+        """Whether the realised budget is within one token per frame of what was asked."""
+        return abs(self.off_per_frame) <= WITHIN
+
+
+def token_budget(samples: Sequence[SampleStats]) -> TokenBudget:
+    """What the samples of one setting asked for and spent, per sample on average. CannotRun when there are none."""
+    if not samples:
+        raise CannotRun("no video has been prefilled yet", fix="call model.generate(...) with a video first")
+    return TokenBudget(
+        asked_share=fmean(s.budget for s in samples),
+        asked_tokens=fmean(s.requested for s in samples),
+        full_tokens=fmean(s.full for s in samples),
+        full_newlines=fmean(s.full_newlines for s in samples),
+        kept_tokens=fmean(s.kept for s in samples),
+        kept_newlines=fmean(s.newlines for s in samples),
+        layer_tokens=fmean(fmean(s.per_layer) for s in samples),
+        layer_newlines=fmean(fmean(s.newlines_per_layer) for s in samples),
+        frames=fmean(s.frames for s in samples),
+        off_per_frame=fmean(s.off_per_frame for s in samples),
+        farthest_off=max((s.off_per_frame for s in samples), key=abs),
+    )
+
+
+class RunStats:
+    """Everything since the ``with`` block began.
+
+    stages: those that were asked for, "outer", "inner@3", "decode@4"; identities: those of them whose parameters ask
+    for nothing; calls: how often each ran; removed: how many tokens each took away (a decode stage: left unread).
+    """
+
+    def __init__(self, reduction: Reduction) -> None:
+        named: dict[str, Any] = {} if reduction.outer is None else {"outer": reduction.outer}
+        named |= {f"inner@{stage.layer}": stage for stage in reduction.inner}
+        if reduction.decode is not None:
+            named[f"decode@{reduction.decode.layer}"] = reduction.decode
+        whole = {"outer"} if reduction.budget == 1 else set()
+        self.stages = tuple(named)
+        self.identities = {name for name, stage in named.items() if getattr(stage, "identity", False)} | whole
+        self.calls: Counter[str] = Counter()
+        self.removed: Counter[str] = Counter()
+        self._samples: list[SampleStats] = []
+        self._spans: list[tuple[SampleStats, Mapping[str, Any]]] = []
+
+    def add(self, samples: Sequence[SampleStats], spans: Mapping[str, Any]) -> None:
+        """Note the prompts of one prefill. spans: by stage its seconds, or two events of CUDA."""
+        self._samples += samples
+        self._spans += [(sample, spans) for sample in samples]
+
+    @property
+    def samples(self) -> list[SampleStats]:
+        """One per prompt of every prefill so far; on CUDA this waits until the last of them has run."""
+        for sample, spans in self._spans:
+            for name, span in spans.items():
+                if isinstance(span, tuple):
+                    span[1].synchronize()
+                    span = span[0].elapsed_time(span[1]) / 1000
+                sample.seconds[name] = span
+        self._spans.clear()
+        return self._samples
+
+    @property
+    def last(self) -> SampleStats:
+        """The newest sample. CannotRun without one."""
+        if not self._samples:
+            raise CannotRun("no video has been prefilled yet", fix="call model.generate(...) with a video first")
+        return self.samples[-1]
+
+    @property
+    def budget(self) -> TokenBudget:
+        """Asked and spent, over all samples. CannotRun without one."""
+        return token_budget(self._samples)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Stages that never ran."""
+        return tuple(stage for stage in self.stages if not self.calls[stage])
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Stages that ran and never took a token away, although their parameters ask for it."""
+        ran = (stage for stage in self.stages if self.calls[stage] and stage not in self.identities)
+        return tuple(stage for stage in ran if not self.removed[stage])
+
+    @property
+    def acted(self) -> bool:
+        """True if there was a video, every stage that was asked for has run, and has taken tokens away if it should."""
+        return bool(self._samples) and not self.missing and not self.idle
+
+    def check_acted(self) -> None:
+        """CannotRun if there was no video at all, or if a stage that was asked for never ran or changed nothing."""
+        if not self._samples:
+            raise CannotRun("no video reached the model, so nothing was reduced", fix="give a prompt with a video")
+        if self.missing:
+            raise CannotRun(
+                f"{', '.join(self.missing)} never ran, so the run does not measure what it says",
+                fix="let the model prefill a video (and, for a decode stage, generate two tokens or more)",
+            )
+        if self.idle:
+            raise CannotRun(
+                f"{', '.join(self.idle)} kept every token of all {len(self._samples)} prompts, so the run measures the "
+                "model without it",
+                fix="ask for fewer tokens, or give longer videos; what is meant to keep all needs ratio 0 or budget 1",
+            )

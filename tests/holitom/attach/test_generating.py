@@ -1,0 +1,340 @@
+"""Generation from a reduced prompt: the stock model at budget 1, one forward over explicit embeddings below it, batches,
+beams, what reads ids while generating, and prompts without video."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hosts import FRAMES, IMAGE, LAYERS, VIDEO
+from seam import ALL, GREEDY, NEAR, NEW, Drop, Host, KeepEvery, batch, continued, layout, video_of, words
+
+from holitom.attach import reduce_tokens
+from holitom.methods.holitom import HoliTom, HoliTomMerge
+from holitom.types import Reduction
+
+SETTINGS = {
+    "outer": Reduction("outer", KeepEvery(), 0.3),
+    "gaps": Reduction("gaps", KeepEvery(positions="original"), 0.3),
+    "both": Reduction("both", KeepEvery(), 0.3, (Drop(1, 0.6), Drop(3, score="this", positions="contiguous"))),
+    "past": Reduction("past", KeepEvery(), 0.3, (Drop(1, 0.8), Drop(3, 0.5, query="text", prune_past=True))),
+    "not causal": Reduction("not causal", KeepEvery(), 0.3, (Drop(3, causal=False, include_newlines=True),)),
+    "holitom": Reduction("holitom", HoliTom(tau=0.5), 0.2, (HoliTomMerge(layer=3, ratio=0.5),)),
+}
+
+
+def stock_or_oracle(host, i, answer):
+    """Logits of the unreduced prompt and an answer: of the stock model's class, where it makes what the host says."""
+    embeds = host.embed(i, host.rows[i], answer)
+    return host.recompute(embeds, *layout(0, len(embeds), numbers=continued(host.numbers(i), len(answer))))
+
+
+@pytest.mark.parametrize("outer", [None, ALL, replace(ALL, positions="original")])
+def test_the_stock_model_at_budget_one(host, outer):
+    inputs = host.inputs(0)
+    with reduce_tokens(host.model, outer) as run:
+        ours = host.model.generate(**inputs, **GREEDY)
+        bare = host.model(**inputs).logits[0]
+    expected = stock_or_oracle(host, 0, ours.sequences[0, -NEW:])
+    length = len(expected) - NEW
+    torch.testing.assert_close(torch.cat(ours.logits), expected[length - 1 : -1], **NEAR)
+    torch.testing.assert_close(bare, expected[:length], **NEAR)
+    last = run.stats.last
+    assert last.kept == last.requested == int(host.visual[0].sum())
+    assert last.newlines == last.full_newlines == int((~host.visual[0]).sum())
+    assert last.prompt_before == last.prompt_after == length
+    if host.name != "llava_video":  # the stock class has no row newlines
+        stock = host.model.generate(**inputs, **GREEDY)
+        assert torch.equal(ours.sequences, stock.sequences)
+        torch.testing.assert_close(torch.cat(ours.logits), torch.cat(stock.logits), **NEAR)
+
+
+@pytest.mark.parametrize("positions", ["contiguous", "original"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_an_outer_stage(host, positions, attention):
+    """Kept tokens at the positions that the family has for them, against one forward over explicit embeddings."""
+    host.model.set_attn_implementation(attention)
+    outer = KeepEvery(positions=positions)
+    with reduce_tokens(host.model, outer, 0.3) as run:
+        out = host.model.generate(**host.inputs(0), **GREEDY)
+    rows = host.kept_rows(0, outer(video_of(host), 0.3))
+    embeds = host.embed(0, host.rows[0][rows], out.sequences[0, -NEW:])
+    length, first, full = len(embeds) - NEW, host.before[0], host.numbers(0)
+    numbers = torch.arange(length)
+    if positions == "original" or full.ndim == 2:
+        behind = torch.arange(full.shape[-1])[-host.after[0] :]
+        numbers = full[..., torch.cat([torch.arange(first), first + rows, behind])]
+    expected = host.recompute(embeds, *layout(0, len(embeds), numbers=continued(numbers, NEW)))
+    host.model.set_attn_implementation("sdpa")
+    torch.testing.assert_close(torch.cat(out.logits), expected[length - 1 : -1], **NEAR)
+    assert torch.equal(out.sequences[0, :-NEW], host.prompt(0))
+    assert run.stats.last.prompt_after == length and run.stats.last.cached_per_layer == (length,) * LAYERS
+
+
+@pytest.mark.parametrize("positions", ["contiguous", "original"])
+def test_any_number_of_placeholders(plain, positions):
+    """Positions belong to the video, not to the placeholders; prompts keep those that they have."""
+    rows, answers = [plain.prompt(0, count) for count in (1, 200, len(plain.rows[0]))], []
+    with reduce_tokens(plain.model, KeepEvery(positions=positions), 0.3):
+        for row in rows:
+            out = plain.model.generate(**batch(row), **plain.pixels(0), **GREEDY)
+            assert torch.equal(out.sequences[0, :-NEW], row)
+            answers.append(torch.cat(out.logits))
+    assert torch.equal(answers[0], answers[1]) and torch.equal(answers[0], answers[2])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_gaps_without_a_cache_are_not_read_as_packed_sequences(plain, with_mask):
+    """transformers cuts attention at every gap in the positions if there is neither a cache nor a mask."""
+    inputs = plain.inputs(0)
+    if not with_mask:
+        del inputs["attention_mask"]
+    with reduce_tokens(plain.model, KeepEvery(positions="original"), 0.3):
+        cached = plain.model(**inputs, use_cache=True).logits
+        torch.testing.assert_close(plain.model(**inputs, use_cache=False).logits, cached, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_batch_equals_singles(host, name):
+    """Left-padded prompts whose videos shrink to different lengths, at every stage."""
+    with reduce_tokens(host.model, reduction=SETTINGS[name]) as run:
+        together = host.model.generate(**host.inputs(0, 1), **GREEDY)
+        for b, sample in enumerate(run.stats.samples[:2]):
+            alone = host.model.generate(**host.inputs(b), **GREEDY)
+            logits = torch.stack([step[b] for step in together.logits])
+            torch.testing.assert_close(logits, torch.cat(alone.logits), **NEAR)
+            assert run.stats.last.prompt_per_layer == sample.prompt_per_layer
+            assert run.stats.last.cached_per_layer == sample.cached_per_layer
+    assert run.stats.acted and len(run.stats.samples) == 4
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_beams_in_a_batch_equal_beams_alone(host, name):
+    settings = {**GREEDY, "num_beams": 3, "num_return_sequences": 2, "output_scores": True}
+    with reduce_tokens(host.model, reduction=SETTINGS[name]) as run:
+        together = host.model.generate(**host.inputs(0, 1), **settings)
+        assert len(run.stats.samples) == 2
+        for b in range(2):
+            alone = host.model.generate(**host.inputs(b), **settings)
+            assert torch.equal(together.sequences[2 * b : 2 * b + 2, -NEW:], alone.sequences[:, -NEW:])
+            scores = together.sequences_scores[2 * b : 2 * b + 2]
+            torch.testing.assert_close(scores, alone.sequences_scores, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SETTINGS)
+def test_tokens_behind_the_prompt(host, name):
+    """On the cache of a plain forward: one by one, all at once, and as ``generate`` chose them, the logits are the same."""
+    inputs = host.inputs(0, 1)
+    with reduce_tokens(host.model, reduction=SETTINGS[name]):
+        out = host.model.generate(**inputs, **GREEDY)
+        prefill = host.model(**inputs, use_cache=True, logits_to_keep=1)
+        answer, logits = out.sequences[:, -NEW:], [prefill.logits]
+        for i in range(NEW - 1):
+            logits.append(host.model(input_ids=answer[:, i : i + 1], past_key_values=prefill.past_key_values).logits)
+        cache = host.model(**inputs, use_cache=True).past_key_values
+        at_once = host.model(input_ids=answer[:, :-1], past_key_values=cache).logits
+    stepwise = torch.cat(logits, 1)
+    torch.testing.assert_close(stepwise, torch.stack(out.logits, 1), **NEAR)
+    torch.testing.assert_close(at_once, stepwise[:, 1:], **NEAR)
+
+
+class Ids:
+    """Remembers every ids it is shown, as a streamer and as a stopping criterion."""
+
+    def __init__(self):
+        self.shown = []
+
+    def put(self, ids):
+        self.shown.append(ids.tolist())
+
+    def end(self):
+        pass
+
+    def __call__(self, ids, scores, **kwargs):
+        self.put(ids)
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+
+READERS = {
+    "repetition_penalty": {"repetition_penalty": 1.7},
+    "no_repeat_ngram_size": {"no_repeat_ngram_size": 2},
+    "sequence_bias": {"sequence_bias": [[[int(words(3, 21)[-1]), 5], -9.0], [[7], 3.0]]},
+    "bad_words_ids": {"bad_words_ids": [[5], [6, 7]]},
+    "encoder_repetition_penalty": {"encoder_repetition_penalty": 1.9},
+    "encoder_no_repeat_ngram_size": {"encoder_no_repeat_ngram_size": 1},
+    "guidance": {"guidance_scale": 1.6},
+    "negative prompt": {"guidance_scale": 1.5, "negative_prompt_ids": torch.tensor([[3, 4, 5]] * 2)},
+    "allowed tokens": {"prefix_allowed_tokens_fn": lambda b, ids: [int(ids[-1]) % 300, int(ids[9]), 11]},
+    "sampling": {"do_sample": True, "temperature": 1.5, "repetition_penalty": 1.3},
+    "returned sequences": {"do_sample": True, "num_return_sequences": 2, "repetition_penalty": 1.3},
+    "beams": {"num_beams": 3, "num_return_sequences": 2, "repetition_penalty": 1.5, "guidance_scale": 1.2},
+    "min_new_tokens": {"min_new_tokens": 3, "eos_token_id": 7},
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("padded", [True, False])
+def test_what_reads_ids_reads_those_of_the_full_prompt(plain, name, padded):
+    """Same tokens and scores as the stock model's at budget 1, with a stopping criterion that reads along."""
+    inputs, settings, seen = plain.inputs(*((0, 1) if padded else (0,))), {**GREEDY, **READERS[name]}, []
+    if not padded and "negative_prompt_ids" in settings:
+        settings["negative_prompt_ids"] = settings["negative_prompt_ids"][:1]
+    if not padded:
+        del inputs["attention_mask"]
+    for outer in (None, ALL):
+        torch.manual_seed(0)
+        ids = Ids()
+        given = {**inputs, **settings, "stopping_criteria": [ids], "output_scores": True}
+        if not padded and "num_beams" not in settings and "num_return_sequences" not in settings:
+            given["streamer"] = ids
+        if outer is None:
+            out = plain.model.generate(**given)
+        else:
+            with reduce_tokens(plain.model, outer):
+                out = plain.model.generate(**given)
+        seen.append((out, ids.shown))
+    (stock, expected), (ours, shown) = seen
+    assert torch.equal(ours.sequences, stock.sequences) and shown == expected
+    torch.testing.assert_close(torch.stack(ours.scores), torch.stack(stock.scores), atol=1e-5, rtol=0)
+
+
+def test_lengths_count_the_full_prompt(plain):
+    inputs, width = plain.inputs(0, 1), plain.inputs(0, 1)["input_ids"].shape[1]
+    with reduce_tokens(plain.model, KeepEvery(), 0.3):
+        assert plain.model.generate(**inputs, max_length=width + 5, do_sample=False).shape[1] == width + 5
+        first = plain.model.generate(**inputs, max_new_tokens=1, do_sample=False)[:, -1].tolist()
+        longer = plain.model.generate(
+            **inputs, max_length=width + 6, min_length=width + 4, eos_token_id=first, do_sample=False
+        )
+        assert longer.shape[1] >= width + 4 and not torch.isin(longer[:, width : width + 3], torch.tensor(first)).any()
+        assert plain.model.generate(inputs.pop("input_ids"), **inputs, do_sample=False).shape[1] == width + 20
+        with pytest.raises(ValueError, match="Input length of input_ids"):
+            plain.model.generate(**plain.inputs(0, 1), max_length=width - 1)
+
+
+def test_the_same_draws_give_the_same_tokens(plain):
+    settings = {"max_new_tokens": NEW, "do_sample": True, "num_return_sequences": 3}
+    runs = []
+    with reduce_tokens(plain.model, reduction=SETTINGS["both"]):
+        for _ in range(2):
+            torch.manual_seed(0)
+            runs.append(plain.model.generate(**plain.inputs(0, 1), **settings))
+    assert torch.equal(*runs) and len({tuple(row.tolist()) for row in runs[0][:3]}) > 1
+
+
+def test_several_videos_in_a_prompt(host):
+    """Two videos in one prompt and one in the other, with beams; every prompt alone gives the same."""
+    two = torch.cat([host.prompt(0), host.prompt(1)])
+    given = {**batch(two, host.prompt(1)), **host.pixels(0, 1, 1)}
+    alone = [{**batch(two), **host.pixels(0, 1)}, host.inputs(1)]
+    if host.name == "qwen2_5_vl":
+        for inputs, seconds in ((given, (1.0, 0.5, 0.5)), (alone[0], (1.0, 0.5))):
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == VIDEO).int() * 2
+            inputs["second_per_grid_ts"] = torch.tensor(seconds)
+    settings = {**GREEDY, "num_beams": 3, "output_scores": True}
+    with reduce_tokens(host.model, KeepEvery(), 0.3, Drop(2)) as run:
+        together = host.model.generate(**given, **settings)
+        singles = [host.model.generate(**inputs, **settings) for inputs in alone]
+    assert [s.videos for s in run.stats.samples] == [2, 1, 2, 1]
+    for b, single in enumerate(singles):
+        assert torch.equal(together.sequences[b, -NEW:], single.sequences[0, -NEW:])
+        torch.testing.assert_close(together.sequences_scores[b], single.sequences_scores[0], atol=1e-5, rtol=0)
+    both, second = run.stats.samples[2:]
+    assert both.full == sum(t * h * w for t, (h, w) in zip(host.frames, host.grids, strict=True))
+    assert both.frames == sum(host.frames) and both.requested == second.requested + round(
+        0.3 * host.frames[0] * host.grids[0][0] * host.grids[0][1]
+    )
+
+
+def test_videos_of_different_length(plain):
+    clips, rows = [plain.clips[0], plain.clips[1, :2]], [plain.prompt(0), plain.prompt(1, 33)]
+    with reduce_tokens(plain.model, KeepEvery(), 0.3):
+        both = plain.model.generate(**batch(*rows), pixel_values_videos=clips, **GREEDY)
+        for b, row in enumerate(rows):
+            single = plain.model.generate(**batch(row), pixel_values_videos=clips[b][None], **GREEDY)
+            assert torch.equal(both.sequences[b, -NEW:], single.sequences[0, -NEW:])
+
+
+def test_features_may_be_provided_once(host):
+    inputs = host.inputs(0)
+    with reduce_tokens(host.model, KeepEvery(), 0.3) as run:
+        expected = host.model.generate(**inputs, **GREEDY)
+        features = run.encode(**host.pixels(0))
+        del inputs["pixel_values_videos"]
+        run.provide(features)
+        text = batch(words(6, 8), words(3, 9))
+        host.model.generate(**text, **GREEDY)  # leaves them for the next prompt with a video
+        assert torch.equal(host.model.generate(**inputs, **GREEDY).sequences, expected.sequences)
+        run.provide(features)
+        torch.testing.assert_close(host.model(**inputs).logits[:, -1], expected.logits[0], atol=1e-5, rtol=0)
+        with pytest.raises(ValueError, match="no video came with it"):
+            host.model.generate(**inputs, **GREEDY)
+
+
+def test_one_tower_pass(plain):
+    passes = []
+    handle = plain.model.model.vision_tower.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        with reduce_tokens(plain.model, KeepEvery(requires=frozenset({"saliency", "keys"})), 0.3):
+            plain.model.generate(**plain.inputs(0, 1), **GREEDY, num_beams=2)
+    finally:
+        handle.remove()
+    assert passes == [1]
+
+
+def image_of(plain):
+    pixels = torch.randn(1, 2, 3, 112, 112, generator=torch.Generator().manual_seed(3))
+    sizes = torch.tensor([[112, 112]])
+    with torch.no_grad():
+        rows = len(plain.model.model.get_image_features(pixels, sizes).pooler_output[0])
+    return torch.full((rows,), IMAGE), {"pixel_values": pixels, "image_sizes": sizes}
+
+
+def test_images_and_text_pass_unchanged(plain):
+    image, pixels = image_of(plain)
+    calls = [batch(torch.cat([words(3), image, words(4)])) | pixels, batch(words(12), words(5))]
+    expected = [plain.model.generate(**inputs, **GREEDY) for inputs in calls]
+    with reduce_tokens(plain.model, KeepEvery(), 0.3, [Drop(2), Drop(3)]) as run:
+        ours = [plain.model.generate(**inputs, **GREEDY) for inputs in calls]
+        embeds = plain.model.get_input_embeddings()(calls[1]["input_ids"])
+        from_embeds = plain.model.generate(inputs_embeds=embeds, attention_mask=calls[1]["attention_mask"], **GREEDY)
+    for a, b in zip(ours, expected, strict=True):
+        assert torch.equal(torch.stack(a.logits), torch.stack(b.logits))
+    assert torch.equal(from_embeds.sequences, expected[1].sequences[:, -NEW:])
+    assert not run.stats.samples and not run.stats.calls
+
+
+def test_an_image_beside_a_video(plain):
+    image, pixels = image_of(plain)
+    inputs = {**batch(torch.cat([image, plain.prompt(0)])), **pixels, **plain.pixels(0)}
+    stock, bare = plain.model.generate(**inputs, **GREEDY), plain.model(**inputs).logits
+    with reduce_tokens(plain.model, ALL):
+        same = plain.model.generate(**inputs, **GREEDY)
+        torch.testing.assert_close(plain.model(**inputs).logits, bare, **NEAR)
+    torch.testing.assert_close(torch.cat(same.logits), torch.cat(stock.logits), **NEAR)
+    with reduce_tokens(plain.model, KeepEvery(), 0.3) as run:
+        plain.model.generate(**inputs, num_beams=2, **GREEDY)
+    assert run.stats.last.prompt_before - run.stats.last.prompt_after == FRAMES * 16 - run.stats.last.kept
+
+
+def test_a_prompt_without_video_in_the_batch(plain):
+    text = words(11, 8)
+    stock = plain.model.generate(**batch(text), **GREEDY)
+    with reduce_tokens(plain.model, reduction=SETTINGS["both"]) as run:
+        both = plain.model.generate(**batch(text, plain.prompt(0)), **plain.pixels(0), **GREEDY)
+        alone = plain.model.generate(**plain.inputs(0), **GREEDY)
+    for b, single in enumerate((stock, alone)):
+        logits = torch.stack([step[b] for step in both.logits])
+        torch.testing.assert_close(logits, torch.cat(single.logits), **NEAR)
+    assert len(run.stats.samples) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    half = Host()
+    half.model.to(dtype)
+    half.clips = half.clips.to(dtype)
+    with reduce_tokens(half.model, reduction=SETTINGS["holitom"]) as run:
+        out = half.model.generate(**half.inputs(0, 1), **GREEDY, num_beams=2)
+    assert all(torch.isfinite(step).all() for step in out.logits) and run.stats.acted

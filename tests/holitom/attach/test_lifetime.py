@@ -1,0 +1,340 @@
+"""What a block leaves behind (nothing), and its meeting with other threads, copies, compilers, offloading, autocast."""
+
+import copy
+import gc
+import pickle
+import threading
+import time
+import weakref
+
+import pytest
+import torch
+from accelerate import cpu_offload, disk_offload, dispatch_model
+from hosts import HOSTS
+from seam import GREEDY, NEAR, Drop, Host, KeepEvery, Nearest, batch, marks, words
+from transformers import LogitsProcessor
+
+from holitom.attach import reduce_tokens
+from holitom.errors import BadUsage, UnsupportedModel
+from holitom.methods.fastv import FastV
+from holitom.methods.holitom import HoliTom, HoliTomMerge
+from holitom.types import Reduction
+
+BOTH = Reduction("both", HoliTom(tau=0.5), 0.3, (HoliTomMerge(2, 0.5), Drop(3, score="this")), Nearest(4, 1))
+
+
+class Broken(KeepEvery):
+    def __call__(self, video, budget):
+        raise RuntimeError("a stage failed")
+
+
+class BrokenInside(Drop):
+    def __call__(self, hidden, score, visual, n0):
+        raise RuntimeError("a stage failed")
+
+
+def test_nothing_is_left_behind(host):
+    model, text = host.model, batch(words(12))
+    expected, before = model(**text).logits, marks(model)
+    with reduce_tokens(model, reduction=BOTH):
+        assert marks(model) != before
+        model.generate(**host.inputs(0), **GREEDY)
+    assert marks(model) == before
+    for broken in (Reduction("a", Broken(), 0.3), Reduction("b", KeepEvery(), 0.3, (BrokenInside(2),))):
+        with pytest.raises(RuntimeError, match="failed"), reduce_tokens(model, reduction=broken):
+            model.generate(**host.inputs(0), **GREEDY)
+        assert marks(model) == before
+    assert torch.equal(model(**text).logits, expected)
+
+
+def test_a_failed_call_does_not_colour_the_next(plain):
+    text = batch(words(12))
+    expected = plain.model(**text).logits
+    with reduce_tokens(plain.model, inner=BrokenInside(2)):
+        with pytest.raises(RuntimeError, match="a stage failed"):
+            plain.model.generate(**plain.inputs(0), **GREEDY)
+        assert torch.equal(plain.model(**text).logits, expected)
+        core = plain.model.model
+        alone = core.language_model(input_ids=text["input_ids"], attention_mask=text["attention_mask"])
+        assert torch.equal(alone.last_hidden_state, core(**text).last_hidden_state)
+
+
+def test_another_instance_is_untouched(plain):
+    other = copy.deepcopy(plain.model)
+    expected = other.generate(**plain.inputs(0), **GREEDY)
+    with reduce_tokens(plain.model, KeepEvery(), 0.3, Drop(2)):
+        ours = other.generate(**plain.inputs(0), **GREEDY)
+    assert torch.equal(torch.cat(ours.logits), torch.cat(expected.logits))
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, pickle.dumps])
+def test_no_copy_is_made_inside_the_block(make):
+    model = HOSTS["llava_onevision"]()
+    with reduce_tokens(model, KeepEvery(), 0.3), pytest.raises(BadUsage, match="copied or pickled"):
+        make(model)
+    make(model)
+
+
+def test_no_reference_keeps_the_model_alive():
+    host = Host()
+    with reduce_tokens(host.model, KeepEvery(), 0.3, Drop(2)):
+        host.model.generate(**host.inputs(0), **GREEDY)
+    alive = weakref.ref(host.model)
+    del host
+    gc.collect()
+    assert alive() is None
+
+
+# --- threads
+
+
+def in_thread(call):
+    """Runs it in a thread of its own; returns the thread and what came of it."""
+    found = []
+
+    def work():
+        try:
+            found.append(call())
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread, found
+
+
+class Slow(LogitsProcessor):
+    """Stops before every token until it may go on."""
+
+    def __init__(self):
+        self.steps, self.reached, self.go_on = 0, threading.Event(), threading.Event()
+
+    def __call__(self, ids, scores):
+        self.steps += 1
+        self.reached.set()
+        self.go_on.wait(10)
+        return scores
+
+
+class Pushed:
+    def __init__(self):
+        self.tokens = []
+
+    def put(self, ids):
+        self.tokens.append(ids.tolist())
+
+    def end(self):
+        pass
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_generation_that_outlives_its_block_raises_in_its_thread(plain, beams):
+    slow, pushed = Slow(), Pushed()
+    settings = {"max_new_tokens": 40, "do_sample": False, "num_beams": beams, "logits_processor": [slow]}
+    if beams == 1:
+        settings["streamer"] = pushed
+    with reduce_tokens(plain.model, KeepEvery(), 0.3, Drop(2)):
+        thread, found = in_thread(lambda: plain.model.generate(**plain.inputs(0), **settings))
+        slow.reached.wait(10)
+    slow.go_on.set()
+    thread.join(10)
+    (error,) = found
+    assert isinstance(error, BadUsage) and "block has ended" in error.what
+    assert slow.steps == 1 and len(pushed.tokens) == (beams == 1)  # the prompt, and no token
+
+
+def test_a_forward_that_outlives_its_block_raises_in_its_thread(plain):
+    entered, go_on = threading.Event(), threading.Event()
+
+    class Waits(Drop):
+        def __call__(self, hidden, score, visual, n0):
+            entered.set()
+            go_on.wait(10)
+            return super().__call__(hidden, score, visual, n0)
+
+    with reduce_tokens(plain.model, inner=[Waits(1), Drop(3)]):
+        thread, found = in_thread(lambda: plain.model(**plain.inputs(0)))
+        entered.wait(10)
+    go_on.set()
+    thread.join(10)
+    assert isinstance(found[0], BadUsage) and "block has ended" in found[0].what
+
+
+@pytest.mark.parametrize("where", ["tower", "outer", "generate"])
+def test_a_second_thread_is_refused_while_a_call_is_under_way(plain, where):
+    """Also while only the tower runs, and between the tokens of a generation."""
+    inputs, refused = plain.inputs(0), []
+
+    def meanwhile(*_):
+        for call in (lambda: plain.model(**inputs), lambda: plain.model.generate(**inputs, **GREEDY)):
+            thread, found = in_thread(call)
+            thread.join(10)
+            refused.extend(found)
+
+    class Outer(KeepEvery):
+        def __call__(self, video, budget):
+            if where == "outer":
+                meanwhile()
+            return super().__call__(video, budget)
+
+    processor = LogitsProcessor()
+    handle = None
+    with reduce_tokens(plain.model, KeepEvery(), 0.3):
+        expected = plain.model.generate(**inputs, **GREEDY)
+    if where == "tower":
+        handle = plain.model.model.vision_tower.register_forward_hook(meanwhile)
+    settings = dict(GREEDY)
+    if where == "generate":
+        processor = type("Other", (LogitsProcessor,), {"__call__": lambda self, ids, scores: (meanwhile(), scores)[1]})()
+        settings["logits_processor"] = [processor]
+    with reduce_tokens(plain.model, Outer(), 0.3):
+        ours = plain.model.generate(**inputs, **settings)
+        if handle:
+            handle.remove()
+        thread, found = in_thread(lambda: plain.model.generate(**batch(words(5)), **GREEDY))
+        thread.join(10)
+    assert torch.equal(ours.sequences, expected.sequences)
+    assert refused and all(error.what == "another thread is using this model" for error in refused)
+    assert not isinstance(found[0], Exception)  # nothing is under way, so any thread may call
+
+
+def test_two_threads_are_right_or_refused(plain):
+    calls = [(plain.inputs(0), {"num_beams": 3}), (plain.inputs(1), {})]
+    settings = {"max_new_tokens": 3, "do_sample": False}
+    answers = []
+    with reduce_tokens(plain.model, KeepEvery(), 0.3, HoliTomMerge(2, 0.5)):
+        expected = [plain.model.generate(**inputs, **more, **settings) for inputs, more in calls]
+
+        def work(which):
+            for _ in range(8):
+                try:
+                    inputs, more = calls[which]
+                    answers.append(torch.equal(plain.model.generate(**inputs, **more, **settings), expected[which]))
+                except BadUsage as error:
+                    assert error.what == "another thread is using this model"
+                    time.sleep(0.01)
+
+        threads = [in_thread(lambda which=which: work(which)) for which in (0, 1)]
+        for thread, found in threads:
+            thread.join(60)
+            assert found == [None]
+    assert answers and all(answers)
+
+
+# --- models that are not plain
+
+
+def test_compiled_models_are_refused(plain):
+    compiled = copy.deepcopy(plain.model)
+    compiled.model.language_model.forward = torch.compile(compiled.model.language_model.forward)
+    called = copy.deepcopy(plain.model)
+    called.model.compile()
+    for model in (compiled, called, torch.compile(copy.deepcopy(plain.model))):
+        with pytest.raises(UnsupportedModel, match="compiled"), reduce_tokens(model, KeepEvery(), 0.3):
+            pass
+    late = copy.deepcopy(plain.model)
+    with reduce_tokens(late, KeepEvery(), 0.3):
+        late.model.language_model.compile()
+        with pytest.raises(UnsupportedModel, match="compiled"):
+            late(**plain.inputs(0))
+
+
+def test_training_and_nesting_are_refused(plain):
+    with reduce_tokens(plain.model):
+        plain.model.train()
+        with pytest.raises(UnsupportedModel, match="training mode"):
+            plain.model(**plain.inputs(0))
+        with pytest.raises(UnsupportedModel, match=r"training mode.*eval"), reduce_tokens(Host().model.train()):
+            pass
+        plain.model.eval()
+        for again in (plain.model, plain.model.model):
+            with pytest.raises(BadUsage, match="already inside"), reduce_tokens(again):
+                pass
+        plain.model(**plain.inputs(0))  # and is still attached
+    assert "forward" not in vars(plain.model.model)
+
+
+def test_the_inner_model_alone_takes_a_plain_forward(plain):
+    core, inputs = plain.model.model, plain.inputs(0)
+    with reduce_tokens(core, KeepEvery(), 0.3, Drop(2)) as run:
+        states = core(**inputs).last_hidden_state
+        with pytest.raises(BadUsage, match="outside of the block|position_ids are given"):
+            plain.model.generate(**inputs, **GREEDY)
+    with reduce_tokens(plain.model, KeepEvery(), 0.3, Drop(2)):
+        torch.testing.assert_close(plain.model.lm_head(states), plain.model(**inputs).logits)
+    assert run.stats.acted
+
+
+@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize("where", ["tower", "all in memory", "all on disk", "layers apart"])
+def test_offloaded_weights(name, where, tmp_path):
+    """Parts that accelerate keeps elsewhere until they run: as the plain model, with every kind of stage."""
+    host = Host(name)
+    requires = frozenset({"saliency", "keys"})
+    reduction = Reduction("x", KeepEvery(requires=requires), 0.3, BOTH.inner, Nearest(4, 1))
+    with reduce_tokens(host.model, reduction=reduction):
+        expected = host.model.generate(**host.inputs(0, 1), **GREEDY)
+    core, cpu = host.model.model, torch.device("cpu")
+    tower = core.visual if hasattr(core, "visual") else core.vision_tower
+    if where == "tower":
+        cpu_offload(tower, execution_device=cpu)
+    elif where == "all in memory":
+        cpu_offload(host.model, execution_device=cpu)
+    elif where == "all on disk":
+        disk_offload(host.model, tmp_path, execution_device=cpu)
+    else:
+        places = {f"model.language_model.layers.{i}": "disk" if i % 2 else "cpu" for i in range(len(core.language_model.layers))}
+        rest = {name.split(".")[0] if "model." not in name else ".".join(name.split(".")[:2]) for name, _ in
+                host.model.named_parameters() if "language_model" not in name}
+        places |= dict.fromkeys(rest, "cpu") | dict.fromkeys(
+            ["model.language_model.embed_tokens", "model.language_model.norm", "model.language_model.rotary_emb"], "cpu")
+        dispatch_model(host.model, places, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
+    before = marks(host.model)
+    with reduce_tokens(host.model, reduction=reduction) as run:
+        ours = host.model.generate(**host.inputs(0, 1), **GREEDY)
+        bare = host.model(**host.inputs(0, 1)).logits[:, -1]
+    assert torch.equal(ours.sequences, expected.sequences) and run.stats.acted
+    torch.testing.assert_close(bare, expected.logits[0], **NEAR)
+    assert marks(host.model) == before
+
+
+@pytest.mark.parametrize("inner", [(), (FastV(2, 0.5), HoliTomMerge(3, 0.5))])
+def test_an_autocast_around_the_block_leaves_stages_their_precision(plain, inner):
+    seen = []
+
+    class Watched(KeepEvery):
+        def __call__(self, video, budget):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().__call__(video, budget)
+
+    class Inside(Drop):
+        def __call__(self, hidden, score, visual, n0):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().__call__(hidden, score, visual, n0)
+
+    with torch.autocast("cpu", torch.bfloat16), reduce_tokens(plain.model, Watched(), 0.3, [Inside(1), *inner]) as run:
+        plain.model.generate(**plain.inputs(0, 1), **GREEDY)
+    assert seen == [False] * 4 and run.stats.acted
+
+
+def test_inside_a_wrapper(plain):
+    """What is wrapped around a model (PEFT, for one) calls through to it."""
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, base_model):
+            super().__init__()
+            self.base_model, self.config = base_model, base_model.config
+
+        def generate(self, **given):
+            return self.base_model.generate(**given)
+
+        def forward(self, **given):
+            return self.base_model(**given)
+
+    with reduce_tokens(plain.model, KeepEvery(), 0.3, Drop(2)):
+        expected = plain.model.generate(**plain.inputs(0), **GREEDY)
+    wrapper = Wrapper(plain.model).eval()
+    with reduce_tokens(wrapper, KeepEvery(), 0.3, Drop(2)) as run:
+        ours = wrapper.generate(**plain.inputs(0), **GREEDY)
+        torch.testing.assert_close(wrapper(**plain.inputs(0)).logits[:, -1], expected.logits[0], **NEAR)
+    assert torch.equal(ours.sequences, expected.sequences) and len(run.stats.samples) == 2

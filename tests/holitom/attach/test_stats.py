@@ -1,0 +1,105 @@
+"""What a block says that it has done: counts asked for and spent, seconds, and whether every stage acted."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hosts import LAYERS
+from seam import ALL, GREEDY, Drop, KeepEvery, Nearest
+
+from holitom.attach import SampleStats, TokenBudget, reduce_tokens, token_budget
+from holitom.errors import CannotRun
+from holitom.flops import LLMShape
+from holitom.methods.dycoke import DyCokeDecode
+from holitom.methods.fastv import FastV
+from holitom.methods.holitom import HoliTom, HoliTomMerge
+from holitom.types import Reduction
+
+
+def test_a_sample(plain):
+    with reduce_tokens(plain.model, HoliTom(), 0.25, [Drop(2), Drop(4)]) as run:
+        plain.model.generate(**plain.inputs(0), **GREEDY)
+        run.stats.check_acted()
+    last = run.stats.last
+    assert (last.videos, last.frames, last.cells, last.requested, last.budget) == (1, 4, 16, 16, 0.25)
+    assert set(last.seconds) == {"vision", "saliency", "outer", "prefill"} and min(last.seconds.values()) > 0
+    assert last.flops_paper < last.flops_exact
+    stored = last.as_dict()
+    assert stored["realised"] == last.kept / 64 and stored["off_per_frame"] == (last.kept - 16) / 4
+    names = set(stored) - {"realised", "off_per_frame", "flops_paper", "flops_exact"}
+    assert replace(SampleStats(**{name: stored[name] for name in names}, shape=last.shape)) == last
+    assert (last.full_newlines, last.newlines_per_layer, len(last.per_layer)) == (1, (1,) * LAYERS, LAYERS)
+    assert run.stats.calls == {"outer": 1, "inner@2": 1, "inner@4": 1}
+    assert run.stats.removed["outer"] == 64 - last.kept
+    assert run.stats.removed["inner@2"] == last.per_layer[1] - last.per_layer[2]
+
+
+KEEPS = {
+    "outer": Reduction("outer", ALL, 0.5),
+    "inner@2": Reduction("inner", inner=(Drop(2, 1.0),)),
+    "inner@3": Reduction("one of two", KeepEvery(), 0.3, (Drop(1), Drop(3, 1.0))),
+    "decode@2": Reduction("decode", decode=Nearest(2, 100)),
+}
+
+
+@pytest.mark.parametrize("name", KEEPS)
+def test_a_stage_that_keeps_everything_has_not_acted(plain, name):
+    with reduce_tokens(plain.model, reduction=KEEPS[name]) as run:
+        plain.model.generate(**plain.inputs(0), **GREEDY)
+    assert run.stats.idle == (name,) and not run.stats.missing and not run.stats.acted
+    with pytest.raises(CannotRun, match=f"{name} kept every token of all 1 prompts"):
+        run.stats.check_acted()
+
+
+def test_a_stage_that_never_ran(plain):
+    with reduce_tokens(plain.model, decode=DyCokeDecode(2, 0.5)) as run:
+        plain.model.generate(**plain.inputs(0), max_new_tokens=1, do_sample=False)
+    assert run.stats.missing == ("decode@2",) and not run.stats.acted
+    with pytest.raises(CannotRun, match="decode@2 never ran"):
+        run.stats.check_acted()
+
+
+NOTHING = [
+    Reduction("budget 1", ALL, 1.0),
+    Reduction("ratio 0", inner=(HoliTomMerge(2, 0.0), FastV(3, 0.0)), decode=DyCokeDecode(4, 0.0)),
+    Reduction("nothing at all"),
+]
+
+
+@pytest.mark.parametrize("reduction", NOTHING, ids=lambda reduction: reduction.name)
+def test_who_asks_for_nothing_may_keep_everything(plain, reduction):
+    with reduce_tokens(plain.model, reduction=reduction) as run:
+        plain.model.generate(**plain.inputs(0), **GREEDY)
+    run.stats.check_acted()
+    assert run.stats.acted and (run.stats.budget.share, run.stats.budget.layer_share) == (1.0, 1.0)
+
+
+def sample(kept, requested, frames=4, cells=16, newlines=1, layers=(1.0, 0.5)):
+    shape = LLMShape("x", 8, 16, len(layers), 2, 2, 4)
+    per_layer = tuple(int(kept * share) for share in layers)
+    return SampleStats(
+        1, frames, cells, 0.25, requested, kept, newlines, 1, 80, 20, shape, per_layer, (newlines,) * len(layers)
+    )
+
+
+def test_a_budget_is_the_mean_over_prompts():
+    budget = token_budget([sample(20, 16), sample(8, 16)])
+    assert (budget.asked_tokens, budget.kept_tokens, budget.full_tokens, budget.frames) == (16, 14, 64, 4)
+    assert (budget.layer_tokens, budget.layer_newlines) == ((15 + 6) / 2, 1)
+    assert budget.share == 14 / 64 and budget.share_with_newlines == 15 / 65 and budget.layer_share == 10.5 / 64
+    assert budget.off_per_frame == -0.5 and budget.farthest_off == -2 and budget.met
+    assert not token_budget([sample(24, 16)]).met
+    assert TokenBudget(**vars(budget)) == budget
+
+
+@pytest.mark.gpu
+def test_seconds_on_cuda_are_read_when_asked_for(plain):
+    model = plain.model.cuda()
+    try:
+        inputs = {name: value.cuda() for name, value in plain.inputs(0, 1).items()}
+        with reduce_tokens(model, HoliTom(), 0.25, Drop(2)) as run:
+            torch.cuda.set_sync_debug_mode("default")
+            model.generate(**inputs, **GREEDY)
+        assert min(run.stats.last.seconds.values()) > 0 and set(run.stats.last.seconds) >= {"vision", "outer", "prefill"}
+    finally:
+        model.cpu()

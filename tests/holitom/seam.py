@@ -1,0 +1,265 @@
+"""Building blocks of the attach tests: prompts for a tiny model of every host, stages that do exactly what a test needs,
+and the oracle: one forward without a cache over all tokens, with a mask and positions for every layer.
+
+Dropping a token is the same as never reading it, so a reduced run, prefill and decoding together, must give the logits
+of that forward. It knows nothing of the code under test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+import torch
+from hosts import END, FRAMES, GRIDS, HOSTS, LAYERS, PAD, START, VIDEO
+
+from holitom.models import adapter_for
+from holitom.types import TokenSet
+
+NEW = 4
+GREEDY = {"max_new_tokens": NEW, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+NEAR = {"atol": 5e-5, "rtol": 0}
+SECONDS = (1.0, 0.5)  # between the frames of Qwen2.5-VL's two videos
+
+
+def words(count, seed=0):
+    return torch.randint(3, 290, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def batch(*rows):
+    """Left-padded input_ids and attention_mask."""
+    width = max(map(len, rows))
+    ids, mask = torch.full((len(rows), width), PAD), torch.zeros(len(rows), width, dtype=torch.long)
+    for b, row in enumerate(rows):
+        ids[b, width - len(row) :] = row
+        mask[b, width - len(row) :] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+class Host:
+    """Two prompts with a video each, 0 and 1, of different length, for a tiny model of one family.
+
+    rows[i]: all embeddings of video i [P, D], newlines included; visual[i]: which of them are tokens; grids[i]; before,
+    after: words around the videos.
+    """
+
+    def __init__(self, name="llava_onevision", attention="sdpa"):
+        self.name, self.model = name, HOSTS[name](attention)
+        self.before, self.after = (5, 3), (7, 4)
+        qwen = name == "qwen2_5_vl"
+        side = 3 if name == "llava_video" else 4
+        self.frames = [t for t, _, _ in GRIDS] if qwen else [FRAMES, FRAMES]
+        self.grids = [(h // 2, w // 2) for _, h, w in GRIDS] if qwen else [(side, side)] * 2
+        self.head = [words(n, 10 + i) for i, n in enumerate(self.before)]
+        self.tail = [words(n, 20 + i) for i, n in enumerate(self.after)]
+        if qwen:
+            for i in (0, 1):
+                self.head[i][-1], self.tail[i][0] = START, END
+        size = 98 if name == "llava_video" else 112
+        draw = torch.Generator().manual_seed(4)
+        scene = torch.randn(2, 1, 3, size, size, generator=draw)
+        self.clips = scene + 0.4 * torch.randn(2, FRAMES, 3, size, size, generator=draw)
+        if qwen:
+            self.clips = [torch.randn(t * h * w, 3 * 2 * 14 * 14, generator=draw) for t, h, w in GRIDS]
+        self.rows = [self._rows(i) for i in (0, 1)]
+        counts = [t * h * w for t, (h, w) in zip(self.frames, self.grids, strict=True)]
+        self.visual = [torch.arange(len(row)) < n for row, n in zip(self.rows, counts, strict=True)]
+        if name == "llava_video":
+            self.visual = [torch.arange(FRAMES * 12) % 4 != 3] * 2
+
+    @torch.no_grad()
+    def _rows(self, i):
+        """By the stock model; LLaVA-Video, which its class pools and ends otherwise, from its parts by other means."""
+        core = self.model.model
+        if self.name == "qwen2_5_vl":
+            return core.visual(self.clips[i], grid_thw=torch.tensor([GRIDS[i]])).pooler_output
+        if self.name != "llava_video":
+            rows = core.get_video_features(self.clips[i][None]).pooler_output[0].flatten(0, -2)
+            bare = self.name == "llava_onevision" and len(rows) == FRAMES * 16  # before transformers 5.19
+            return torch.cat([rows, core.image_newline[None]]) if bare else rows
+        states = core.vision_tower(self.clips[i], output_hidden_states=True).hidden_states
+        maps = core.multi_modal_projector(states[self.model.config.vision_feature_layer]).unflatten(1, (7, 7))
+        means = maps[:, :6, :6].unflatten(2, (3, 2)).unflatten(1, (3, 2)).mean((2, 4))
+        return torch.cat([means, core.image_newline.expand(FRAMES, 3, 1, -1)], dim=2).flatten(0, 2)
+
+    def prompt(self, i, placeholders=None):
+        run = torch.full((placeholders or len(self.rows[i]),), VIDEO)
+        return torch.cat([self.head[i], run, self.tail[i]])
+
+    def pixels(self, *which):
+        """The arguments of a call, or of ``run.encode``, that bring the videos."""
+        if self.name != "qwen2_5_vl":
+            return {"pixel_values_videos": self.clips[list(which)]}
+        grids = torch.tensor([GRIDS[i] for i in which])
+        return {"pixel_values_videos": torch.cat([self.clips[i] for i in which]), "video_grid_thw": grids}
+
+    def inputs(self, *which):
+        given = batch(*(self.prompt(i) for i in which)) | self.pixels(*which)
+        if self.name == "qwen2_5_vl":
+            given["second_per_grid_ts"] = torch.tensor([SECONDS[i] for i in which])
+            given["mm_token_type_ids"] = (given["input_ids"] == VIDEO).int() * 2
+        return given
+
+    def numbers(self, i):
+        """Rotary positions of the prompt: [S], or [3, S] where they are written out here: text counts on; a token of
+        the video has its time, row and column behind the text before it, and the text goes on behind the larger side."""
+        if self.name != "qwen2_5_vl":
+            return torch.arange(len(self.prompt(i)))
+        first, (rows, columns) = self.before[i], self.grids[i]
+        time = (torch.arange(self.frames[i]) * 2 * SECONDS[i]).long()
+        axes = torch.meshgrid(time, torch.arange(rows), torch.arange(columns), indexing="ij")
+        later = torch.arange(self.after[i]) + first + max(rows, columns)
+        text = (torch.arange(first).expand(3, -1), later.expand(3, -1))
+        return torch.cat([text[0], torch.stack(axes).flatten(1) + first, text[1]], dim=1)
+
+    def kept_rows(self, i, kept):
+        """Which rows of the video a TokenSet leaves, ascending, with the newlines of what is left."""
+        height, width = self.grids[i]
+        if self.name == "llava_video":
+            place = (kept.frame * height + kept.cell // width) * (width + 1) + kept.cell % width
+            return torch.cat([place, (place // (width + 1)).unique() * (width + 1) + width]).sort().values
+        ends = (~self.visual[i]).nonzero().flatten()
+        return torch.cat([kept.frame * height * width + kept.cell, ends])
+
+    @torch.no_grad()
+    def embed(self, i, rows, answer):
+        """Embeddings of a prompt with these rows in the place of its video, and of the answer behind it [S, D]."""
+        table = self.model.get_input_embeddings()
+        return torch.cat([table(self.head[i]), rows, table(self.tail[i]), table(answer)])
+
+    @torch.no_grad()
+    def recompute(self, embeds, masks, positions):
+        """Logits [S, V]: masks: per layer [S, S] bool; positions: per layer [S] or [3, S]."""
+        text, handles = self.model.model.language_model, []
+
+        def use(layer):
+            def hook(module, args, kwargs):
+                lowest = torch.finfo(embeds.dtype).min
+                allowed = torch.zeros(masks[layer].shape, dtype=embeds.dtype).masked_fill(~masks[layer], lowest)
+                own = positions[layer]
+                kwargs["attention_mask"] = allowed[None, None]
+                kwargs["position_embeddings"] = text.rotary_emb(args[0], own[:, None] if own.ndim == 2 else own[None])
+                return args, kwargs
+
+            return hook
+
+        try:
+            for i, module in enumerate(text.layers):
+                handles.append(module.register_forward_pre_hook(use(i), with_kwargs=True))
+            hidden = text(inputs_embeds=embeds[None], use_cache=False).last_hidden_state
+        finally:
+            for handle in handles:
+                handle.remove()
+        return self.model.lm_head(hidden)[0]
+
+
+def layout(prompt, total, stages=(), numbers=None):
+    """Masks and positions for ``recompute``: causal, then what each stage dropped. stages: (stage, kept ids [K] of the
+    prompt); numbers [.., total]: positions before any stage."""
+    numbers = torch.arange(total) if numbers is None else numbers
+    masks = [torch.ones(total, total).tril().bool() for _ in range(LAYERS)]
+    positions = [numbers.clone() for _ in range(LAYERS)]
+    for stage, kept in stages:
+        gone = torch.ones(total, dtype=torch.bool)
+        gone[kept], gone[prompt:] = False, False
+        for i in range(LAYERS):
+            if i >= stage.layer:
+                # a dropped row may see itself: fully masked rows are undefined, and nobody reads this one
+                masks[i] = (masks[i] & ~gone) | torch.diag(gone)
+                if stage.positions == "contiguous" and numbers.ndim == 1:
+                    positions[i][~gone] = torch.arange(int((~gone).sum()))
+            elif stage.prune_past:
+                masks[i][prompt:] &= ~gone
+    return masks, positions
+
+
+def continued(numbers, count):
+    """Positions [.., S] with ``count`` more behind them."""
+    return torch.cat([numbers, numbers[..., -1:] + 1 + torch.arange(count)], dim=-1)
+
+
+@dataclass(frozen=True)
+class KeepEvery:
+    """Keeps the visual tokens whose index, plus a number that depends on the video, is divisible by ``step``."""
+
+    step: int = 3
+    positions: str = "contiguous"
+    requires: frozenset = frozenset()
+    fidelity: str = "control"
+
+    def __call__(self, video, budget):
+        flat = torch.arange(video.frames * video.cells, device=video.tokens.device)
+        offset = int(video.tokens[0, 0, 0] > 0) if self.step > 1 else 0
+        flat = flat[(flat + offset) % (self.step + offset) == 0]
+        return TokenSet(video.tokens.flatten(0, 1)[flat], flat // video.cells, flat % video.cells)
+
+
+ALL = KeepEvery(1)
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Drops the visual tokens of lowest score, keeping ``round(share * alive)``; remembers what it saw."""
+
+    layer: int
+    share: float = 0.5
+    score: str = "prev"
+    query: str = "last"
+    positions: str = "original"
+    prune_past: bool = False
+    causal: bool = True
+    include_newlines: bool = False
+    fidelity: str = "control"
+    seen: list = field(default_factory=list, compare=False)
+
+    def fresh(self):
+        return type(self)(**{f.name: getattr(self, f.name) for f in fields(self) if f.name != "seen"})
+
+    def __call__(self, hidden, score, visual, n0, **groups):
+        rank = score.amax((0, 1)) if self.query == "text" else score
+        keep = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
+        keep[visual] = False
+        keep[visual[rank[visual].topk(round(self.share * len(visual))).indices]] = True
+        ids = keep.nonzero().flatten()
+        self.seen.append({"score": score, "visual": visual, "n0": n0, "keep": ids, "hidden": hidden, **groups})
+        return ids, hidden[ids]
+
+
+class GroupDrop(Drop):
+    reads_groups = True
+
+
+def absolute(stages, length, which=0):
+    """What each stage kept of one prompt, as ids of the prompt."""
+    kept, now = [], torch.arange(length)
+    for stage in stages:
+        now = now[stage.seen[which]["keep"]]
+        kept.append(now)
+    return kept
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """A decode stage: of the visual tokens only the ``count`` with the highest attention are read."""
+
+    layer: int = 2
+    count: int = 6
+    fidelity: str = "control"
+    reads: list = field(default_factory=list, compare=False)
+
+    def __call__(self, row, visual):
+        read = visual[row[visual].topk(min(self.count, len(visual))).indices].sort().values
+        self.reads.append((row, visual, read))
+        return read
+
+
+def marks(model):
+    """Every hook and every instance attribute of every module."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks")
+    return {name: (sorted(vars(m)), [len(getattr(m, h)) for h in hooks]) for name, m in model.named_modules()}
+
+
+def video_of(host, which=0):
+    """The features of one of the host's videos."""
+    given = host.pixels(which)
+    pixels = given.pop("pixel_values_videos")
+    return adapter_for(host.model).encode(pixels, frozenset(), **given).videos[0]
