@@ -22,7 +22,7 @@ import torch
 
 from holitom.errors import BadUsage, BadVideo, CannotRun, KitError
 from holitom.flops import paper_flops
-from holitom.methods import AveragePool, FastV, FastVID, HoliTom, HoliTomMerge
+from holitom.methods import FastV, FastVID, HoliTom, HoliTomMerge
 from holitom.types import TokenSet, VideoFeatures
 from holitom.video import Frames, write_video
 from holitom_repro import method_page, paths
@@ -62,9 +62,6 @@ def noise() -> VideoFeatures:
     return VideoFeatures(tokens, (6, 6), saliency=saliency, keys=keys)
 
 
-# --- what a token stands for
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_watching_a_method_does_not_change_it_and_its_tokens_are_sums_under_the_weights_found(name, noise):
     method = METHODS[name]()
@@ -88,17 +85,10 @@ def test_a_source_of_several_tokens_goes_to_the_heaviest_then_the_nearest(noise)
     kept, owner = reduce_with_sources(FastVID(tau=-1.0, segments=1, head="substitute"), noise, 0.3)
     merged = torch.bincount(owner[owner != NOBODY], minlength=len(kept)) > 1
     assert int(merged.sum()) > 1 and not (owner == NOBODY).any() and len(kept.frame[merged].unique()) > 1
-    kept, owner = reduce_with_sources(AveragePool(), noise, 0.3)
-    used = owner != NOBODY
-    at = torch.arange(12)[:, None].expand(12, 36)[used]
-    away = (kept.cell[owner[used]] // 6 - (torch.arange(36) // 6).expand(12, 36)[used]).abs()
-    assert torch.equal(kept.frame[owner[used]], at) and int(away.max()) <= 2, "overlapping pools: the nearest"
 
 
 @dataclass(frozen=True)
 class Twice:
-    """Keeps the first two frames' mean: a method that nobody has seen before."""
-
     requires: ClassVar[frozenset[str]] = frozenset()
     positions: ClassVar[str] = "contiguous"
     fidelity: ClassVar[str] = "control"
@@ -116,17 +106,13 @@ def test_a_method_of_ones_own(noise, clip, monkeypatch):
     assert found.segments[0] == (0, 1) and found.side.label in page([found], 0)
 
 
-# --- outcomes
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_every_cell_has_one_fate(name, clip):
     found = outcome(clip, Side(name, 0.3))
     counts = [int(found.per_frame(fate).sum()) for fate in (DROPPED, CARRIED, ALONE, MERGED)]
     assert sum(counts) == found.owner.size and counts[ALONE] + counts[MERGED] == len(found.kept)
     assert int(found.size.sum()) == found.owner.size - counts[DROPPED]
-    frames = [t for first, last in found.segments for t in range(first, last + 1)]
-    assert frames in ([], list(range(16))) and len(np.unique(found.segment_of)) == max(1, len(found.segments))
+    assert [t for first, last in found.segments for t in range(first, last + 1)] in ([], list(range(16)))
 
 
 def test_segments_are_the_methods_own_or_end_where_no_token_reaches_on(clip, drawn):
@@ -137,17 +123,6 @@ def test_segments_are_the_methods_own_or_end_where_no_token_reaches_on(clip, dra
     equal = outcome(drawn, Side(budget=0.25))
     assert equal.segments == ((0, 3), (4, 7)) and set(equal.kept.frame.tolist()) == {0, 4}
     assert (equal.owner[0] == equal.owner[3]).all() and not (equal.owner[3] == equal.owner[4]).any()
-
-
-def test_touching_groups_have_different_colours(clip):
-    found = outcome(clip, Side())
-    owner = found.owner.reshape(-1, 14, 14)
-    a, b = owner[:, :, 1:].ravel(), owner[:, :, :-1].ravel()
-    grouped = (a != b) & (a >= 0) & (b >= 0) & (found.size[a] > 1) & (found.size[b] > 1)
-    assert (found.tint[a] == found.tint[b])[grouped].mean() < 0.02
-
-
-# --- the picture and the table
 
 
 def test_paint_fades_frames_and_tints(drawn):
@@ -197,9 +172,6 @@ def test_the_table_compares_also_a_method_with_itself():
     assert view(State(frames=16, second=None)).table().shape[1] == 2
 
 
-# --- what can be chosen
-
-
 def test_a_side_is_a_reduction_and_every_method_has_a_look_of_its_own():
     side = Side("HoliTom", 0.15, 0.7, "merge", 18, 0.5)
     made = side.reduction()
@@ -221,7 +193,6 @@ def test_a_side_is_a_reduction_and_every_method_has_a_look_of_its_own():
         (Side(budget=0.0), "budget 0.0"),
         (Side("HoliTon"), "HoliTon"),
         (Side(tau=2.0), "tau = 2"),
-        (Side(inner="both"), "both"),
         (Side(inner="merge", layer=28), "K = 28"),
         (Side("DyCoke", 0.1), "DyCoke keeps one whole frame"),
     ],
@@ -263,9 +234,6 @@ def test_the_tiny_model_answers_before_and_after(tmp_path):
         tiny_model(tmp_path)
 
 
-# --- the page
-
-
 def test_a_change_changes_picture_table_and_state_and_a_failure_leaves_them(tmp_path):
     explorer = Explorer(State(frames=8, focus=2))
     _ = explorer.page
@@ -302,16 +270,12 @@ def test_a_change_takes_less_than_half_a_second_of_computing():
     assert sorted(change(number) for number in range(1, 6))[2] < 0.5
 
 
-# --- a real JupyterLab
-
-
-def until(what, ask, patience=180):
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
+def until(what, ask):
+    for _ in range(1800):
         if answer := ask():
             return answer
         time.sleep(0.1)
-    raise AssertionError(f"after {patience} s: {what}")
+    raise AssertionError(f"after 180 s: {what}")
 
 
 class Tab:
@@ -376,7 +340,7 @@ def lab(folder, notebook):
         tab = Tab(address, folder)
         tab.command("Page.enable")
         tab.command("Page.navigate", url=f"{facts['url']}lab/tree/{notebook}?token={facts['token']}")
-        tab.wait("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'")
+        tab.wait("globalThis.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
         yield tab
 
 

@@ -83,8 +83,7 @@ def test_short_videos_and_odd_sizes_are_drawn(tmp_path, frames):
 
 
 def test_colour_features_are_finite_and_need_a_picture_larger_than_the_grid():
-    flat = method_page.colour_features(np.full((3, 28, 28, 3), 127, np.uint8))
-    assert flat.tokens.isfinite().all() and flat.saliency.sum(1).tolist() == pytest.approx([1.0] * 3)
+    assert method_page.colour_features(np.full((3, 28, 28, 3), 127, np.uint8)).tokens.isfinite().all()
     with pytest.raises(BadVideo, match="smaller than the grid"):
         method_page.colour_features(np.zeros((2, 8, 8, 3), np.uint8))
 
@@ -110,7 +109,6 @@ def test_the_demo_with_a_model_answers(tmp_path, capsys):
         (["no/such/file.mp4"], BadVideo),
         ([str(paths.root() / "pyproject.toml")], BadVideo),
         (["--budget", "0"], BadUsage),
-        (["--frames", "0"], BadUsage),
         (["--tau", "2"], BadUsage),
         (["--question", "what?"], BadUsage),
         (["--budget", "much"], Exception),
