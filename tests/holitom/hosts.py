@@ -37,7 +37,8 @@ def randomise(model, attention="sdpa", dtype=torch.float32):
         for name, weight in sorted(model.named_parameters()):
             if "norm" not in name and "ln_q" not in name:
                 weight.copy_(torch.randn(weight.shape, generator=generator) * 0.15)
-    model.set_attn_implementation(attention)
+    if attention is not None:
+        model.set_attn_implementation(attention)
     if hasattr(model, "generation_config"):
         model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, PAD
     return model.to(dtype).eval()
