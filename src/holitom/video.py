@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,18 +29,18 @@ _TEXT_CODECS = {"ansi", "bintext", "idf", "xbin"}  # FFmpeg would render a text 
 class Sampling:
     """How frames are chosen: ``np.linspace(0, n - 1, frames, dtype=int)`` over the n frames of a file, and what the
     releases do besides. repeat: show frames again in clips of fewer than asked (else each once); per_second: take so
-    many a second, and linspace only where those are more than asked; hidden: count the frames that an edit list hides
-    from players, as decord does."""
+    many a second, and linspace only where those are more than asked; decord: number the frames as decord 0.6 does where
+    an edit list hides some from players."""
 
     repeat: bool = False
     per_second: float | None = None
-    hidden: bool = False
+    decord: bool = False
 
 
 EVENLY = Sampling()
-ONEVISION = Sampling(repeat=True, hidden=True)
+ONEVISION = Sampling(repeat=True, decord=True)
 """LLaVA-OneVision's evaluation (lmms_eval/models/llava_onevision.py in HoliTom's release)."""
-LLAVA_VIDEO = Sampling(per_second=1.0, hidden=True)
+LLAVA_VIDEO = Sampling(per_second=1.0, decord=True)
 """LLaVA-Video's evaluation (lmms_eval/models/llava_vid.py in HoliTom's release)."""
 
 
@@ -57,8 +57,8 @@ def sample_index(total: int, frames: int, sampling: Sampling = EVENLY, rate: flo
 
 @dataclass(frozen=True)
 class Frames:
-    """Frames of one video: pixels [T, H, W, 3] uint8 RGB, upright; index [T]: the place of each among the ``total``
-    decodable ones; seconds [T]: its time after the first, by the stream's own time stamps where it has them; notes:
+    """Frames of one video: pixels [T, H, W, 3] uint8 RGB, upright; index [T]: the number of each among the ``total``
+    that were counted; seconds [T]: its time after the first, by the stream's own time stamps where it has them; notes:
     what a reader should know, such as fewer frames than asked, or a file that is cut off."""
 
     pixels: np.ndarray
@@ -88,9 +88,8 @@ def load_frames(path: str | os.PathLike[str], frames: int, sampling: Sampling = 
         raise BadVideo(f"{path} is a directory", fix="give one video file")
     try:
         film = _scan(path)
-        every = _scan(path, hidden=True) if film.announced > len(film.pts) else film
-        hidden, film = len(every.pts) - len(film.pts), every if sampling.hidden else film
-        return _read(film, frames, sampling, hidden)
+        every = _scan(path, whole=True) if film.announced > film.packets else film
+        return _read(film, frames, sampling, hidden=every.packets - len(film.pts))
     except MemoryError as error:
         raise CannotRun(f"{frames} frames of {path} do not fit into memory", fix="ask for fewer frames") from error
     except (av.error.FFmpegError, OSError) as error:
@@ -134,14 +133,18 @@ def write_video(
 @dataclass(frozen=True)
 class _Film:
     """What a file's packets say, nothing decoded: ascending time stamps of all frames and of key frames, whether every
-    frame has one of its own, frames a second; frames and seconds that the file's head announces (0: none)."""
+    frame has one of its own, frames a second; the number of packets, with those that an edit list hides, of which
+    ``before`` are hidden before the first frame, and which of them are key frames; frames and seconds that the file's
+    head announces (0: none)."""
 
     path: Path
-    hidden: bool
     pts: list[int]
     keys: list[int]
     complete: bool
     rate: float
+    packets: int
+    before: int
+    key_packets: list[int]
     announced: int
     length: float
 
@@ -150,10 +153,10 @@ class _Astray(Exception):
     """A frame did not turn up where its time stamp is."""
 
 
-def _opened(path: Path, hidden: bool) -> InputContainer:
-    """For reading. "file:", because FFmpeg takes what stands before a colon for a protocol; titles and the like may be
-    in any encoding, or damaged: nobody reads them."""
-    return av.open(f"file:{path}", metadata_errors="replace", options={"ignore_editlist": str(int(hidden))})
+def _opened(path: Path, whole: bool = False) -> InputContainer:
+    """For reading; whole: without edit lists. "file:", because FFmpeg takes what stands before a colon for a protocol;
+    titles and the like may be in any encoding, or damaged: nobody reads them."""
+    return av.open(f"file:{path}", metadata_errors="replace", options={"ignore_editlist": str(int(whole))})
 
 
 def _stream(container: InputContainer, path: Path) -> VideoStream:
@@ -174,15 +177,22 @@ def _stream(container: InputContainer, path: Path) -> VideoStream:
     return stream
 
 
-def _scan(path: Path, hidden: bool = False) -> _Film:
+def _scan(path: Path, whole: bool = False) -> _Film:
     pts: list[int] = []
     keys: list[int] = []
+    key_packets: list[int] = []
+    hidden: list[int] = []
     complete = True
-    with _opened(path, hidden) as container:
+    with _opened(path, whole) as container:
         stream = _stream(container, path)
         try:
             for packet in container.demux(stream):
-                if not packet.size or packet.is_discard:
+                if not packet.size:
+                    continue
+                if packet.is_keyframe:
+                    key_packets.append(len(pts) + len(hidden))
+                if packet.is_discard:
+                    hidden.append(packet.pts or 0)
                     continue
                 complete &= packet.pts is not None and not packet.is_corrupt
                 pts.append(packet.pts or 0)
@@ -197,7 +207,9 @@ def _scan(path: Path, hidden: bool = False) -> _Film:
     pts.sort()
     keys.sort()
     complete &= len(set(pts)) == len(pts) and bool(keys) and keys[0] <= pts[0]
-    return _Film(path, hidden, pts, keys, complete, rate, announced, length if complete else 0.0)
+    packets, before = len(pts) + len(hidden), sum(stamp < pts[0] for stamp in hidden)
+    length = length if complete else 0.0
+    return _Film(path, pts, keys, complete, rate, packets, before, key_packets, announced, length)
 
 
 def _read(film: _Film, frames: int, sampling: Sampling, hidden: int) -> Frames:
@@ -207,10 +219,13 @@ def _read(film: _Film, frames: int, sampling: Sampling, hidden: int) -> Frames:
         pixels = None  # a further attempt holds nothing of the one before
         times: list[float] = []
         notes: list[str] = []
-        index = sample_index(total or len(film.pts), frames, sampling, film.rate)
+        shown = total or len(film.pts)
+        counted = shown + (film.packets - len(film.pts) if sampling.decord else 0)
+        index = sample_index(counted, frames, sampling, film.rate)
+        places = _as_decord(index, film, shown) if counted > shown else index
         try:
-            found = _decoded(film, times, notes) if total else _sought(film, index, times)
-            pixels, sizes = _pictures(index, found)
+            found = _decoded(film, times, notes) if total else _sought(film, places, times)
+            pixels, sizes = _pictures(places, found)
         except _Astray:
             total = len(film.pts)
             continue
@@ -224,26 +239,44 @@ def _read(film: _Film, frames: int, sampling: Sampling, hidden: int) -> Frames:
     duration = span * total / (total - 1) if total > 1 else 1 / film.rate
     if len(sizes) > 1:
         notes.append(f"the size of the picture changes ({', '.join(sizes)}): all frames are brought to one")
-    if min(len(index), total) < frames:
-        how = f"{sampling.per_second:g} a second are used" if len(index) < total else "all of them are used"
-        notes.append(f"{frames} frames were asked, the video has {total}: {how}")
+    if min(len(index), counted) < frames:
+        how = f"{sampling.per_second:g} a second are used" if len(index) < counted else "all of them are used"
+        notes.append(f"{frames} frames were asked, the video has {counted}: {how}")
     if hidden:
-        notes.append(f"an edit list hides {hidden} frames, which are {'used' if sampling.hidden else 'left out'}")
-    if total < film.announced - (0 if sampling.hidden else hidden):
+        how = "counted, as decord does" if sampling.decord else "left out"
+        notes.append(f"an edit list hides {hidden} frames, which are {how}")
+    reached = max(total, round(duration * film.rate))  # files of uneven rate announce frames for their gaps
+    if reached < film.announced - hidden:
         notes.append(f"the file announces {film.announced} frames, {total} can be decoded: it is cut off or damaged")
     elif duration + 0.5 < 0.95 * film.length:
         notes.append(f"the file announces {film.length:.1f} s, its pictures end after {duration:.1f} s")
     off = np.abs(seconds - np.linspace(0, seconds[-1], total)).max()
     if off > max(1.5 * duration / total, 0.01 * duration):
         notes.append(f"the frames do not come at an even rate: chosen by number, they are up to {off:.1f} s off")
-    return Frames(pixels, index, seconds[index], duration, total, notes=tuple(notes))
+    return Frames(pixels, index, seconds[places], duration, counted, notes=tuple(notes))
+
+
+def _as_decord(index: np.ndarray, film: _Film, shown: int) -> np.ndarray:
+    """Which of the ``shown`` frames decord 0.6 gives for these numbers (SeekAccurate in its video_reader.cc): it counts
+    packets that an edit list hides, but its decoder leaves them out. So later frames come too early, until it seeks to
+    another key frame; beyond the last frame it repeats what it gave before."""
+    places: list[int] = []
+    late = place = current = 0
+    for number in index.tolist():
+        if number >= current:  # else the same again
+            if number > current and len({bisect.bisect_right(film.key_packets, n) for n in (number, current)}) > 1:
+                late = film.before
+            place = max(number - late, 0) if number - late < shown else place
+            current = number + 1
+        places.append(place)
+    return np.array(places)
 
 
 def _sought(film: _Film, index: np.ndarray, times: list[float]) -> Iterator[tuple[int, VideoFrame]]:
     """The wanted frames and their places: seeks to the key frame before each. Raises _Astray."""
     if not film.complete:
         raise _Astray
-    with _opened(film.path, film.hidden) as container:
+    with _opened(film.path) as container:
         stream = _stream(container, film.path)
         times += [float(pts * stream.time_base) for pts in film.pts]
         key = None
@@ -266,7 +299,7 @@ def _sought(film: _Film, index: np.ndarray, times: list[float]) -> Iterator[tupl
 def _decoded(film: _Film, times: list[float], notes: list[str]) -> Iterator[tuple[int, VideoFrame]]:
     """All frames and their places, damaged packets skipped."""
     skipped = damaged = 0
-    with _opened(film.path, film.hidden) as container:
+    with _opened(film.path) as container:
         packets = container.demux(_stream(container, film.path))
         while True:
             try:
@@ -288,10 +321,13 @@ def _decoded(film: _Film, times: list[float], notes: list[str]) -> Iterator[tupl
 
 def _pictures(index: np.ndarray, found: Iterable[tuple[int, VideoFrame]]) -> tuple[np.ndarray, list[str]]:
     """The frames at ``index`` in one array [chosen, H, W, 3], of the first one's size, and the sizes that they had."""
-    pixels, sizes = np.empty(0), []
+    pixels, sizes, rotation, matrix = np.empty(0), [], None, ()
     for place, frame in found:
         for row in np.flatnonzero(index == place):
-            picture = _upright(frame, pixels.shape[1:3])
+            if frame.rotation != rotation:  # PyAV holds a frame in memory whose side data has been read: seldom
+                side = frame.side_data.get("DISPLAYMATRIX")
+                rotation, matrix = frame.rotation, () if side is None else np.frombuffer(side, np.int32).tolist()
+            picture = _upright(frame, matrix, pixels.shape[1:3])
             if not pixels.size:
                 pixels = np.empty((len(index), *picture.shape), np.uint8)
             pixels[row] = picture
@@ -299,12 +335,10 @@ def _pictures(index: np.ndarray, found: Iterable[tuple[int, VideoFrame]]) -> tup
     return pixels, list(dict.fromkeys(sizes))
 
 
-def _upright(frame: VideoFrame, size: tuple[int, ...] = ()) -> np.ndarray:
+def _upright(frame: VideoFrame, matrix: Sequence[int], size: Sequence[int]) -> np.ndarray:
     """The picture [H, W, 3] as players show it: phones store it as the sensor saw it, and a matrix beside it says how
-    to turn and mirror it; an angle is taken to the nearest quarter. size: the H and W that it must have."""
-    side = frame.side_data.get("DISPLAYMATRIX")
-    # x' = a x + c y, y' = b x + d y
-    a, b, _, c, d = np.frombuffer(side, np.int32)[:5].tolist() if side is not None else (1, 0, 0, 0, 1)
+    to turn and mirror it; an angle is taken to the nearest quarter. size: the H and W that it must have, if any."""
+    a, b, _, c, d = matrix[:5] or (1, 0, 0, 0, 1)  # x' = a x + c y, y' = b x + d y
     swapped = abs(b) + abs(c) > abs(a) + abs(d)
     names = ("width", "height") if swapped else ("height", "width")
     picture = frame.to_ndarray(format="rgb24", **dict(zip(names, size, strict=False)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 
 from holitom.errors import BadUsage
 from holitom.flops import (
@@ -20,36 +19,33 @@ from holitom.flops import (
     tokens_per_layer,
     vision_flops,
 )
+from hosts import onevision
 
-FRAMES, PROMPT = 3, 37
-
-
-@pytest.fixture(scope="module")
-def tiny() -> LlavaOnevisionForConditionalGeneration:
-    vision = SiglipVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=112,
-        patch_size=14,
-        vision_use_head=False,
-    )
-    text = Qwen2Config(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=300,
-    )
-    config = LlavaOnevisionConfig(vision_config=vision, text_config=text, image_token_index=298, video_token_index=299)
-    torch.manual_seed(0)
-    return LlavaOnevisionForConditionalGeneration(config).eval()
+OV, VIDEO = 32 * 196, 64 * 169
+FASTV, PDROP, HOLITOM = [(2, 0.2)], [(2, 0.5), (7, 0.25), (14, 0.125)], [(18, 0.5)]
 
 
-def test_the_papers_formula_on_the_vanilla_model() -> None:
-    assert paper_flops([6272] * 28, hidden_size=3584, intermediate_size=18944) == pytest.approx(4.0765e13, rel=1e-4)
+@pytest.mark.parametrize(
+    ("model", "tokens", "stages", "printed"),
+    [
+        ("ov-7b", OV, [], 40.8),
+        *[("ov-7b", outer_tokens(32, 196, r), [], v) for r, v in ((0.25, 8.7), (0.2, 7.0), (0.15, 5.2), (0.1, 3.4))],
+        ("ov-7b", outer_tokens(32, 196, 0.25), HOLITOM, 7.1), ("ov-7b", outer_tokens(32, 196, 0.2), HOLITOM, 5.8),
+        ("ov-7b", outer_tokens(32, 196, 0.15), HOLITOM, 4.3), ("ov-7b", outer_tokens(32, 196, 0.1), HOLITOM, 2.8),
+        ("ov-7b", OV, FASTV, 9.3), ("ov-7b", OV, PDROP, 10.5),
+        ("ov-72b", OV, [], 429.3), ("ov-72b", outer_tokens(32, 196, 0.15), [], 59.0),
+        ("ov-72b", outer_tokens(32, 196, 0.15), [(60, 0.5)], 51.6), ("ov-72b", OV, FASTV, 86.4),
+        ("video-7b", VIDEO, [], 80.2), ("video-7b", outer_tokens(64, 169, 0.15), [], 9.3),
+        ("video-7b", outer_tokens(64, 169, 0.15), HOLITOM, 7.6), ("video-7b", VIDEO, FASTV, 17.1),
+        ("video-7b", VIDEO, PDROP, 19.5),
+    ],
+)  # fmt: skip
+def test_every_printed_cell_of_tables_1_and_2(model: str, tokens: int, stages: list, printed: float) -> None:
+    shape = LLMShape.named(model)
+    assert round(shape.paper(tokens_per_layer(tokens, shape.layers, stages)) / 1e12, 1) == printed
+
+
+def test_the_papers_formula_by_hand() -> None:
     assert paper_flops([1], hidden_size=3, intermediate_size=5) == 4 * 9 + 2 * 3 + 2 * 15
 
 
@@ -59,44 +55,32 @@ def test_true_shapes_give_the_baselines_of_a_later_paper(tokens: int, tera_macs:
     assert macs / 1e12 == pytest.approx(tera_macs, abs=0.005)
 
 
-def test_attention_is_counted_per_frame_in_the_tower() -> None:
-    assert vision_flops(32) / 2e12 == pytest.approx(10.27, abs=0.005)
-    one_sequence = VisionShape("flat", 1152, 4304, 26, 32 * 729, 14)
-    assert vision_flops(1, one_sequence) / 2e12 == pytest.approx(41.83, abs=0.03)  # the count of EarlyTom
-    assert vision_flops(64) == 2 * vision_flops(32)
-
-
-def test_the_projector_runs_before_pooling() -> None:
+def test_tower_and_projector_by_hand() -> None:
+    """Attention stays inside a frame (taken as one sequence, the tower costs what EarlyTom counts); the projector runs
+    before pooling."""
+    assert vision_flops(32) / 2e12 == pytest.approx(10.27, abs=0.005) and vision_flops(64) == 2 * vision_flops(32)
+    flat = VisionShape("flat", 1152, 4304, 26, 32 * 729, 14)
+    assert vision_flops(1, flat) / 2e12 == pytest.approx(41.83, abs=0.03)
     assert projector_flops(1, 3584) == 2 * 729 * (1152 * 3584 + 3584 * 3584)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_exact_prefill_agrees_with_the_measured_one(tiny, attention: str) -> None:
-    language_model, shape = tiny.model.language_model, LLMShape.from_config(tiny.config)
-    language_model.set_attn_implementation(attention)
-    ids = torch.randint(0, 290, (1, PROMPT))
-    mask = torch.ones_like(ids)
+def test_exact_counts_agree_with_the_measured_ones(attention: str) -> None:
+    model = onevision(attention)
+    text, tower, projector = model.model.language_model, model.model.vision_tower, model.model.multi_modal_projector
+    shape, vision = LLMShape.from_config(model.config), VisionShape.from_config(model.config)
+    ids = torch.randint(0, 290, (1, 37))
 
     def prefill() -> None:
-        hidden = language_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        tiny.lm_head(hidden[:, -1:])
+        hidden = text(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
+        model.lm_head(hidden[:, -1:])
 
-    exact = shape.exact([PROMPT - 5] * 5, text_tokens=5, causal=False)
+    exact = shape.exact([32] * 5, text_tokens=5, causal=False)
     assert measured_flops(prefill) == pytest.approx(exact, rel=0.01)
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_exact_vision_tower_agrees_with_the_measured_one(tiny, attention: str) -> None:
-    tower = tiny.model.vision_tower
-    tower.set_attn_implementation(attention)
-    measured = measured_flops(tower, {"pixel_values": torch.randn(FRAMES, 3, 112, 112)})
-    assert measured == pytest.approx(vision_flops(FRAMES, VisionShape.from_config(tiny.config)), rel=0.01)
-
-
-def test_exact_projector_agrees_with_the_measured_one(tiny) -> None:
-    shape = VisionShape.from_config(tiny.config)
-    measured = measured_flops(tiny.model.multi_modal_projector, [torch.randn(FRAMES, shape.patches, 32)])
-    assert measured == pytest.approx(projector_flops(FRAMES, 32, shape), rel=0.01)
+    pixels = {"pixel_values": torch.randn(3, 3, 112, 112)}
+    assert measured_flops(tower, pixels) == pytest.approx(vision_flops(3, vision), rel=0.01)
+    patches = torch.randn(3, vision.patches, 32)
+    assert measured_flops(projector, [patches]) == pytest.approx(projector_flops(3, 32, vision), rel=0.01)
 
 
 def test_the_attention_kernel_is_really_counted() -> None:
@@ -105,53 +89,29 @@ def test_the_attention_kernel_is_really_counted() -> None:
     assert measured_flops(lambda: attend(q, k, k, enable_gqa=True, is_causal=True)) == 2 * 2 * 4 * 10 * 10 * 8
 
 
-def test_causality_halves_attention_only() -> None:
+def test_causality_halves_attention_only_and_grouped_heads_shrink_keys_and_values_only() -> None:
     sizes = {"num_heads": 4, "num_key_value_heads": 4}
-    full, half = (exact_flops([101], 32, 64, causal=c, **sizes) for c in (False, True))
+    full, half = (exact_flops([101], 32, 64, causal=causal, **sizes) for causal in (False, True))
     assert full - half == 2 * 2 * 32 * (101**2 - 101 * 102 / 2)
-
-
-def test_grouped_heads_shrink_only_keys_and_values() -> None:
     full, grouped = (exact_flops([10], 32, 64, num_heads=4, num_key_value_heads=h) for h in (4, 1))
     assert full - grouped == 2 * 2 * 10 * 32 * (32 - 8)
 
 
-def test_shapes_by_name_and_from_configs(tiny) -> None:
-    assert LLMShape.named("ov-72b").layers == 80
-    with pytest.raises(BadUsage, match="ov-72b"):
-        LLMShape.named("ov-13b")
-    assert LLMShape.from_config(tiny.config) == LLMShape.from_config(tiny.config.text_config)
-    assert VisionShape.from_config(tiny.config).patches == 64
-    assert SIGLIP_384.patches == 27 * 27
-    with pytest.raises(BadUsage, match="28 layers, but 3"):
-        LLM_SHAPES["ov-7b"].paper([1, 2, 3])
-    with pytest.raises(BadUsage, match="negative"):
-        paper_flops([5, -1], 2, 2)
+def test_shapes_by_name_and_from_configs() -> None:
+    config = onevision().config
+    assert LLMShape.from_config(config) == LLMShape.from_config(config.text_config)
+    assert VisionShape.from_config(config).patches == 64 and SIGLIP_384.patches == 27 * 27
+    for wrong, words in ((lambda: LLMShape.named("ov-13b"), "ov-72b"), (lambda: paper_flops([5, -1], 2, 2), "negative"),
+                         (lambda: LLM_SHAPES["ov-7b"].paper([1, 2, 3]), "28 layers, but 3")):  # fmt: skip
+        with pytest.raises(BadUsage, match=words):
+            wrong()
 
 
-@pytest.mark.parametrize(
-    ("frames", "cells", "ratio", "tokens"),
-    [(32, 196, 0.25, 1568), (32, 196, 0.20, 1280), (32, 196, 0.15, 960), (32, 196, 0.10, 640), (64, 169, 0.15, 1664)],
-)
-def test_tokens_after_the_outer_stage(frames: int, cells: int, ratio: float, tokens: int) -> None:
-    assert outer_tokens(frames, cells, ratio) == tokens
-
-
-def test_the_outer_count_does_not_stumble_over_floating_point() -> None:
-    assert 100 * 0.07 > 7  # the product of the floats is above 7
-    assert outer_tokens(1, 100, 0.07) == 7
-
-
-def test_tokens_per_layer_of_the_three_kinds() -> None:
-    assert tokens_per_layer(6272, 28, [(2, 0.2)]) == [6272] * 2 + [1254] * 26
-    pyramid = tokens_per_layer(6272, 28, [(2, 0.5), (7, 0.25), (14, 0.125)])
-    assert pyramid == [6272] * 2 + [3136] * 5 + [1568] * 7 + [784] * 14
-    assert tokens_per_layer(640, 28, [(18, 0.5)]) == [640] * 18 + [320] * 10
-    assert tokens_per_layer(7, 3) == [7, 7, 7]
-    assert tokens_per_layer(10, 2, [(0, 0.5)]) == [5, 5]
-
-
-@pytest.mark.parametrize("stages", [[(28, 0.5)], [(-1, 0.5)], [(7, 0.5), (2, 0.2)], [(2, 0.5), (2, 0.2)], [(2, 1.5)]])
-def test_stages_that_do_not_fit_are_refused(stages: list[tuple[int, float]]) -> None:
-    with pytest.raises(BadUsage):
-        tokens_per_layer(100, 28, stages)
+def test_tokens_per_layer() -> None:
+    assert outer_tokens(1, 100, 0.07) == 7 and 100 * 0.07 > 7  # the product of the floats is above 7
+    assert tokens_per_layer(6272, 28, FASTV) == [6272] * 2 + [1254] * 26
+    assert tokens_per_layer(6272, 28, PDROP) == [6272] * 2 + [3136] * 5 + [1568] * 7 + [784] * 14
+    assert tokens_per_layer(7, 3) == [7, 7, 7] and tokens_per_layer(10, 2, [(0, 0.5)]) == [5, 5]
+    for stages in ([(28, 0.5)], [(-1, 0.5)], [(7, 0.5), (2, 0.2)], [(2, 0.5), (2, 0.2)], [(2, 1.5)]):
+        with pytest.raises(BadUsage):
+            tokens_per_layer(100, 28, stages)

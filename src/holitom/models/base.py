@@ -67,14 +67,25 @@ class Adapter(Protocol):
 
 
 class AdapterBase:
-    """What most families share; a new adapter overrides what differs, and sets ``config``."""
+    """What transformers' own families share; a new adapter overrides what differs, and brings ``encode``."""
 
-    core: Any
-    config: Any
-    video_token_id: int
     newline: Tensor | None = None
     newline_order: Order = "none"
     video_inputs: tuple[str, ...] = ()
+
+    def __init__(self, model: nn.Module, tower: str) -> None:
+        """tower: what the core calls its vision tower, beside its ``language_model``."""
+        require_transformers()
+        parts = {tower, "language_model"}
+        self.core: Any = next((module for module in model.modules() if parts <= set(module._modules)), None)
+        if self.core is None:
+            raise UnsupportedModel(
+                f"{type(model).__name__} has no {tower} beside a language_model", fix="give the whole model"
+            )
+        self.config: Any = model.config
+        self.tower, self.text = getattr(self.core, tower), self.core.language_model
+        self.layers, self.rotary = self.text.layers, self.text.rotary_emb
+        self.video_token_id: int = self.config.video_token_id
 
     def grid_positions(self, kwargs: Mapping[str, Any]) -> Tensor | None:
         return None
@@ -152,17 +163,8 @@ def require_transformers(found: str | None = None) -> None:
         wanted = ".".join(map(str, MINIMUM))
         raise CannotRun(
             f"transformers {found} is installed, and this needs {wanted} or newer",
-            fix=f"pip install 'transformers>={wanted}'; the original llava package and its transformers 4.51 are "
-            "another host: docs/llava.md",
+            fix=f"pip install 'transformers>={wanted}'; for the original llava package see docs/llava.md",
         )
-
-
-def part_of(model: nn.Module, *names: str) -> Any:
-    """The first module that has children of these names, wherever wrappers have put it."""
-    found = next((module for module in model.modules() if set(names) <= set(module._modules)), None)
-    if found is None:
-        raise UnsupportedModel(f"{type(model).__name__} has no {' beside a '.join(names)}", fix="give the whole model")
-    return found
 
 
 def placed(pixels: Tensor, tower: nn.Module) -> Tensor:

@@ -147,14 +147,14 @@ def load_config(path: str | Path) -> Any:
     require_transformers()
     try:
         stored = _read_json(path, "config.json")
-        config = None if "mm_vision_tower" in stored else AutoConfig.from_pretrained(str(path))
+        if "mm_vision_tower" in stored:
+            raise UnsupportedModel(
+                f"{path} is a checkpoint of the original LLaVA-NeXT repository ({stored.get('architectures')})",
+                fix=f"convert it once: python -m holitom_repro convert --from {path} --to FOLDER (a downloaded folder)",
+            )
+        config = AutoConfig.from_pretrained(str(path))
     except (OSError, ValueError) as error:
         raise _cannot_load(path, error) from error
-    if config is None:
-        raise UnsupportedModel(
-            f"{path} is a checkpoint in the format of the original LLaVA-NeXT repository",
-            fix=f"convert it once: python -m holitom_repro convert --from {path} --to FOLDER (a downloaded folder)",
-        )
     if config.model_type != "llava_onevision":
         raise UnsupportedModel(
             f"{path} is a {config.model_type!r} model, and inputs are prepared for 'llava_onevision' models only",
@@ -190,7 +190,9 @@ def load_model(
     chosen = {"dtype": _DTYPES.get(dtype or "auto", dtype), "attn_implementation": attention, "device_map": device_map}
     try:
         model = LlavaOnevisionForConditionalGeneration.from_pretrained(str(path), **chosen)
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+    except ImportError as error:
+        raise CannotRun(f"attention {attention!r} cannot be had ({_first_line(error)})", fix="use 'sdpa'") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _cannot_load(path, error) from error
     return (model if device_map is not None else model.to(device)).eval()
 

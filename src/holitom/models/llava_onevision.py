@@ -18,17 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from holitom.errors import BadUsage, UnsupportedModel
-from holitom.models.base import (
-    AdapterBase,
-    EncodedVideos,
-    Order,
-    between,
-    clock,
-    own_weight,
-    part_of,
-    placed,
-    require_transformers,
-)
+from holitom.models.base import AdapterBase, EncodedVideos, Order, between, clock, own_weight, placed
 from holitom.models.saliency import mean_keys, probing, received_attention
 from holitom.models.siglip_head import HUB, PoolingHead, head_of
 from holitom.types import VideoFeatures
@@ -36,22 +26,22 @@ from holitom.types import VideoFeatures
 NEWLINE_ORDERS: dict[str, Order] = {"one_token": "end", "grid": "row", "no_token": "none"}
 
 
-def _setting(config: Any, name: str, known: Sequence[str]) -> str:
+def pool_mode(config: Any) -> str:
+    """How features are pooled: "bilinear" or "average"."""
+    return _setting(config, "mm_spatial_pool_mode", "bilinear", "average")
+
+
+def newline_order(config: Any) -> Order:
+    """Where newlines go, in the words of holitom.models.base."""
+    return NEWLINE_ORDERS[_setting(config, "mm_newline_position", *NEWLINE_ORDERS)]
+
+
+def _setting(config: Any, name: str, *known: str) -> str:
     """A setting of the config, the first of the known ones where there is none; UnsupportedModel for another."""
     value = getattr(config, name, None) or known[0]
     if value not in known:
         raise UnsupportedModel(f"{name} {value!r} is not known", fix=f"use one of {', '.join(known)}")
     return value
-
-
-def pool_mode(config: Any) -> str:
-    """How features are pooled: "bilinear" or "average"."""
-    return _setting(config, "mm_spatial_pool_mode", ("bilinear", "average"))
-
-
-def newline_order(config: Any) -> Order:
-    """Where newlines go, in the words of holitom.models.base."""
-    return NEWLINE_ORDERS[_setting(config, "mm_newline_position", tuple(NEWLINE_ORDERS))]
 
 
 def pooled_grid(config: Any) -> tuple[int, int]:
@@ -95,13 +85,7 @@ class LlavaOnevision(AdapterBase):
     class_token = 0  # how many tokens stand before a frame's patches in the tower
 
     def __init__(self, model: nn.Module) -> None:
-        require_transformers()
-        self.core = part_of(model, "vision_tower", "language_model")
-        self.config = model.config
-        self.tower = self.core.vision_tower
-        self.text = self.core.language_model
-        self.layers, self.rotary = self.text.layers, self.text.rotary_emb
-        self.video_token_id = self.config.video_token_id
+        super().__init__(model, "vision_tower")
         self.newline_order = newline_order(self.config)
         self.average = pool_mode(self.config) == "average"
 
@@ -169,7 +153,7 @@ class LlavaOnevision(AdapterBase):
             if "keys" in requires:
                 per_frame["keys"] = self.pool(mean_keys(key)[:, self.class_token :])
         if head:
-            embed, received = head(patches)
+            embed, received = head.to(patches.device)(patches)
             found = {"frame_embed": embed, "head_saliency": self.pool(received[..., None]).squeeze(-1)}
             per_frame |= {name: value for name, value in found.items() if name in requires}
         seconds = {"vision": between(start, encoded), "saliency": between(encoded, clock(frames.device))}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from holitom.errors import BadUsage, UnsupportedModel
-from holitom.models.base import AdapterBase, EncodedVideos, between, clock, part_of, placed, require_transformers
+from holitom.models.base import AdapterBase, EncodedVideos, between, clock, placed
 from holitom.models.saliency import mean_keys, probing, received_attention
 from holitom.types import VideoFeatures
 
@@ -27,24 +27,18 @@ class Qwen25VL(AdapterBase):
     video_inputs = ("video_grid_thw",)
 
     def __init__(self, model: nn.Module) -> None:
-        require_transformers()
-        self.core = part_of(model, "visual", "language_model")
-        self.config = model.config
-        self.text = self.core.language_model
-        self.layers, self.rotary = self.text.layers, self.text.rotary_emb
-        self.video_token_id = self.config.video_token_id
+        super().__init__(model, "visual")
         self.merge: int = self.config.vision_config.spatial_merge_size
 
     def vision_attention(self) -> nn.Module:
         """The attention of the tower's last block that sees whole frames: the others see windows of 8 x 8 patches, in
         which a patch can receive nothing from outside. In the published models it is also the last block."""
-        visual = self.core.visual
-        whole = [i for i in visual.fullatt_block_indexes if i < len(visual.blocks)]
+        whole = [i for i in self.tower.fullatt_block_indexes if i < len(self.tower.blocks)]
         if not whole:
             raise UnsupportedModel(
                 "no block of this vision tower attends to whole frames", fix="use a method that needs no saliency"
             )
-        return visual.blocks[max(whole)].attn
+        return self.tower.blocks[max(whole)].attn
 
     def encode(
         self,
@@ -65,21 +59,21 @@ class Qwen25VL(AdapterBase):
             )
         if {"frame_embed", "head_saliency"} & requires:
             self.pooling_head()
-        visual, sizes = self.core.visual, video_grid_thw.tolist()
+        sizes = video_grid_thw.tolist()
         attention = self.vision_attention() if {"saliency", "keys"} & requires else None
-        pixels = placed(pixels, visual).to(visual.dtype)
+        pixels = placed(pixels, self.tower).to(self.tower.dtype)
         start = clock(pixels.device)
         with probing(attention, "qkv") if attention else nullcontext({}) as seen:
-            tokens = visual(pixels, grid_thw=video_grid_thw).pooler_output
+            tokens = self.tower(pixels, grid_thw=video_grid_thw).pooler_output
         encoded = clock(pixels.device)
         parts = {"tokens": tokens}
         if attention:
-            order = self._raster(video_grid_thw).to(tokens.device)
+            library = sys.modules[type(attention).__module__]
+            order = self._raster(library, video_grid_thw).to(tokens.device)
             query, key, _ = seen["qkv"].unflatten(-1, (3, attention.num_heads, -1)).unbind(1)
             found = {}
             if "saliency" in requires:
-                rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb_vision
-                turned = rotate(query, key, *seen["position_embeddings"])
+                turned = library.apply_rotary_pos_emb_vision(query, key, *seen["position_embeddings"])
                 frames = (tuple(part[a:b][None] for part in turned) for a, b in pairwise(seen["cu_seqlens"].tolist()))
                 found["saliency"] = torch.cat([received_attention(*qk, attention.scaling)[0] for qk in frames])
             if "keys" in requires:
@@ -113,14 +107,8 @@ class Qwen25VL(AdapterBase):
         self.core.rope_deltas = deltas  # as the model's own forward does
         return found
 
-    def _raster(self, grid_thw: Tensor) -> Tensor:
+    def _raster(self, library: Any, grid_thw: Tensor) -> Tensor:
         """For every token in reading order, its place in the order of windows in which the tower works."""
-        visual: Any = self.core.visual
-        find = sys.modules[type(visual).__module__].get_vision_window_index
-        windows, _ = find(
-            grid_thw,
-            spatial_merge_size=visual.spatial_merge_size,
-            window_size=visual.window_size,
-            patch_size=visual.patch_size,
-        )
-        return torch.argsort(torch.as_tensor(windows))
+        sizes = ("spatial_merge_size", "window_size", "patch_size")
+        found = library.get_vision_window_index(grid_thw, **{name: getattr(self.tower, name) for name in sizes})
+        return torch.argsort(torch.as_tensor(found[0]))

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-BLOCK = 2**26
-"""Numbers of one float32 block of attention maps [frames, heads, queries, patches]: bounds the memory to 256 MB."""
+BLOCK = 2**25
+"""Numbers of one float32 block of attention maps [frames, heads, queries, patches]: bounds the memory to 128 MB."""
 
 
 @contextmanager
 def probing(attention: nn.Module, *names: str) -> Iterator[dict[str, Any]]:
     """While the block lasts: what these children of an attention put out, by name, and the arguments that the attention
-    was called with. The hooks are removed when the block ends, also after an exception."""
+    was called with. A compiled tower runs uncompiled meanwhile, because compiled code calls no hooks. The hooks are
+    removed when the block ends, also after an exception."""
     seen: dict[str, Any] = {}
 
     def keeping(name: str) -> Any:
@@ -28,7 +29,8 @@ def probing(attention: nn.Module, *names: str) -> Iterator[dict[str, Any]]:
     handles = [getattr(attention, name).register_forward_hook(keeping(name)) for name in names]
     handles.append(attention.register_forward_pre_hook(lambda _, __, kwargs: seen.update(kwargs), with_kwargs=True))
     try:
-        yield seen
+        with torch.compiler.set_stance("force_eager"):
+            yield seen
     finally:
         for handle in handles:
             handle.remove()

@@ -58,7 +58,7 @@ def load_pooling_head(source: str | Path = HUB, width: int | None = None) -> Poo
     Raises CannotRun where the source cannot be read, UnsupportedModel where it has no head or not one of ``width``; the
     default source is not asked for another width than its own.
     """
-    other = f"give the SigLIP checkpoint that the tower comes from as the adapter's head_source, {WITHOUT}"
+    other = f"set LlavaOnevision.head_source to the SigLIP checkpoint that the tower comes from, {WITHOUT}"
     if source == HUB and width not in (None, HUB_WIDTH):
         raise UnsupportedModel(f"{HUB} pools {HUB_WIDTH} numbers a patch, and this tower gives {width}", fix=other)
     try:

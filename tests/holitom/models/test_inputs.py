@@ -1,0 +1,205 @@
+"""Frames and questions into inputs, and models from folders: the tiny layout and that of the published checkpoints."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config
+
+from holitom.errors import BadUsage, BadVideo, CannotRun, UnsupportedModel
+from holitom.models import base
+from holitom.models.inputs import QWEN_PROMPT, VideoProcessor, load_config, load_model
+from hosts import onevision
+
+TINY = Path(__file__).parents[3] / "data" / "tiny" / "onevision"
+SIGLIP = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255, "resample": 3}
+RELEASE = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\n<video>\nWhat happens?\nA. 1\nB. 2<|im_end|>\n<|im_start|>assistant\n"
+)
+QWEN2 = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""Qwen2-Instruct's own template, which takes no list as a content."""
+PORT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }} {% for c in m.content %}{% if c.type == 'video' %}<video>\n"
+    "{% else %}{{ c.text }}{% endif %}{% endfor %}<|im_end|>{% endfor %}<|im_start|>assistant{{ '\n' }}"
+)
+OLDER_PORT = PORT.replace("{{ m.role }} ", "{{ m.role }}{{ '\n' }}").replace("<|im_end|>", "<|im_end|>{{ '\n' }}")
+PLAIN = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+
+
+def frames(count=4, height=60, width=90, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """As llava-hf/llava-onevision-*-hf: byte-level tokenizer, image settings with pinpoints, a video's own settings."""
+    folder = tmp_path_factory.mktemp("published")
+    alphabet = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    core = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<|endoftext|>", eos_token="<|im_end|>",
+        extra_special_tokens=["<|im_start|>", "<image>", "<video>"],
+    ).save_pretrained(folder)  # fmt: skip
+    text = Qwen2Config(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=300,
+    )  # fmt: skip
+    config = onevision(text=text).config
+    config.video_token_id = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<video>")
+    config.vision_config.image_size, config.vision_config.patch_size = 384, 14
+    config.save_pretrained(folder)
+    image = {"image_grid_pinpoints": [[384, 384]], "size": {"height": 384, "width": 384}, "image_mean": [0.4] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(image))
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(SIGLIP | {"size": image["size"]}))
+    return folder
+
+
+@pytest.fixture
+def copied(tmp_path):
+    for file in TINY.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize("template", [None, QWEN2, PORT, OLDER_PORT, PLAIN, "{{ raise_exception('no') }}"])
+def test_the_prompt_is_the_releases_whatever_the_tokenizers_template(published, tmp_path, template):
+    for file in published.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    if template is not None:
+        (tmp_path / "chat_template.jinja").write_text(template)
+    processor = VideoProcessor.from_pretrained(tmp_path)
+    assert (processor.tokenizer.chat_template is None) == (template is None)
+    question = "What happens?\nA. 1\nB. 2"
+    assert processor.text(question) == RELEASE == QWEN_PROMPT.format(video="<video>", question=question)
+    inputs = processor(frames(2), question)
+    assert inputs["pixel_values_videos"].shape == (1, 2, 3, 384, 384)
+    assert int((inputs["input_ids"] == processor.config.video_token_id).sum()) == 2 * 196 + 1
+    assert processor.tokenizer.decode(inputs["input_ids"][0]).replace("<video>" * 393, "<video>") == RELEASE
+    assert list(processor.image_processor.image_mean) == [0.5] * 3  # the video's settings go before the image's
+
+
+def test_braces_in_a_question_are_text(published):
+    processor = VideoProcessor.from_pretrained(published)
+    assert "{video} {0} {question}<|im_end|>" in processor.text("{video} {0} {question}")
+
+
+def test_tiny_folder():
+    """A toy's tokenizer lacks the release's words: its own template says how it is asked."""
+    processor, model = VideoProcessor.from_pretrained(TINY), load_model(TINY, "float32", "cpu")
+    inputs = processor(frames(), "what color is the circle ?")
+    words = processor.tokenizer.decode(inputs["input_ids"][0])
+    assert words.replace("<video> " * (4 * 16 + 1), "V ") == (
+        "<|im_start|> user V what color is the circle ? <|im_end|> <|im_start|> assistant"
+    )
+    assert inputs["pixel_values_videos"].shape == (1, 4, 3, 32, 32)
+    assert model.generate(**inputs, max_new_tokens=3, do_sample=False).shape[0] == 1
+    assert model.dtype == torch.float32 and not model.training
+    assert load_model(TINY, device="cpu").dtype == load_model(TINY, None, "cpu").dtype == torch.bfloat16
+    assert load_model(TINY, device="cpu", attention="eager").config.text_config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("template", [None, QWEN2, PLAIN])
+def test_a_tokenizer_with_neither_words_nor_template_is_refused_by_name(copied, template):
+    (copied / "chat_template.jinja").unlink()
+    if template is not None:
+        (copied / "chat_template.jinja").write_text(template)
+    with pytest.raises(UnsupportedModel, match="can neither spell the conversation qwen_1_5"):
+        VideoProcessor.from_pretrained(copied)
+
+
+def test_pixels_are_normalised():
+    processor = VideoProcessor.from_pretrained(TINY)
+    torch.testing.assert_close(processor.pixels(np.full((2, 32, 32, 3), 255, np.uint8)), torch.ones(2, 3, 32, 32))
+    ramp = np.tile(np.arange(32, dtype=np.uint8)[None, None, :, None], (1, 32, 1, 3))
+    torch.testing.assert_close(processor.pixels(ramp)[0, 0, 0], (torch.arange(32) / 255 - 0.5) / 0.5)
+
+
+def test_batches_are_padded_on_the_left():
+    processor = VideoProcessor.from_pretrained(TINY)
+    items = [(frames(), "what color is the circle ?"), (frames(seed=1), "how many shapes ?")]
+    inputs = processor.batch(items)
+    longer, shorter = (processor(*item) for item in items)
+    assert inputs["attention_mask"].sum(1).tolist() == [longer["input_ids"].shape[1], shorter["input_ids"].shape[1]]
+    assert inputs["input_ids"][1, :2].tolist() == [0, 0] and inputs["attention_mask"][1, :3].tolist() == [0, 0, 1]
+    assert torch.equal(inputs["input_ids"][1, 2:], shorter["input_ids"][0])
+    assert inputs["pixel_values_videos"].shape == (2, 4, 3, 32, 32)
+    ragged = processor.batch([(frames(2), "how many shapes ?"), (frames(3), "how many shapes ?")])
+    assert [len(video) for video in ragged["pixel_values_videos"]] == [2, 3]
+    assert processor.prompts([question for _, question in items])["input_ids"].shape[1] == 12
+
+
+def test_row_newlines_are_counted():
+    processor = VideoProcessor.from_pretrained(TINY)
+    processor.config.mm_newline_position, processor.config.mm_spatial_pool_mode = "grid", "average"
+    ids = processor.prompts(["how many shapes ?"], [4])["input_ids"]
+    assert int((ids == processor.config.video_token_id).sum()) == 4 * 4 * 5
+
+
+def test_bad_frames_and_questions():
+    processor = VideoProcessor.from_pretrained(TINY)
+    with pytest.raises(BadVideo, match="no frames"):
+        processor(frames(0), "how many shapes ?")
+    with pytest.raises(BadUsage, match="uint8"):
+        processor(frames().astype(np.float32), "how many shapes ?")
+    with pytest.raises(BadUsage, match="contains <video>"):
+        processor(frames(), "what is <video> ?")
+
+
+def test_what_is_no_model(copied, tmp_path_factory, monkeypatch):
+    empty = tmp_path_factory.mktemp("empty")
+    with pytest.raises(UnsupportedModel, match=r"no config\.json"):
+        load_model(empty)
+    (empty / "config.json").write_text("not json")
+    with pytest.raises(UnsupportedModel, match="does not load"):
+        load_model(empty)
+    Qwen2Config().save_pretrained(empty)
+    with pytest.raises(UnsupportedModel, match=r"'qwen2' model.*llava_onevision"):
+        load_model(empty)
+    (empty / "config.json").write_text(json.dumps({"model_type": "llava", "mm_vision_tower": "siglip"}))
+    with pytest.raises(UnsupportedModel, match="original LLaVA-NeXT") as caught:
+        load_config(empty)
+    assert "convert" in caught.value.fix
+    (copied / "model.safetensors").write_bytes((copied / "model.safetensors").read_bytes()[:2000])
+    with pytest.raises(UnsupportedModel, match="does not load"):
+        load_model(copied, device="cpu")
+    (copied / "preprocessor_config.json").unlink()
+    with pytest.raises(UnsupportedModel, match="image preprocessing"):
+        VideoProcessor.from_pretrained(copied)
+    (copied / "tokenizer.json").unlink()
+    with pytest.raises(CannotRun, match="no tokenizer"):
+        VideoProcessor.from_pretrained(copied)
+    with pytest.raises(BadUsage, match="dtype 'int8'"):
+        load_model(TINY, "int8", "cpu")
+    with pytest.raises(CannotRun, match="attention 'flash_attention_3' cannot be had"):
+        load_model(TINY, device="cpu", attention="flash_attention_3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(CannotRun, match="no CUDA device"):
+        load_model(TINY, device="cuda")
+
+
+def test_without_a_hub(monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CannotRun, match="cannot be fetched from the model hub") as caught:
+        load_model("nobody/such-a-model")
+    assert not isinstance(caught.value, UnsupportedModel) and "copy the checkpoint" in caught.value.fix
+
+
+@pytest.mark.parametrize("found", ["4.51.3", "5.16.1"])
+def test_versions_of_transformers(found):
+    for fits in (None, "5.17.0", "6.0.0.dev0"):
+        base.require_transformers(fits)
+    with pytest.raises(CannotRun, match=rf"transformers {found} is installed, and this needs 5\.17 or newer") as caught:
+        base.require_transformers(found)
+    assert "docs/llava.md" in caught.value.fix
