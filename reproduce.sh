@@ -1,122 +1,108 @@
 #!/usr/bin/env bash
-# The one door of the kit: ./reproduce.sh <target> [options]     (./reproduce.sh --help lists them)
-# The first call makes .venv with locked versions; the log is runs/setup.log. Exit codes: 0 ran to its end, 1 a checked
-# claim does not hold (--strict), 2 could not run (the message names the fix), 3 bad usage, 130 stopped by ctrl-C.
+# HoliTom, reproduced:  ./reproduce.sh COMMAND [options]
+#
+#   list                            every notebook: question, minutes, hardware, tiers
+#   table2, fig-tradeoff, ...       run that notebook, show its tables and verdicts (-p KEY VALUE: its parameters)
+#   all                             every notebook, one after the other
+#   claims [--json] [--strict]      every claim of the papers with its verdict here
+#   demo, explore, lab              a clip in a picture; two methods side by side; JupyterLab on the notebooks
+#   report, doctor, test            pages of it all; what this machine lacks for which tier; every check
+#   convert, train-tiny, bench      another format's checkpoint; the small models anew; speed of the methods
+#
+# The first call makes .venv with locked versions: about 2 minutes and 2 GB (8 GB with CUDA), log in runs/setup.log.
+# Then COMMAND --help lists options. What was stopped goes on where it was when the same command is run again.
+# Exit codes: 0 done, 1 a verdict differs (--strict), 2 could not run (the message says why), 3 bad usage, 130 ctrl-C.
 set -u -o pipefail
+case $(trap -p INT) in # a shell has its background jobs ignore ctrl-C, and bash cannot undo that for itself
+  *"''"*) env --default-signal=INT true 2>/dev/null && exec env --default-signal=INT bash "${BASH_SOURCE[0]}" "$@" ;;
+esac
+for fd in 0 1 2; do [ -e /dev/fd/$fd ] || eval "exec $fd<>/dev/null"; done # a stream that is closed
+for name in ${!PYTHON*}; do # the user's Python is another one; a few of its variables do no harm here
+  case $name in *DONTWRITEBYTECODE | *PYCACHEPREFIX | *HASHSEED | *UNBUFFERED) ;; *) unset "$name" ;; esac
+done
+unset CDPATH PIP_TARGET PIP_PREFIX PIP_ROOT PIP_DRY_RUN PIP_NO_DEPS PIP_REQUIRE_HASHES PIP_PYTHON PIP_IGNORE_INSTALLED
+export PYTHONUTF8=1 PYTHONNOUSERSITE=1
+[ "$(locale charmap 2>/dev/null)" = UTF-8 ] || export LC_ALL=C.UTF-8
 
 ROOT=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd -P)
-VENV=$ROOT/.venv
-LOG=$ROOT/runs/setup.log
-STAMP=$VENV/holitom.stamp
+VENV=$ROOT/.venv LOG=$ROOT/runs/setup.log REQ=$ROOT/requirements
+PYTHON=$VENV/bin/python
+PIP=("$PYTHON" -m pip install --no-input --disable-pip-version-check -c "$REQ/constraints.txt")
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "reproduce.sh: $1"; say "  fix: $2"; exit 2; }
-for_paper() { case " $* " in *" --tier paper "* | *" --tier=paper "*) ;; *) return 1 ;; esac; }
-has() { local want=$1 word; shift; for word in "$@"; do [ "$word" = "$want" ] && return 0; done; return 1; }
+made_from() { { cat "$REQ"/*.txt "$ROOT/pyproject.toml"; printf '%s' "$ROOT"; } | cksum | tr ' ' '-'; }
+ready() { [ -x "$PYTHON" ] && [ "$(cat "$VENV/holitom.stamp" 2>/dev/null)" = "$(made_from)" ]; }
+has() { for word in "${@:2}"; do [ "$word" = "$1" ] && return; done; return 1; }
 
-has_gpu() { [ -e /dev/nvidiactl ] || command -v nvidia-smi >/dev/null; }
-
-step() { # step LABEL COMMAND...: one line with the seconds it took; its output goes to the log
-  local label=$1 start=$SECONDS fix="read $LOG, then run the same command again: it continues"
-  shift
-  printf '  %-44s' "$label" >&2
-  printf '\n== %s\n' "$label" >>"$LOG"
-  if "$@" >>"$LOG" 2>&1; then printf '%4d s\n' $((SECONDS - start)) >&2; return; fi
-  say "failed after $((SECONDS - start)) s; the last lines of $LOG:"
-  tail -n 6 "$LOG" | cut -c1-160 | sed 's/^/    /' >&2
-  if tail -n 40 "$LOG" | grep -q 'No space left'; then fix="free some disk space (about 3 GB are needed), then run it again"
-  elif tail -n 40 "$LOG" | grep -qE 'No matching distribution|Max retries|Connection|resolution|unreachable'; then
-    fix="check the network or name a mirror (PIP_INDEX_URL=...), then run it again: finished steps are kept"
-  fi
-  die "the environment could not be made ($label)" "$fix"
+step() { # step LABEL COMMAND...: one line with its seconds; what it says goes to the log
+  local start=$SECONDS fix="read $LOG, then run the same command again: it continues"
+  printf '  %-42s' "$1" >&2
+  printf '\n== %s\n' "$1" >>"$LOG"
+  "${@:2}" >>"$LOG" 2>&1 && say "$((SECONDS - start)) s" && return
+  say "failed; the last lines of $LOG:"
+  tail -n 5 "$LOG" | cut -c1-160 | sed 's/^/    /' >&2
+  case $(tail -n 40 "$LOG") in
+    *"No space left"*) fix="free about 3 GB on this disk, then run it again" ;;
+    *"No matching distribution"* | *"Max retries"* | *onnection* | *resolution* | *unreachable*)
+      fix="check the network or name a mirror (PIP_INDEX_URL=...), then run it again: finished steps are kept" ;;
+  esac
+  die "the environment could not be made ($1)" "$fix"
 }
 
-find_python() { # the first Python that can make an environment of the versions the lock is for
-  local name
-  for name in python3.12 python3.11 python3; do
-    "$name" -c 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1 || continue
-    command -v "$name"
-    return
+find_python() {
+  for name in python3.11 python3.12 python3; do
+    "$name" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null &&
+      command -v "$name" && return
   done
   return 1
 }
 
-need_python() {
-  BASE=$(find_python) || die "no Python 3.11 or 3.12 with its venv module found (python3 is: $(python3 -V 2>&1 | head -n 1))" \
-    "install one, for instance: apt install python3 python3-venv, or conda env create -f environment.yml"
-}
-
-fingerprint() { # what the environment was made from: the locks, the package's metadata, the place
-  { cat "$ROOT"/requirements/*.txt "$ROOT/pyproject.toml"; printf '%s' "$ROOT"; } | cksum | tr ' ' '-'
-}
-
-use_pip() { # pip held to the lock, with its caches inside the checkout
-  mkdir -p "$ROOT/runs/cache" 2>/dev/null || die "cannot write to $ROOT" "use a checkout that you may write to"
-  export PIP_CACHE_DIR=${PIP_CACHE_DIR:-$ROOT/runs/cache/pip} PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_USER=0
-  export RUSTUP_HOME=${RUSTUP_HOME:-$ROOT/runs/cache/rustup} # pip asks rustc for its version, and rustup writes a file
-  PIP=("$VENV/bin/python" -m pip install --no-input -c "$ROOT/requirements/constraints.txt")
-}
-
 set_up() {
-  need_python
-  [ "$(df -Pk "$ROOT" | awk 'NR == 2 { print int($4 / 1048576) }')" -ge 3 ] || "$VENV/bin/python" -c '' 2>/dev/null ||
-    die "less than 3 GB free on the disk of $ROOT" "free some space: the environment takes about 2 GB (8 GB with CUDA)"
-  use_pip
+  local base other started=$SECONDS
+  other=$({
+    find "$ROOT" -maxdepth 0 ! -writable
+    find "$VENV" "$ROOT/runs" -maxdepth 2 ! -type l ! -writable
+  } 2>/dev/null | head -n 1)
+  [ -z "$other" ] || die "$other belongs to $(stat -c %U -- "$other"), and $(id -un) may not write there" \
+    "use a checkout of your own, or: sudo chown -R $(id -un) '$ROOT'"
+  base=$(find_python) || die "no Python 3.11 or 3.12 with its venv module (python3: $(python3 -V 2>&1 | head -n 1))" \
+    "install one: apt install python3 python3-venv, or conda env create -f environment.yml"
+  mkdir -p "$ROOT/runs/cache" || die "$ROOT/runs is no folder" "remove what is in its place"
+  export PIP_USER=0 PIP_CACHE_DIR=${PIP_CACHE_DIR:-$ROOT/runs/cache/pip}
+  export RUSTUP_HOME=${RUSTUP_HOME:-$ROOT/runs/cache/rustup} # pip asks rustc for its version, and rustup writes a file
   exec 9>"$ROOT/runs/.setup.lock"
   command -v flock >/dev/null && { flock -n 9 || { say "waiting for another set-up of this checkout ..."; flock 9; }; }
+  ready && return
   trap 'say; say "stopped during set-up; run the same command to continue"; exit 130' INT
-  local started=$SECONDS req=$ROOT/requirements
   say "setting up $VENV (once; about 2 minutes and 2 GB; log: $LOG)"
-  "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || step "environment ($("$BASE" -V 2>&1))" "$BASE" -m venv --clear "$VENV"
-  if ! "$VENV/bin/python" -P "$ROOT/src/holitom_repro/pins.py" locked >/dev/null 2>&1; then
-    step "torch ($(sed -n 's/^torch==//p' "$req/constraints.txt"))" "${PIP[@]}" -r "$req/constraints.txt"
-    step "libraries, evaluation, notebooks, tests" "${PIP[@]}" -r "$req/core.txt" -r "$req/eval.txt" -r "$req/notebooks.txt" -r "$req/dev.txt"
-    step "lmms-eval, without its torchvision" "${PIP[@]}" --no-deps -r "$req/lmms-eval.txt"
-  fi
-  step "the package itself" "${PIP[@]}" --no-deps --no-build-isolation -e "$ROOT"
-  "$VENV/bin/python" -P "$ROOT/src/holitom_repro/pins.py" locked >>"$LOG" 2>&1 ||
-    die "the environment differs from the lock: $(tail -n 1 "$LOG")" "remove $VENV and run the same command again"
+  "$PYTHON" -m pip --version >/dev/null 2>&1 || step "environment ($("$base" -V 2>&1))" "$base" -m venv --clear "$VENV"
+  step "torch ($(sed -n 's/^torch==//p' "$REQ/constraints.txt"))" "${PIP[@]}" -r "$REQ/constraints.txt"
+  step "libraries" "${PIP[@]}" -r "$REQ/core.txt" -r "$REQ/eval.txt" -r "$REQ/notebooks.txt" -r "$REQ/dev.txt"
+  step "lmms-eval alone, and the packages of here" \
+    "${PIP[@]}" --no-deps --no-build-isolation -r "$REQ/lmms-eval.txt" -e "$ROOT"
+  step "a look at what was made" "$PYTHON" -P -m holitom_repro.doctor "$ROOT"
   rm -rf "$ROOT/runs/cache/pip" "$ROOT/runs/cache/rustup"
-  fingerprint >"$STAMP"
+  made_from >"$VENV/holitom.stamp"
   trap - INT
   exec 9>&-
   say "ready after $((SECONDS - started)) s"
 }
 
-choose_python() { # an activated environment that meets pyproject.toml, else .venv, made or brought up to date when needed
-  local active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}} lacks
-  if [ -n "$active" ] && [ ! "$active" -ef "$VENV" ]; then
-    PYTHON=$active/bin/python
-    lacks=$("$PYTHON" -P "$ROOT/src/holitom_repro/pins.py" declared 2>&1) && return
-    say "not using the activated environment $active: ${lacks:-no Python in it}"
+active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
+[ -z "$active" ] || [ "$active" -ef "$VENV" ] || lacks=$("$active/bin/python" -P -m holitom_repro.doctor "$ROOT" 2>&1)
+if [ $? = 0 ] && [ -n "${lacks+asked}" ]; then # an activated environment that has everything
+  PYTHON=$active/bin/python
+elif ! ready; then
+  if [ $# = 0 ] || has help "$@" || has --help "$@" || has -h "$@"; then
+    sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    exit $(($# ? 0 : 3))
   fi
-  PYTHON=$VENV/bin/python
-  [ -x "$PYTHON" ] && [ "$(cat "$STAMP" 2>/dev/null)" = "$(fingerprint)" ] && return
+  [ -z "${lacks+asked}" ] || say "not using the activated environment $active: ${lacks##*$'\n'}"
   set_up
-}
-
-without_environment() { # the parts of the command line that need no package: help, and doctor when the set-up fails
-  [ -x "$VENV/bin/python" ] && BASE=$VENV/bin/python || need_python
-  PYTHONDONTWRITEBYTECODE=1 exec "$BASE" -P -c "import sys; sys.path.insert(0, sys.argv.pop(1)); from holitom_repro.cli import main; sys.exit(main())" \
-    "$ROOT/src" "$@"
-}
-
-case ${1:-help} in -h | --help | --version | help) without_environment "$@" ;; esac
-has train-tiny "$@" || ! { has -h "$@" || has --help "$@"; } || without_environment "$@"
-if has --dry-run "$@" && [ -z "${VIRTUAL_ENV:-${CONDA_PREFIX:-}}" ] && [ "$(cat "$STAMP" 2>/dev/null)" != "$(fingerprint)" ]; then
-  said=$(without_environment "$@" --help 2>&1 >/dev/null)
-  [ $? -ne 3 ] || { say "$said"; exit 3; } # a word that is not known; what the parser of a target imports may be missing
-  say "would first set up $VENV (about 2 minutes and 2 GB), then run: holitom $*"
-  exit 0
 fi
-if has doctor "$@" && ! (choose_python); then
-  without_environment "$@"
-fi
-choose_python
-if for_paper "$@" && has_gpu && [ "$PYTHON" = "$VENV/bin/python" ] && [ ! -f "$VENV/holitom.gpu" ]; then
-  use_pip
-  step "what the official benchmarks import" "${PIP[@]}" -r "$ROOT/requirements/eval-gpu.txt"
-  rm -rf "$ROOT/runs/cache/pip" "$ROOT/runs/cache/rustup"
-  touch "$VENV/holitom.gpu"
+if { has paper "$@" || has --tier=paper "$@"; } && [ "$PYTHON" = "$VENV/bin/python" ] &&
+  [ ! -f "$VENV/holitom.gpu" ] && "$PYTHON" -c 'import sys, torch; sys.exit(not torch.version.cuda)'; then
+  step "what the official benchmarks import" "${PIP[@]}" -r "$REQ/eval-gpu.txt" && touch "$VENV/holitom.gpu"
 fi
 exec "$PYTHON" -P -m holitom_repro "$@"

@@ -1,7 +1,359 @@
-"""``python -m holitom``."""
+"""The commands: ``./reproduce.sh COMMAND``, or ``python -m holitom_repro COMMAND`` in an environment of your own.
 
+Exit codes: 0 ran to its end, 1 a verdict is not the expected one (--strict), 2 could not run (the message names the
+fix), 3 bad usage, 130 stopped by ctrl-C. Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shlex
+import signal
+import subprocess
 import sys
+import traceback
+from collections import Counter
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from holitom_repro.cli import main
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
 
-sys.exit(main())
+from holitom import __version__
+from holitom.errors import BadUsage, KitError
+from holitom_repro import machine, notebooks, paths
+from holitom_repro.notebooks import HARDWARE, NOTEBOOKS, Finished, Notebook
+
+PROG = "./reproduce.sh"
+Option = typer.Option
+Tier = Annotated[Literal["tiny", "speed", "paper"], Option(help="what is measured, on which hardware: see list")]
+Limit = Annotated[int | None, Option(min=1, metavar="N", help="a trial: the first N questions of each benchmark")]
+Given = Annotated[list[str] | None, Option("-p", metavar="KEY VALUE", help="a parameter of the notebook's first cell")]
+Out = Annotated[str, Option(metavar="DIR", help="where to write, instead of figures/<tier> or runs/<tier>/report")]
+Fresh = Annotated[bool, Option("--fresh", help="measure finished cells again")]
+Resume = Annotated[bool, Option("--resume", help="read finished cells (the default)")]
+Strict = Annotated[bool, Option("--strict", help="exit 1 when a verdict is not the expected one")]
+Rest = Annotated[list[str] | None, typer.Argument(metavar="[MORE]", help="handed on: options of the program behind it")]
+AsJson = Annotated[bool, Option("--json", help="a list of objects: id, paper, kind, statement, verdict, expected")]
+
+
+class Commands(TyperGroup):
+    """A notebook's command is known by the name of its file, too: 02_flops, fig_inner."""
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        return super().get_command(ctx, re.sub(r"^\d+-", "", name.replace("_", "-")))
+
+
+class WithParameters(TyperCommand):
+    """``-p KEY VALUE``, as papermill has it, as often as needed."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words, joined = iter(args), []
+        for word in words:
+            joined.append(word if word != "-p" else f"-p{next(words, '')}={next(words, '')}")
+        return super().parse_args(ctx, joined)
+
+
+app = typer.Typer(cls=Commands, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+MORE = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.callback(epilog="Exit codes: 0 done, 1 a verdict differs (--strict), 2 could not run, 3 bad usage, 130 ctrl-C.")
+def top() -> None:
+    """HoliTom and its relatives, reproduced. Begin with list, then table2. A command that was stopped goes on where it
+    was when it is run again. --debug shows the traceback of an error."""
+
+
+@app.command("list", rich_help_panel="Overview")
+def list_() -> int:
+    """Every notebook: question, minutes, hardware, tiers."""
+    table = Table("command", "question", *HARDWARE, box=None, pad_edge=False)
+    for one in NOTEBOOKS.values():
+        table.add_row(one.command, one.question, *(_minutes(one, tier) for tier in HARDWARE))
+    Console().print(table)
+    print(f"\nFrom an empty cache. {'; '.join(f'{tier}: {hardware}' for tier, hardware in HARDWARE.items())}.")
+    print(f"Run one of them: {PROG} table2 [--tier tiny] [-p KEY VALUE]")
+    return 0
+
+
+def _minutes(notebook: Notebook, tier: str) -> str:
+    minutes = notebook.minutes.get(tier)
+    return "-" if minutes is None else f"{minutes:g} min" if minutes < 120 else f"{minutes / 60:g} h"
+
+
+def _add(notebook: Notebook) -> None:
+    @app.command(notebook.command, cls=WithParameters, help=notebook.question, context_settings=MORE)
+    def command(
+        more: Rest = None,
+        tier: Tier = "tiny",
+        limit: Limit = None,
+        p: Given = None,
+        out: Out = "",
+        fresh: Fresh = False,
+        resume: Resume = False,
+        strict: Strict = False,
+    ) -> int:
+        _paper_options(tier, more or [])
+        asked = {"limit": limit, "out": out, "fresh": _anew(fresh, resume)}
+        pairs = dict(pair.partition("=")[::2] for pair in p or [])
+        done = _run(notebook, {"tier": tier} | {name: value for name, value in asked.items() if value} | pairs)
+        _show(done)
+        return _judge([done], strict)
+
+
+for _one in NOTEBOOKS.values():
+    if _one.name != "explore":
+        _add(_one)
+
+
+def _anew(fresh: bool, resume: bool) -> bool:
+    if fresh and resume:
+        raise BadUsage("--fresh and --resume say the opposite", fix="leave one of them out")
+    return fresh
+
+
+def _paper_options(tier: str, words: list[str]) -> None:
+    """What else stands on the line belongs to the paper tier, which reads it where it measures."""
+    if words and tier != "paper":
+        raise BadUsage(f"{words[0]!r} is not known here", fix=f"{PROG} COMMAND --help lists what is")
+    if words:
+        from holitom_repro import paper_tier
+
+        paper_tier.parser().parse_args(words)
+        os.environ[paper_tier.OPTIONS] = shlex.join(words)
+
+
+def _run(notebook: Notebook, given: dict[str, Any]) -> Finished:
+    """Everything that can be refused is refused before any work."""
+    tier = given["tier"]
+    if tier not in notebook.minutes:
+        fix = f"use {' or '.join(f'--tier {name}' for name in notebook.minutes)}"
+        raise BadUsage(f"{notebook.command} is not offered in the {tier} tier", fix=fix)
+    known = notebooks.parameters(notebooks.source(notebook.name))
+    given = {name: value for name, value in given.items() if name != "tier" or name in known}
+    notebooks.checked(notebooks.source(notebook.name), given)
+    machine.require(tier)
+    print(f"{notebook.command}: {notebook.question} ({_minutes(notebook, tier)} from an empty cache)", file=sys.stderr)
+    return notebooks.run(notebook.name, given)
+
+
+@app.command("all")
+def all_(
+    tier: Tier = "tiny", limit: Limit = None, fresh: Fresh = False, resume: Resume = False, strict: Strict = False
+) -> int:
+    """Every notebook of the tier, each as far as it gets, and one screen at the end."""
+    machine.require(tier)
+    chosen = [notebook for notebook in NOTEBOOKS.values() if tier in notebook.minutes]
+    given = {"tier": tier, "limit": limit, "fresh": _anew(fresh, resume)}
+    finished, table = [], Table("notebook", "took", "verdicts", box=None, pad_edge=False)
+    for one in chosen:
+        try:
+            known = {"tier", *notebooks.parameters(notebooks.source(one.name))}
+            finished.append(_run(one, {key: value for key, value in given.items() if value and key in known}))
+            table.add_row(one.command, f"{finished[-1].seconds / 60:.1f} min", _counts(finished[-1].verdicts))
+        except KitError as error:
+            print(f"{PROG}: {error}", file=sys.stderr)
+            table.add_row(one.command, "failed", Text(error.what))
+    Console().print(table)
+    code = _judge(finished, strict)
+    return 2 if len(finished) < len(chosen) else code
+
+
+@app.command(rich_help_panel="Overview")
+def claims(json: AsJson = False, strict: Strict = False) -> int:
+    """The ledger: every claim of the papers with its verdict here."""
+    from holitom_repro.claims import claims_command
+
+    return claims_command(json, strict)
+
+
+@app.command(rich_help_panel="Overview")
+def report(tier: Tier = "tiny", out: Out = "") -> int:
+    """Pages that open from disk: every claim, and every notebook as it was executed here."""
+    from holitom_repro.report import build
+
+    print(build(tier, Path(out).expanduser().absolute() if out else paths.runs(tier, "report")))
+    return 0
+
+
+@app.command(rich_help_panel="Overview")
+def doctor() -> int:
+    """This machine and this environment against what each tier needs."""
+    from holitom_repro.doctor import show
+
+    return show()
+
+
+@app.command(context_settings=MORE)
+def lab(more: Rest = None) -> int:
+    """JupyterLab on the notebooks. Its own options may follow."""
+    return _lab("00_start_here", more or [])
+
+
+@app.command(context_settings=MORE)
+def explore(more: Rest = None) -> int:
+    """JupyterLab on the explorer: two methods side by side on any clip. Options of jupyter lab may follow."""
+    return _lab("explore", more or [])
+
+
+def _lab(name: str, more: list[str]) -> int:
+    """Replaces this process, so that ctrl-C is JupyterLab's own."""
+    root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    words = [str(notebooks.source(name)), f"--ServerApp.root_dir={paths.root()}", *root, *more]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *words])
+
+
+TOOLS = {
+    "demo": ("demo", "HoliTom on one video, as a picture and in numbers"),
+    "convert": ("convert", "A checkpoint of the original LLaVA-NeXT format for transformers."),
+    "train-tiny": ("tiny.train", "The models of the tiny tier, trained again from their seeds; resumable."),
+}
+
+
+def _tool(name: str, module: str, about: str) -> None:
+    @app.command(name, help=about, add_help_option=False, context_settings=MORE, rich_help_panel="Tools")
+    def command(more: Rest = None) -> int:
+        return import_module(f"holitom_repro.{module}").main(more or []) or 0
+
+
+for _name, (_module, _about) in TOOLS.items():
+    _tool(_name, _module, _about)
+
+
+@app.command(add_help_option=False, context_settings=MORE, rich_help_panel="Tools")
+def bench(more: Rest = None) -> int:
+    """Time and memory of every method's outer stage; --released DIR: HoliTom's beside the authors' code."""
+    script = "released" if any(word.startswith("--released") for word in more or []) else "speed"
+    return _python(str(paths.root() / "scripts" / f"{script}.py"), *(more or []))
+
+
+@app.command(context_settings=MORE, rich_help_panel="Tools")
+def test(more: Rest = None) -> int:
+    """Style, then every test, with every notebook at a reduced size. Options of pytest may follow."""
+    given = any(word.startswith(("-n", "--numprocesses")) for word in more or [])
+    workers = [] if given else ["-n", str(max(1, min(4, machine.cores())))]
+    steps = (["ruff", "check", "--quiet", "--no-cache", "."], ["ruff", "format", "--check", "--quiet", "."])
+    for words in (*steps, ["pytest", *workers, *(more or [])]):
+        print(f"$ {shlex.join(words)}", flush=True)
+        if code := _python("-m", *words):
+            return _say(f"{PROG}: {words[0]} failed (exit {code})", 130 if code in (130, -signal.SIGINT) else 1)
+    return 0
+
+
+def _python(*words: str) -> int:
+    """This Python once more, in the checkout, with one core for each process."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-P", *words], cwd=paths.root(), env=environment).returncode
+
+
+def _show(done: Finished) -> None:
+    """The tables that a notebook saved, its verdicts, and where everything lies."""
+    console = Console()
+    for path in done.files:
+        if path.suffix == ".md":
+            lines = path.read_text(encoding="utf-8").splitlines()
+            console.print(_table(lines)) if console.is_terminal else print(*lines, sep="\n")
+    if done.verdicts and not done.trial:
+        from holitom_repro.style import VERDICTS
+
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for one in done.verdicts:
+            glyph, colour = VERDICTS[one["verdict"]]
+            table.add_row(Text(f"{glyph} {one['verdict']}", colour), Text(one["id"]), Text(one["why"]))
+        console.print(table)
+    wrote = ", ".join(os.path.relpath(path) for path in (*done.files, done.copy))
+    name = f"{done.notebook.stem}{', a trial' if done.trial else ''}"
+    print(f"{name}: {done.seconds / 60:.1f} min; wrote {wrote}", file=sys.stderr)
+
+
+def _table(lines: list[str]) -> Table:
+    """A Markdown table for a terminal of any width: what does not fit goes on in the next line, no number is cut."""
+    head, _, *rows = ([cell.strip() for cell in line.strip("| ").split("|")] for line in lines if line[:1] == "|")
+    table = Table(*(Column(name, overflow="fold") for name in head), box=box.SIMPLE)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _counts(verdicts: Iterable[dict[str, Any]]) -> str:
+    return ", ".join(f"{number} {word}" for word, number in Counter(one["verdict"] for one in verdicts).items())
+
+
+def _judge(finished: Iterable[Finished], strict: bool) -> int:
+    """Says which verdicts of complete runs are not the expected ones; the exit code."""
+    verdicts = [one for done in finished for one in done.verdicts if not done.trial]
+    if not verdicts:
+        return 0
+    from holitom_repro.claims import load
+
+    expected = {claim.id: claim.expected for claim in load()}
+    odd = [one["id"] for one in verdicts if one["verdict"] != expected[one["id"]]]
+    print(f"{_counts(verdicts)}{'; not as expected: ' if odd else ''}{', '.join(odd)}")
+    return int(strict and bool(odd))
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one command line; returns the exit code and lets no expected failure escape as a traceback."""
+    words = list(sys.argv[1:] if words is None else words)
+    debug, words = "--debug" in words, [word for word in words if word != "--debug"]
+    words = [*words[1:2], "--help"] if words[:1] == ["help"] else words
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore ctrl-C
+    try:
+        notebooks.own_surroundings()
+        if words == ["--version"]:
+            print(f"holitom {__version__}")
+            return 0
+        code = app(words or ["--help"], prog_name=PROG, standalone_mode=False)
+        if code == 130:
+            raise KeyboardInterrupt  # typer has caught it
+        sys.stdout.flush()
+        return int(code or 0) if words else 3  # a script with an empty variable must not look successful
+    except (KeyboardInterrupt, typer.Abort):
+        bar = "\n" if sys.stderr.isatty() else ""
+        return _say(f"{bar}stopped; what is finished is kept: run the same command to continue", 130)
+    except SystemExit as stop:  # of a parser behind a tool; 1: of typer, where the reader has gone (| head)
+        return _say(stop.code, 2) if isinstance(stop.code, str) else {None: 0, 0: 0, 1: 141, 2: 3}.get(stop.code, 2)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _explained(error)
+
+
+def _explained(error: Exception) -> int:
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    if isinstance(error, KitError):
+        return _say(f"{PROG}: {error}", error.exit_code)
+    if isinstance(error, typer.TyperException):
+        return _say(f"{PROG}: {error.format_message()} {PROG} --help shows what is allowed.", 3)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what Python still holds back would fail again
+        return _say(f"{PROG}: the disk is full. Free some space (runs/cache may go) and run the same again.", 2)
+    if isinstance(error, PermissionError) and error.filename:
+        path = Path(error.filename).absolute()
+        place = next(one for one in (path, *path.parents) if os.path.lexists(one))
+        fix = f"Use a checkout of your own, or: sudo chown -R $(id -un) {shlex.quote(str(place))}"
+        return _say(f"{PROG}: no right to {path}: {place} belongs to {place.owner()}. {fix}", 2)
+    if isinstance(error, OSError):
+        return _say(f"{PROG}: {error}. --debug shows where.", 2)
+    first = (str(error).strip() or "no message").split("\n")[0]
+    return _say(f"{PROG}: a fault in the kit, {type(error).__name__}: {first}. Please report what --debug shows.", 2)
+
+
+def _say(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

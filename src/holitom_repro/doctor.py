@@ -1,173 +1,136 @@
-"""This machine against what each tier needs: every check with what was found and, where it fails, the fix."""
+"""This machine and this environment against what each tier needs.
+
+``python -P -m holitom_repro.doctor ROOT`` only says whether an environment will do for the checkout ROOT: nothing (exit
+0), or in one line what it lacks (exit 1). reproduce.sh asks an activated environment.
+"""
 
 from __future__ import annotations
 
-import json
-import shutil
+import os
+import re
+import subprocess
 import sys
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+import tomllib
+from importlib import metadata
+from pathlib import Path
 
-from holitom import versions as library
-from holitom_repro import versions
-from holitom_repro import caches, machine, paths, pins
-from holitom.errors import CannotRun, KitError
-from holitom_repro.experiments.registry import TIERS, TINY_MODELS, missing_models
+from holitom_repro import machine, paths
 
-DISK_GIB = {"tiny": 1, "speed": 10, "paper": 500}  # paper: the videos of four benchmarks and the weights, about
-MEMORY_GIB = {"tiny": 4, "speed": 16, "paper": 32}
+NEEDS_GIB = {"tiny": (3, 4), "speed": (10, 16), "paper": (500, 32)}
+"""Tier -> disk and memory; the paper tier's disk is for the videos of four benchmarks and the weights, about."""
+MODELS = ("onevision", "video", "control_tower")
+IMPORTED = (
+    "torch",
+    "transformers",
+    "numpy",
+    "pandas",
+    "av",
+    "seaborn",
+    "papermill",
+    "ipykernel",
+    "lmms_eval",
+    "holitom",
+)
+AGAIN = "./reproduce.sh makes a locked .venv; remove .venv to have it made anew"
+Check = tuple[str, bool, str, str, tuple[str, ...]]
+"""Name, whether it is well, what was found, how to mend it, and the tiers that cannot run while it fails."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """One finding. blocks: the tiers that cannot run while it fails; none: worth knowing, stops nothing."""
+def lacking(root: Path) -> list[str]:
+    """What this Python lacks of the ranges in pyproject.toml, and of the checkout ``root``, in words."""
+    from packaging.requirements import Requirement
 
-    name: str
-    ok: bool
-    found: str
-    fix: str = ""
-    blocks: tuple[str, ...] = ()
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    asked = [*project["dependencies"], *extras["repro"], *extras["eval"], *extras["notebooks"], *extras["dev"]]
+    words = [] if paths.root() == root else [f"holitom-repro is that of {paths.root()}"]
+    if not (3, 11) <= sys.version_info[:2] <= (3, 12):
+        words.append(f"Python is {sys.version.split()[0]} (needs 3.11 or 3.12)")
+    for one in map(Requirement, [*asked, f"lmms-eval=={locked(root)['lmms-eval']}"]):
+        found = installed(one.name)
+        if found is None or not one.specifier.contains(found, prereleases=True):
+            words.append(f"{one.name} {found or 'is missing'} (needs {one.specifier or 'any'})")
+    return words
+
+
+def locked(root: Path) -> dict[str, str]:
+    """Package -> exact version, of every lock file that the set-up installs."""
+    names = ("constraints", "core", "eval", "notebooks", "dev", "lmms-eval")
+    text = "".join((root / "requirements" / f"{name}.txt").read_text(encoding="utf-8") for name in names)
+    return dict(re.findall(r"^([A-Za-z0-9._-]+)==([^\s#]+)", text, flags=re.MULTILINE))
+
+
+def installed(package: str) -> str | None:
+    """The installed version without its local part (2.13.0+cpu is release 2.13.0), or None."""
+    try:
+        return metadata.version(package).split("+")[0]
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def checks() -> list[Check]:
-    """Every check, cheapest first. Nothing is installed or downloaded."""
-    return [
-        _python(),
-        *_packages(),
-        _lock(),
-        _versions(),
-        _kernel(),
-        _models(),
-        _gpu(),
-        _hub(),
-        _disk(),
-        _memory(),
-        _cores(),
-        _git(),
+    """Every check. Nothing is installed or downloaded."""
+    root, every = paths.root(), tuple(NEEDS_GIB)
+    missing = lacking(root)
+    other = [f"{name} {installed(name)}" for name, version in locked(root).items() if installed(name) != version]
+    refused = [str(one) for one in (root / "runs", root / "figures") if one.exists() and not os.access(one, os.W_OK)]
+    models = [name for name in MODELS if not paths.data("tiny", name, "config.json").is_file()]
+    gpu, hub = machine.gpu(), machine.hub()
+    found: list[Check] = [
+        ("packages", not missing, "; ".join(missing[:4]) or f"as pyproject.toml asks, in {sys.prefix}", AGAIN, every),
+        ("lock", not other, f"{len(other)} differ: {other[0]}" if other else "the locked versions", AGAIN, ()),
+        _imports(every),
+        ("writing", not refused, ", ".join(refused) or f"in {root}", "give it to the user who runs this", every),
+        ("tiny models", not models, ", ".join(models) or "in data/tiny", "git checkout -- data/tiny", ("tiny",)),
+        ("GPU", gpu.ok, gpu.found, "one CUDA GPU and a CUDA build of torch", ("speed", "paper")),
+        ("model hub", hub.ok, hub.found, "allow HTTPS to it, or name a mirror with HF_ENDPOINT", ("paper",)),
     ]
+    for place, (name, has) in enumerate((("disk", machine.free_gib(root)), ("memory", machine.available_gib()))):
+        short = tuple(tier for tier, needs in NEEDS_GIB.items() if has < 0.9 * needs[place])
+        needs = ", ".join(f"{tier} {needs[place]}" for tier, needs in NEEDS_GIB.items())
+        found.append((name, not short, f"{has:.0f} GiB free (needed: {needs})", "free some", short))
+    cores = machine.cores()
+    return [*found, ("cores", cores > 1, str(cores), "minutes are for 2 cores; it runs on one, slower", ()), _git(root)]
 
 
-def _python() -> Check:
-    ok = sys.version_info[:2] in ((3, 11), (3, 12))
-    found = f"{sys.version.split()[0]} in {sys.prefix}"
-    return Check("python", ok, found, "install Python 3.11 or 3.12", TIERS)
+def _imports(every: tuple[str, ...]) -> Check:
+    """What a run imports, in a process that is started as a run starts it: each from this environment and no other."""
+    code = "import importlib, sys\nfor name in sys.argv[1:]: print(importlib.import_module(name).__file__)"
+    words = [sys.executable, "-P", "-c", code, *IMPORTED]
+    done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8")
+    came = done.stdout.splitlines()
+    if done.returncode:
+        said = done.stderr.strip().split("\n")[-1]
+        return "imports", False, f"{IMPORTED[len(came)]}: {said}", AGAIN, every
+    strange = [one for one in came if not {Path(sys.prefix), paths.root()} & set(Path(one).parents)]
+    return "imports", not strange, ", ".join(strange) or "all from this environment", "unset PYTHONPATH", every
 
 
-def _packages() -> list[Check]:
-    missing = pins.unmet(paths.root(), "declared")
-    found = "all within the ranges of pyproject.toml" if not missing else "; ".join(map(str, missing[:4]))
-    if len(missing) > 4:
-        found += f"; and {len(missing) - 4} more"
-    made = [Check("packages", not missing, found, "./reproduce.sh list installs the locked versions into .venv", TIERS)]
-    if pins.installed("torchvision") and not machine.gpu().ok:
-        note = f"{pins.installed('torchvision')} without a GPU: its import breaks transformers' model classes"
-        made.append(Check("torchvision", False, note, f"{sys.executable} -m pip uninstall torchvision", TIERS))
-    return made
-
-
-def _lock() -> Check:
-    different = [m for m in pins.unmet(paths.root(), "locked") if m.package != pins.DISTRIBUTION]
-    found = "exactly the locked versions" if not different else f"{len(different)} packages differ: {different[0]}"
-    return Check(
-        "lock", not different, found, "results may differ in the last digits; ./reproduce.sh makes a locked .venv"
-    )
-
-
-def _versions() -> Check:
-    found = pins.installed("transformers")
-    fix = "the tests are the judge: ./reproduce.sh test; data/versions.yaml lists where they passed"
+def _git(root: Path) -> Check:
+    fix = "clone the repository: records then name the commit that they were measured on"
     try:
-        library.require_transformers(found)
-        tested, said = versions.standing()
-    except CannotRun as error:
-        return Check("versions", False, error.what, error.fix, TIERS)
-    except ImportError as error:
-        return Check("versions", False, f"{error.name} is missing", "./reproduce.sh list installs it")
-    return Check("versions", tested, said, fix)
+        words = ["git", "-c", "safe.directory=*", "-C", str(root), "rev-parse", "--short", "HEAD"]
+        done = subprocess.run(words, capture_output=True, text=True)
+    except OSError:
+        return "git", False, "git is not installed", fix, ()
+    return "git", not done.returncode, (done.stdout or done.stderr).strip().split("\n")[0], fix, ()
 
 
-def _kernel() -> Check:
-    try:
-        from holitom_repro.execution import kernel
-
-        return Check("kernel", True, kernel(), blocks=TIERS)
-    except (ImportError, KitError) as error:
-        fix = error.fix if isinstance(error, KitError) else "install the notebook packages: ./reproduce.sh list"
-        what = error.what if isinstance(error, KitError) else "jupyter is not installed"
-        return Check("kernel", False, what, fix, TIERS)
-
-
-def _models() -> Check:
-    absent = missing_models("tiny")
-    found = f"data/tiny: {', '.join(TINY_MODELS)}" if not absent else f"missing below data/tiny: {', '.join(absent)}"
-    return Check("tiny models", not absent, found, "git checkout -- data/tiny, or ./reproduce.sh train-tiny", ("tiny",))
-
-
-def _gpu() -> Check:
-    answer = machine.gpu()
-    return Check("GPU", answer.ok, answer.found, "one CUDA GPU and a CUDA build of torch", ("speed", "paper"))
-
-
-def _hub() -> Check:
-    answer = machine.hub()
-    fix = "allow HTTPS to it, or name a mirror with HF_ENDPOINT; models you have: export HF_HOME=~/.cache/huggingface"
-    return Check("model hub", answer.ok, answer.found, fix, ("paper",))
-
-
-def _disk() -> Check:
-    free = machine.free_gib(paths.root())
-    lacking = tuple(tier for tier, need in DISK_GIB.items() if free < need)
-    needs = ", ".join(f"{tier} {need}" for tier, need in DISK_GIB.items())
-    return Check(
-        "disk", not lacking, f"{free:.0f} GiB free (needed: {needs})", "free some space, or move the checkout", lacking
-    )
-
-
-def _memory() -> Check:
-    total = machine.memory_gib()
-    lacking = tuple(tier for tier, need in MEMORY_GIB.items() if total < 0.9 * need)  # "4 GB" are 3.83 to a system
-    needs = ", ".join(f"{tier} {need}" for tier, need in MEMORY_GIB.items())
-    return Check("memory", not lacking, f"{total:.1f} GiB (needed: {needs})", "a machine with more memory", lacking)
-
-
-def _cores() -> Check:
-    count = machine.cores()
-    return Check("cores", count >= 2, f"{count}", "the stated minutes are for 2 cores; it runs on one, slower")
-
-
-def _git() -> Check:
-    if not shutil.which("git"):
-        return Check("git", False, "not installed", "install git: records then name the commit they were measured on")
-    checkout = (paths.root() / ".git").exists()
-    return Check(
-        "git", checkout, "checkout" if checkout else "not a git checkout", "clone the repository instead of copying it"
-    )
-
-
-def lacking(found: list[Check]) -> dict[str, list[str]]:
-    """Tier -> the names of the failed checks that stop it."""
-    return {tier: [c.name for c in found if not c.ok and tier in c.blocks] for tier in TIERS}
-
-
-def show(*, as_json: bool = False) -> int:
-    """Print the findings; exit code 0 when the tiny tier can run here, else 2."""
-    with suppress(OSError):  # a checkout that may only be read can still be looked at
-        caches.keep_inside()
+def show() -> int:
+    """Print the findings; exit code 2 when the tiny tier cannot run here."""
     found = checks()
-    tiers = lacking(found)
-    if as_json:
-        facts = {
-            "checks": [asdict(check) for check in found],
-            "tiers": {t: {"runs": not m, "lacks": m} for t, m in tiers.items()},
-        }
-        print(json.dumps(facts, indent=1))
-        return 2 if tiers["tiny"] else 0
-    for check in found:
-        stops = f" (stops: {', '.join(check.blocks)})" if check.blocks else ""
-        print(f"{'ok  ' if check.ok else 'no  '}{check.name:<12} {check.found}")
-        if not check.ok:
-            print(f"    {'':<12} -> {check.fix}{stops}")
+    for name, well, said, fix, stops in found:
+        print(f"{'ok' if well else 'no'}  {name:<12} {said}")
+        if not well:
+            print(f"    {'':<12} -> {fix}" + (f" (stops: {', '.join(stops)})" if stops else ""))
     print()
-    for tier, missing in tiers.items():
-        print(f"{tier:<6} {'can run here' if not missing else 'cannot run here, lacks: ' + ', '.join(missing)}")
-    return 2 if tiers["tiny"] else 0
+    for tier in NEEDS_GIB:
+        names = [name for name, well, _, _, stops in found if not well and tier in stops]
+        print(f"{tier:<6} {'cannot run here: ' if names else 'can run here'}{', '.join(names)}")
+    return 2 if any(not well and "tiny" in stops for _, well, _, _, stops in found) else 0
+
+
+if __name__ == "__main__":
+    words = lacking(Path(sys.argv[1]).resolve())
+    print("; ".join(words[:3]), end="\n" if words else "")
+    sys.exit(bool(words))

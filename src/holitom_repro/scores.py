@@ -1,223 +1,286 @@
-"""Measured cells in the shape that tables and figures need: one row per setting and benchmark, paired with the full
-model.
+"""From settings to scores: measure what is missing, and one tidy frame for tables, figures and verdicts alike.
 
-A difference to the full model is taken question by question on the same model, benchmark and frames, and its interval
-is clustered by video. Only a row of fewer frames is compared with the full model at the most frames there are. The
-average over benchmarks is the mean of their scores, as in the papers, not of their questions.
-"""
+A difference between two settings is taken question by question on the same model, benchmark, frames and limit, and is
+clustered by video. Every average, difference and interval comes from evaluation.statistics; in the average over
+benchmarks every benchmark counts the same, however many questions it has, as in the papers."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
-from holitom_repro import paths
-from holitom.budgets import TokenBudget
-from holitom.errors import BadUsage
-from holitom_repro.evaluation.cells import Cell, load_samples
-from holitom_repro.evaluation.statistics import paired_difference
-from holitom_repro.results import Record
+from holitom.errors import BadUsage, CannotRun
+from holitom.methods import FastVID, HoliTom, HoliTomMerge
+from holitom.methods.presets import Preset, preset, preset_names
+from holitom.types import Reduction
+from holitom_repro import paper_tier, tiny  # noqa: F401 (tiny makes its benchmarks known)
+from holitom_repro.evaluation import sweep
+from holitom_repro.evaluation.cells import ALL, Cell, key_of, layers_of, model_name
+from holitom_repro.evaluation.statistics import balanced, holm, interval, mcnemar, paired_difference
+from holitom_repro.records import Record, Sample, Store
 
-BASELINE = "Vanilla"
+__all__ = ["Difference", "compare", "evaluate", "fewer_frames", "layers_of", "paired", "printed_settings", "samples", "turned"]
+
 AVERAGE = "average"
-FEWER_FRAMES = "Fewer frames"
-"""The row of a control: all tokens of fewer frames."""
-SHARES = ("kept_pct", "newline_pct", "layer_pct", "off_per_frame", "flops_pct")
-Samples = Callable[[Cell], list[dict[str, Any]]]
-_SETTING = ["row", "model", "budget", "layer", "ratio", "saliency", "frames", "setting"]
+FEWER = "fewer frames"
+Setting = tuple[str, float]
+Settings = Mapping[Setting, Reduction]
+Finished = tuple[Record, list[Sample]]
 
 
-def score_frame(
-    cells: Sequence[Cell],
-    records: Sequence[Record],
-    tier: str,
-    *,
-    runs: Path | None = None,
-    samples: Samples | None = None,
+def evaluate(
+    model: str,
+    settings: Settings,
+    benchmarks: Sequence[str],
+    frames: int = 32,
+    limit: int | None = None,
+    tier: str = "tiny",
+    fresh: bool = False,
+    progress: bool = True,
 ) -> pd.DataFrame:
-    """One row per cell: its labels, value with low and high, difference to the full model (diff, diff_low, diff_high,
-    p), and what it spent. spent: the record's TokenBudget, and of it in per cent of the whole video's tokens what
-    enters the language model (kept_pct), the same with newline tokens (newline_pct), the average over the layers
-    (layer_pct), and off_per_frame, tokens per frame kept beyond what was asked; flops_pct: FLOPs by the papers'
-    formula, in per cent of the full model's. NaN and None in records that do not tell.
+    """The scores of settings on benchmarks: finished cells are read from runs/<tier>/cells, the others are measured
+    (ctrl-C keeps what is finished), the unreduced model first, and in the paper tier through its gate.
 
-    records: what ``run_cells(cells, tier)`` returned, in that order. samples: gives the per-question log of a cell
-    (default: from ``runs``). BadUsage when the two do not belong together.
+    settings: {(name, budget): Reduction}; the unreduced model, ("all tokens", 1.0), comes in by itself. model: a
+    folder, a name below data/tiny, "ov-7b", "ov-72b", "video-7b", or a hub id. limit: only the first so many questions
+    of each task; fresh: measure also what is finished.
+
+    A row for each setting and benchmark, and one for each setting with benchmark "average": key, method, budget, model,
+    benchmark, frames, limit, tier; accuracy with low and high, the 95 % interval clustered by video (points, 0 to 100);
+    diff, diff_low, diff_high, p against "all tokens" (NaN for itself); in per cent of the unreduced video's tokens what
+    enters the language model (kept_pct), the same with newlines (newline_pct) and the mean over the layers (layer_pct);
+    off_per_frame: tokens per frame kept beyond what was asked; flops_pct: of the unreduced model's, by the papers'
+    formula; n, videos; answers: the share of each answer, as JSON; cell: the hash that names its files; notes.
+
+    Raises BadUsage (benchmark, tier, limit), CannotRun (no weights, full disk, a method that did not act, a baseline
+    off its printed score) and whatever a method of yours raises.
     """
-    if len(cells) != len(records):
-        raise BadUsage(
-            f"{len(cells)} cells but {len(records)} records", fix="pass what run_cells returned for these cells"
-        )
-    read = samples or (lambda cell: load_samples(cell, tier, runs=runs or paths.runs()))
-    full = {_where(c): (c, r) for c, r in zip(cells, records, strict=True) if c.row == BASELINE}
-    most = {_place(c): (c, r) for c, r in sorted(full.values(), key=lambda pair: pair[0].frames)}
-    rows = []
-    for cell, record in zip(cells, records, strict=True):
-        fewer = cell.row == FEWER_FRAMES
-        base = most.get(_place(cell)) if fewer else full.get(_where(cell))
-        row = _labels(cell) | {
-            "benchmark": cell.benchmark,
-            "value": record.value,
-            "low": record.low,
-            "high": record.high,
-            "n": record.n,
-            **dict.fromkeys(SHARES, math.nan),
-            "spent": None,
-            "source": record.source,
-            "tier": record.tier,
-            "diff": math.nan,
-            "diff_low": math.nan,
-            "diff_high": math.nan,
-            "p": math.nan,
-        }
-        if base is not None:
-            if fewer:
-                row["budget"] = cell.frames / base[0].frames
-            row |= _spent(record, base[1], row["budget"] if fewer else None)
-            if cell.row != BASELINE:
-                row |= _difference(read(cell), read(base[0]))
-        rows.append(row)
+    wanted = {(ALL, 1.0): Reduction(ALL), **settings}
+    cells = {
+        setting: [_cell(setting, reduction, model, name, frames, limit, tier) for name in benchmarks]
+        for setting, reduction in wanted.items()
+    }
+    found = _measured([cell for part in cells.values() for cell in part], fresh, progress)
+    rows = [row for setting, part in cells.items() for row in _rows(setting, part, cells[ALL, 1.0], found)]
     return pd.DataFrame(rows)
 
 
-def with_average(scores: pd.DataFrame, benchmarks: Iterable[str]) -> pd.DataFrame:
-    """``score_frame`` plus one row per setting with benchmark "average", where all of ``benchmarks`` are measured.
-
-    The mean's interval combines those of the benchmarks as independent estimates (MOVER: squared distances to each end
-    add).
-    """
-    wanted = list(benchmarks)
-    means = []
-    for _, group in scores.groupby(_SETTING, sort=False, dropna=False):
-        part = group[group["benchmark"].isin(wanted)].drop_duplicates("benchmark")
-        if len(part) < len(wanted):
-            continue
-        mean = part.iloc[0].to_dict() | {"benchmark": AVERAGE, "n": int(part["n"].sum()), "p": math.nan}
-        mean |= {name: float(part[name].mean(skipna=False)) for name in SHARES}
-        mean["spent"] = _mean(part["spent"].tolist())
-        for value, low, high in (("value", "low", "high"), ("diff", "diff_low", "diff_high")):
-            mean[value], mean[low], mean[high] = _mover(part[value], part[low], part[high])
-        means.append(mean)
-    return pd.concat([scores, pd.DataFrame(means, columns=scores.columns)], ignore_index=True)
-
-
-def averages(scores: pd.DataFrame, benchmarks: Iterable[str]) -> pd.DataFrame:
-    """Only the rows with benchmark "average"."""
-    both = with_average(scores, benchmarks)
-    return both[both["benchmark"] == AVERAGE].reset_index(drop=True)
+def fewer_frames(
+    model: str,
+    budgets: Iterable[float],
+    benchmarks: Sequence[str],
+    frames: int = 32,
+    limit: int | None = None,
+    tier: str = "tiny",
+    fresh: bool = False,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """What anybody can do without a method, as rows of ``evaluate`` named "fewer frames": all tokens of
+    ceil(budget * frames) frames, sampled from the video afresh. Rounded up, so that the control never has fewer tokens
+    than were asked for; shares and differences are those to all tokens of ``frames`` frames."""
+    bases = [_cell((ALL, 1.0), Reduction(ALL), model, name, frames, limit, tier) for name in benchmarks]
+    few = {budget: math.ceil(round(budget * frames, 9)) for budget in budgets}
+    cells = {budget: [replace(cell, frames=count) for cell in bases] for budget, count in few.items()}
+    found = _measured([*bases, *(cell for part in cells.values() for cell in part)], fresh, progress)
+    return pd.DataFrame([row for budget in few for row in _rows((FEWER, budget), cells[budget], bases, found)])
 
 
-def _labels(cell: Cell) -> dict[str, Any]:
-    setting = {key: value for key, value in cell.reduction.describe().items() if key != "name"}
-    inner = setting["inner"][0] if setting["inner"] else {}
-    return {
-        "row": cell.row,
-        "model": cell.model,
-        "budget": float(cell.reduction.budget),
-        "layer": inner.get("layer", math.nan),
-        "ratio": inner.get("ratio", math.nan),
-        "saliency": cell.saliency,
-        "frames": cell.frames,
-        "setting": json.dumps(setting, sort_keys=True),
-    }
+@dataclass(frozen=True)
+class Difference:
+    """Score of a minus score of b in points, with its 95 % interval and p, clustered by video; changed: questions
+    answered rightly by one of the two alone; mcnemar_p: of these, as if each question were drawn alone."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    changed: int
+    videos: int
+    mcnemar_p: float
 
 
-def _where(cell: Cell) -> tuple[Any, ...]:
-    return cell.model, cell.benchmark, cell.frames, cell.limit
+def paired(scores: pd.DataFrame, a: str, b: str, benchmark: str = AVERAGE) -> Difference:
+    """The difference of two settings of a frame of ``evaluate``, by their keys. BadUsage where a key is not there or
+    stands for several cells (filter the frame first), or where the two answered different questions."""
+    mine, theirs = (_answers(scores, key, benchmark) for key in (a, b))
+    return _difference(mine, theirs)
 
 
-def _place(cell: Cell) -> tuple[Any, ...]:
-    return cell.model, cell.benchmark, cell.limit
+def compare(scores: pd.DataFrame, pairs: Iterable[tuple[str, str]], benchmark: str = AVERAGE) -> pd.DataFrame:
+    """``paired`` for each pair (a, b), a row each, with p corrected for all comparisons of the table (p_holm)."""
+    rows = [{"a": a, "b": b, **asdict(paired(scores, a, b, benchmark))} for a, b in pairs]
+    return pd.DataFrame(rows).assign(p_holm=holm([row["p"] for row in rows]))
 
 
-def _spent(record: Record, base: Record, fewer: float | None = None) -> dict[str, Any]:
-    """What the record's budget says, and FLOPs in per cent of the full model's. fewer: the share of frames of a control
-    that sees fewer of them, whose tokens count against those of the full model's video."""
-    spent, whole = _budget(record), _budget(base)
-    if spent is not None and fewer is not None:
-        full = {"full_tokens": whole.full_tokens, "full_newlines": whole.full_newlines} if whole is not None else {}
-        spent = dataclasses.replace(spent, asked_share=fewer, **full) if full else None
-    found = {"flops_pct": _percent(record.extra.get("flops_paper"), base.extra.get("flops_paper")), "spent": spent}
-    if spent is not None:
-        found |= {"kept_pct": 100 * spent.share, "newline_pct": 100 * spent.share_with_newlines}
-        found |= {"layer_pct": 100 * spent.layer_share, "off_per_frame": spent.off_per_frame}
+def samples(scores: pd.DataFrame) -> pd.DataFrame:
+    """The questions behind the rows of a frame, a row for each setting and question: key, benchmark, doc_id, video,
+    kind, question, target, answer, correct, kept, task."""
+    parts = [
+        pd.DataFrame(_load(row.tier, row.cell)[1]).assign(key=row.key, benchmark=row.benchmark)
+        for row in scores[scores["benchmark"] != AVERAGE].itertuples()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def printed_settings(table: str, like: str, layers: int) -> dict[Setting, Reduction]:
+    """The settings of every printed row of a table for one of the papers' models ("ov-7b", "ov-72b", "video-7b"), for a
+    decoder of ``layers`` layers."""
+    found: dict[Setting, Reduction] = {(ALL, 1.0): Reduction(ALL)}
+    for name, row, budget, model in preset_names(table):
+        made = preset(name, row, budget, model).scaled(layers)
+        if model == like and (made.outer is not None or made.inner or made.decode is not None):
+            found[row, budget] = made
     return found
 
 
-def _budget(record: Record) -> TokenBudget | None:
-    return record.budget if isinstance(record.budget, TokenBudget) else None
+def turned(
+    settings: Mapping[Setting, Any],
+    tier: str,
+    layers: int,
+    *,
+    tau: float | None = None,
+    layer: int | None = None,
+    ratio: float | None = None,
+) -> dict[Setting, Reduction]:
+    """The settings for a decoder of ``layers`` layers: a Preset at its depth, a Reduction as it is. tau of every HoliTom
+    outer stage, layer and ratio (the paper's K, counted in this decoder, and R) of its inner merge, where they are given.
+    At the tiny tier FastVID compares frames by their mean token: the tiny tower has no pooling head."""
+    found = {}
+    for setting, made in settings.items():
+        reduction = made.scaled(layers) if isinstance(made, Preset) else made
+        outer, inner = reduction.outer, reduction.inner
+        if isinstance(outer, HoliTom) and tau is not None:
+            outer = replace(outer, tau=tau)
+        if isinstance(outer, FastVID) and tier == "tiny":
+            outer = replace(outer, head="substitute")
+        given = {name: value for name, value in (("layer", layer), ("ratio", ratio)) if value is not None}
+        inner = tuple(replace(stage, **given) if isinstance(stage, HoliTomMerge) else stage for stage in inner)
+        found[setting] = replace(reduction, outer=outer, inner=inner)
+    return found
 
 
-def _mean(budgets: Sequence[TokenBudget | None]) -> TokenBudget | None:
-    """Field by field; farthest_off: the one farthest from 0. None when one is not known."""
-    known = [budget for budget in budgets if budget is not None]
-    if not known or len(known) < len(budgets):
-        return None
-    names = [field.name for field in dataclasses.fields(TokenBudget)]
-    mean = {name: sum(getattr(budget, name) for budget in known) / len(known) for name in names}
-    return TokenBudget(**mean | {"farthest_off": max((budget.farthest_off for budget in known), key=abs)})
+def _cell(setting: Setting, reduction: Reduction, model: str, *where: Any) -> Cell:
+    cell = Cell(key_of(*setting), reduction, model, *where)
+    cell.check()
+    return cell
 
 
-def _percent(part: float | None, whole: float | None) -> float:
-    return 100 * part / whole if part and whole else math.nan
+def _measured(cells: Sequence[Cell], fresh: bool, progress: bool) -> dict[str, Finished]:
+    """Every cell's record and samples by its id, measured where they are missing. Settings may share a cell."""
+    tier, known = cells[0].tier, {cell.id: cell for cell in cells}
+    store, found = Store(tier), {}
+    for name in known:
+        if fresh:
+            store.forget(name)
+        elif (finished := store.load(name)) is not None:
+            found[name] = finished
+    if store.damaged:
+        damaged = ", ".join(path.name for path in store.damaged)
+        for path in store.damaged:
+            store.forget(path.stem)
+        print(f"{len(store.damaged)} damaged cells are measured again: {damaged}", file=sys.stderr)
+    left = [cell for name, cell in known.items() if name not in found]
+    if left and tier == "tiny":
+        sweep.measure_tiny(left, progress)
+    elif left:
+        paper_tier.measure_here(list(known.values()), progress)
+    for cell in left:
+        finished = store.load(cell.id)
+        if finished is None:
+            raise CannotRun(f"{store.folder}/{cell.id}.json was not written", fix="run the same command again")
+        found[cell.id] = finished
+    return found
 
 
-def _difference(mine: list[dict[str, Any]], full: list[dict[str, Any]]) -> dict[str, float]:
-    """The same questions of both, in the same order; BadUsage when the logs hold different ones."""
-    name = lambda s: (s.get("task", ""), s["doc_id"])  # noqa: E731
-    theirs = {name(s): s for s in full}
-    if {name(s) for s in mine} != set(theirs):
-        raise BadUsage(
-            "two settings answered different questions, so they cannot be paired", fix="run both with the same limit"
-        )
-    pairs = [(s["correct"], theirs[name(s)]["correct"], f"{s.get('task', '')}/{s['video']}") for s in mine]
-    found = paired_difference([a for a, _, _ in pairs], [b for _, b, _ in pairs], [v for _, _, v in pairs])
+def _rows(
+    setting: Setting, cells: Sequence[Cell], bases: Sequence[Cell], found: Mapping[str, Finished]
+) -> Iterable[dict[str, Any]]:
+    """The rows of one setting: one per benchmark and their average."""
+    rows, mine, theirs = [], {}, {}
+    for cell, base in zip(cells, bases, strict=True):
+        (record, lines), (whole, full) = found[cell.id], found[base.id]
+        mine[cell.benchmark], theirs[cell.benchmark] = lines, full
+        rows.append(_row(setting, cell, {cell.benchmark: lines}, {cell.benchmark: full}) | _spent(record, whole))
+        rows[-1] |= {"cell": cell.id, "notes": "; ".join(record.notes)}
+    average = _row(setting, cells[0], mine, theirs) | {"benchmark": AVERAGE, "cell": "", "notes": ""}
+    return [*rows, average | {name: fmean(row[name] for row in rows) for name in _spent(record, whole)}]
+
+
+def _row(setting: Setting, cell: Cell, mine: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, Any]:
+    mine_too = _judged(mine)
+    score = interval(mine_too["correct"], mine_too["video"], balanced(mine_too["benchmark"]))
+    gap = {"diff": math.nan, "diff_low": math.nan, "diff_high": math.nan, "p": math.nan}
+    if setting[0] != ALL:
+        found = _difference(mine, full)
+        gap = {"diff": found.value, "diff_low": found.low, "diff_high": found.high, "p": found.p}
+    said = Counter(str(line["answer"]).strip(" .()") or "(none)" for lines in mine.values() for line in lines)
+    usual, n = said.most_common(8), said.total()
+    shares = {answer: round(count / n, 4) for answer, count in usual} | (
+        {"(others)": round(1 - sum(count for _, count in usual) / n, 4)} if len(said) > 8 else {}
+    )
     return {
-        "diff": found.value,
-        "diff_low": found.low,
-        "diff_high": found.high,
-        "p": found.p if found.p is not None else math.nan,
+        **{"key": key_of(*setting), "method": setting[0], "budget": setting[1], "model": model_name(cell.model)},
+        **{"benchmark": cell.benchmark, "frames": cell.frames, "limit": cell.limit, "tier": cell.tier},
+        **{"accuracy": score.value, "low": score.low, "high": score.high, **gap},
+        **{"n": n, "videos": score.groups, "answers": json.dumps(shares, ensure_ascii=False)},
     }
 
 
-def _mover(value: pd.Series, low: pd.Series, high: pd.Series) -> tuple[float, float, float]:
-    mean = float(value.mean())
-    below = math.sqrt(float(((value - low) ** 2).sum(skipna=False))) / len(value)
-    above = math.sqrt(float(((high - value) ** 2).sum(skipna=False))) / len(value)
-    return mean, mean - below, mean + above
+def _spent(record: Record, whole: Record) -> dict[str, float]:
+    """In per cent of the unreduced video's tokens, which may have more frames."""
+    mine, full = record.tokens, whole.tokens
+    both = full["full_tokens"] + full["full_newlines"]
+    return {
+        "kept_pct": 100 * mine["kept_tokens"] / full["full_tokens"],
+        "newline_pct": 100 * (mine["kept_tokens"] + mine["kept_newlines"]) / both,
+        "layer_pct": 100 * mine["layer_tokens"] / full["full_tokens"],
+        "off_per_frame": mine["off_per_frame"],
+        "flops_pct": 100 * record.flops_paper / whole.flops_paper,
+    }
 
 
-def by_type(cells: Sequence[Cell], records: Sequence[Record], names: Iterable[str]) -> pd.DataFrame:
-    """Accuracy per question type over all benchmarks, one column per setting ("HoliTom at 10 %"), for the rows
-    ``names``; the last column counts the questions. Types are ordered by the loss of the last setting."""
-    wanted = list(names)
-    right: dict[str, dict[str, float]] = {}
-    counts: dict[str, dict[str, int]] = {}
-    for cell, record in zip(cells, records, strict=True):
-        if cell.row not in wanted:
-            continue
-        label = cell.row if cell.reduction.budget == 1 else f"{cell.row} at {cell.reduction.budget:.0%}"
-        for kind, score in record.extra.get("by_type", {}).items():
-            n = record.extra["questions_by_type"][kind]
-            right.setdefault(label, {})[kind] = right.get(label, {}).get(kind, 0.0) + score * n
-            counts.setdefault(label, {})[kind] = counts.get(label, {}).get(kind, 0) + n
-    table = pd.DataFrame(right) / pd.DataFrame(counts)
-    if table.empty:
-        return table
-    loss = table.iloc[:, -1] - table.iloc[:, 0]
-    return table.loc[loss.sort_values().index].assign(questions=pd.DataFrame(counts).iloc[:, 0].astype(int))
+def _answers(scores: pd.DataFrame, key: str, benchmark: str) -> dict[str, list[Sample]]:
+    rows = scores[(scores["key"] == key) & (scores["benchmark"] != AVERAGE)].drop_duplicates("cell")
+    rows = rows if benchmark == AVERAGE else rows[rows["benchmark"] == benchmark]
+    if rows.empty or rows["benchmark"].duplicated().any():
+        what = "is not among these scores" if rows.empty else "stands for several cells of a benchmark"
+        keys = ", ".join(scores["key"].unique())
+        raise BadUsage(f"{key!r} {what}", fix=f"filter the frame by model, frames and benchmark; it has {keys}")
+    return {row.benchmark: _load(row.tier, row.cell)[1] for row in rows.itertuples()}
 
 
-def changed_answers(cell: Cell, base: Cell, tier: str, *, runs: Path | None = None, most: int = 8) -> pd.DataFrame:
-    """Questions that the full model (``base``) answers right and ``cell`` does not, from the per-question logs."""
-    mine = load_samples(cell, tier, runs=runs or paths.runs())
-    full = {(s.get("task"), s["doc_id"]): s for s in load_samples(base, tier, runs=runs or paths.runs())}
-    lost = [s for s in mine if s["correct"] < full[s.get("task"), s["doc_id"]]["correct"]]
-    columns = ["video", "type", "question", "target", "answer", "kept"]
-    return pd.DataFrame([{name: s[name] for name in columns} for s in lost[:most]], columns=columns)
+def _load(tier: str, cell: str) -> Finished:
+    found = Store(tier).load(cell)
+    if found is None:
+        raise CannotRun(f"the cell {cell} is no longer in runs/{tier}/cells", fix="call evaluate again")
+    return found
+
+
+def _judged(lines: Mapping[str, Sequence[Sample]]) -> pd.DataFrame:
+    """All questions of a setting: benchmark, question, video (the unit of every interval), correct."""
+    rows = [
+        (name, (name, line["task"], line["doc_id"]), f"{name}/{line['task']}/{line['video']}", float(line["correct"]))
+        for name, part in lines.items()
+        for line in part
+    ]
+    return pd.DataFrame(rows, columns=["benchmark", "question", "video", "correct"])
+
+
+def _difference(mine: Mapping[str, Sequence[Sample]], theirs: Mapping[str, Sequence[Sample]]) -> Difference:
+    a, b = (_judged(lines).set_index("question") for lines in (mine, theirs))
+    if set(a.index) != set(b.index):
+        raise BadUsage(
+            "two settings answered different questions, so they cannot be paired", fix="run both with the same limit"
+        )
+    x, y = a["correct"].reindex(b.index), b["correct"]
+    found = paired_difference(x, y, b["video"], balanced(b["benchmark"]))
+    won, lost = int((x > y).sum()), int((x < y).sum())
+    return Difference(found.value, found.low, found.high, float(found.p), won + lost, found.groups, mcnemar(won, lost))

@@ -19,7 +19,7 @@ class Golden:
         self.name = name
         self.arrays = np.load(folder / f"{name}.npz", allow_pickle=False)
         self.params = json.loads(str(self.arrays["params"]))
-        self.runs = self.params["runs"]
+        self.runs = self.params["runs"] if "runs" in self.params else [{}] * self.params["n_runs"]
 
     def __getitem__(self, key):
         return torch.from_numpy(np.array(self.arrays[self._key(key)]))

@@ -1,11 +1,32 @@
-"""PruneVid's merging stage (arXiv 2412.16117): windows of like frames, static cells merged over each window, then
-density-peak clusters everywhere. Written from a description of Visual-AI/PruneVid at b12600c (its PLLaVA code; the
-LLaVA-OneVision code was never published); no line of that repository, which is CC-BY-NC-SA, is used here."""
+"""PruneVid (arXiv 2412.16117): merge what stays the same in a window of frames, cluster the rest, then keep what the
+question attends to. Both stages, as described of Visual-AI/PruneVid at b12600c, its code for PLLaVA (that for
+LLaVA-OneVision was never published); no line of that repository, which is CC-BY-NC-SA, is used here.
+
+Merging, before the language model (models/pllava/modeling_pllava.py :: merge_frames_dynamic):
+1. Windows: density-peak clusters of the frames' mean tokens, int(T * temporal_segment_ratio) of them; of every label
+   only the longest runs of frames stay, other runs join a neighbour (refine_clusters).
+2. A cell is static in a window when its mean cosine over all pairs of the window's frames is above tau.
+3. Static cells are averaged over their window.
+4. The static tokens of a window, and the dynamic tokens of a frame, are each a group. A group of n > 14 tokens is
+   clustered by density peaks (k = 7) into int(n * cluster_ratio); a token is the plain mean of its cluster.
+5. Output: per window its static tokens, then its frames; inside a clustered group in descending density-peak score.
+Selection, inside it (elastic_cache.py): after layer 10 a token's score is the largest attention that any token of the
+question pays to it in any head; int(alpha * n) of every group stay, in the caches of the earlier layers too.
+
+How the papers reached their ratios is unpublished. Here a budget gives cluster_ratio = min(1, budget * T * N / tokens
+left by step 3). The count is so not exact: groups are rounded down, and small groups stay whole, which on a small grid
+is far above the budget.
+
+Deviations: ties between densities go to the lower index (the release adds random noise of 1e-6); at least one cluster
+of frames, one of a group and one selected token stay; short videos work (the release fails below 7 frames); a window of
+one frame has no static cells; budget 1 is the identity. Without PruneVid's groups the selection takes all visual tokens
+as one.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,188 +34,74 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from holitom.errors import BadUsage
-from holitom.methods.inputs import budget_tokens, every_token, on, refuse_non_finite
-from holitom.ops.density import ranked_clusters
-from holitom.ops.merging import bag_means
-from holitom.ops.segment_budgets import frame_means
-from holitom.ops.segmentation import Segments, above
-from holitom.ops.selection import apportion
-from holitom.ops.similarity import row_norms
+from holitom.methods.base import check_share, check_stage, every_token, finite, on_host, surviving, token_set
+from holitom.methods.holitom import static_means
+from holitom.ops.clusters import padding, ranked_clusters
+from holitom.ops.segments import Segments, above
+from holitom.ops.tensors import TINY, frame_mean, group_mean, grouped, ids_of, on, row_norms
 from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures, check_budget
+
+SMALL = 14
+"""Groups of at most this many tokens are not clustered."""
 
 
 @dataclass(frozen=True)
 class PruneVid:
-    """Cluster the frames into windows, merge cells that stay the same in a window, cluster what is left.
-
-    tau: a cell is static in a window when its mean cosine over all pairs of the window's frames is above it (strict).
-    temporal_segment_ratio: clusters of frames as a share of T. k: neighbours in the densities. Static cells are
-    averaged over their window; static tokens (per window) and dynamic tokens (per frame) are then clustered, and a
-    token is the plain mean of its cluster. Windows of one frame have no static cells.
-
-    The clean reading keeps round(budget * T * N) tokens, shared among all groups by largest remainder, fewer only where
-    merging over time alone goes further. Output: per window its static tokens by cell (owned by its first frame), then
-    its dynamic tokens by frame and cell. ``size`` counts source tokens; ``group`` numbers the groups in that order.
-
-    ``released``: int(n * cluster_ratio) clusters per group (at least one), groups of at most 14 left alone, clusters in
-    descending order of their score. cluster_ratio None follows from the budget, min(1, budget * T * N / tokens left
-    after merging over time), how the release would have reached the table's budgets (its own procedure is
-    unpublished); a number is the release's own knob and then decides alone, whatever the budget.
-    """
+    """The merging stage. tau: static above this mean cosine (strict); temporal_segment_ratio: clusters of frames as a
+    share of T; k: neighbours in the densities. ``size`` counts source tokens, ``group`` numbers the groups of step 4 in
+    the order of the output. Raises BadUsage for a budget outside (0, 1] and for a NaN in the tokens."""
 
     tau: float = 0.8
     temporal_segment_ratio: float = 0.25
     k: int = 7
-    cluster_ratio: float | None = None
-    released: bool = False
 
     requires: ClassVar[frozenset[str]] = frozenset()
     positions: ClassVar[Positions] = "contiguous"
-    deviations: ClassVar[tuple[str, ...]] = (
-        "Written from a description of the code for PLLaVA; the authors' code for LLaVA-OneVision is unpublished.",
-        "Ties between densities go to the lower index, where the release draws random noise of 1e-6.",
-        "The number of tokens follows from the budget; the procedure behind the papers' ratios is unpublished.",
-        "Clean reading only: groups of at most 14 tokens are clustered too, so that the count is exact.",
-        "Clean reading only: clusters are in raster order, in the release in descending order of their score.",
-        "Budget 1 returns every token unchanged; fewer than 7 frames, one frame and tiny groups work.",
-    )
+    fidelity: ClassVar[Fidelity] = "golden"
 
     def __post_init__(self) -> None:
         if self.k < 1 or not 0 < self.temporal_segment_ratio <= 1:
-            raise BadUsage(
-                f"k={self.k}, temporal_segment_ratio={self.temporal_segment_ratio}",
-                fix="k from 1 on, a ratio in (0, 1]",
-            )
-        if self.cluster_ratio is not None and not (self.released and 0 < self.cluster_ratio <= 1):
-            raise BadUsage(
-                f"cluster_ratio={self.cluster_ratio} with released={self.released}",
-                fix="it is a knob of the release in (0, 1]: set released=True, or leave it out and give a budget",
-            )
-
-    @property
-    def fidelity(self) -> Fidelity:
-        return "golden" if self.released else "port"
+            raise BadUsage(f"{self} cannot be", fix="count k from 1, and give a temporal_segment_ratio in (0, 1]")
 
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
-        """Reduce one video. Two copies to the host (labels of the frames, static cells).
-
-        Raises BadUsage for a budget outside (0, 1] and for a NaN in the tokens.
-        """
         budget = check_budget(budget)
-        windows = self.segments(video)
-        if budget == 1.0 and self.cluster_ratio is None:
+        windows = self.windows(video)
+        if budget == 1:
             return every_token(video)
-        tokens, cells = video.tokens.flatten(0, 1), video.cells
-        owner = np.repeat(np.arange(len(windows)), windows.lengths)  # the window of every frame
-        dynamic = ~windows.static[owner]
-        sizes = np.concatenate([windows.static.sum(1), dynamic.sum(1)])
-        keep = self._counts(sizes, budget, video)
-        group = np.concatenate([np.arange(len(windows)), owner])
-        order = np.argsort(group, kind="stable")  # per window: static, then its frames
-        begin = np.empty_like(keep)
-        begin[order] = np.cumsum(keep[order]) - keep[order]
-        number = np.empty_like(order)
-        number[order] = np.arange(len(order))
+        tokens = video.frames * video.cells
+        return self.merge(video, windows, min(1.0, budget * tokens / (tokens - windows.removed)))
 
-        window, cell = np.nonzero(windows.static)
-        length = windows.lengths[window]
-        first = windows.first[window] * cells + cell
-        step = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
-        means = bag_means(tokens, on(np.repeat(first, length) + step * cells, tokens), on(length, tokens))
-        row = np.zeros(windows.static.shape, dtype=np.int64)
-        row[windows.static] = np.arange(len(first))
-
-        parts = len(windows)
-        static = self._cluster(means, windows.static, row, keep[:parts], begin[:parts], video)
-        raster = np.arange(video.frames * cells).reshape(video.frames, cells)
-        moving = self._cluster(tokens, dynamic, raster, keep[parts:], begin[parts:], video)
-
-        total = int(keep.sum())
-        out = tokens.new_empty(total, tokens.shape[1])
-        ids = torch.empty(total, dtype=torch.long, device=tokens.device)
-        size = torch.empty(total, device=tokens.device)
-        place, merged, count, centre = static
-        out[place], ids[place] = merged.to(out.dtype), on(first, tokens)[centre]
-        size[place] = (count * on(length, tokens)[centre]).float()
-        place, merged, count, centre = moving
-        out[place], ids[place], size[place] = merged.to(out.dtype), centre, count.float()
-        return TokenSet(out, ids // cells, ids % cells, size, on(np.repeat(number[order], keep[order]), tokens))
-
-    def segments(self, video: VideoFeatures) -> Segments:
-        """The windows, with the static cells of each, on the host."""
+    def windows(self, video: VideoFeatures) -> Segments:
+        """Steps 1 and 2. Two copies to the host: the labels of the frames, and the static cells."""
         norms = row_norms(video.tokens)
-        changed = np.flatnonzero(np.diff(refine_runs(self._labels(video, norms))))
-        first = np.concatenate([[0], changed + 1])
+        first = _run_starts(refine_runs(self.frame_labels(video)))
         last = np.append(first[1:], video.frames) - 1
-        likeness = _pair_cosine(video.tokens, norms, first, last - first + 1)
-        static = above(likeness, self.tau).cpu().numpy() & (last > first)[:, None]
-        return Segments(first, last, static, int((static * (last - first)[:, None]).sum()))
+        static = above(_pair_cosine(video.tokens, norms, last - first + 1), self.tau)
+        return Segments(first, last, on_host(static, tokens=norms) & (last > first)[:, None])
 
     def frame_labels(self, video: VideoFeatures) -> np.ndarray:
-        """[T] the cluster of every frame before the runs are refined; 0 has the highest score."""
-        return self._labels(video, row_norms(video.tokens))
+        """[T] the cluster of every frame; 0 has the highest score."""
+        means = frame_mean(video.tokens)
+        frames = torch.arange(video.frames, device=means.device)[None]
+        clusters = frames.new_full((1,), max(1, int(video.frames * self.temporal_segment_ratio)))
+        rank, nearest = ranked_clusters(means, frames, torch.ones_like(frames, dtype=torch.bool), clusters, self.k)
+        return rank.gather(1, nearest)[0].cpu().numpy()
 
-    def _labels(self, video: VideoFeatures, norms: Tensor) -> np.ndarray:
-        means = frame_means(video.tokens)
-        every = torch.arange(video.frames, device=means.device)[None]
-        wanted = every.new_full((1,), max(1, int(video.frames * self.temporal_segment_ratio)))
-        room = video.tokens.numel()
-        rank, nearest = ranked_clusters(means, every, torch.ones_like(every, dtype=torch.bool), wanted, self.k, room)
-        label = rank.gather(1, nearest)[0]
-        return refuse_non_finite({"tokens": norms}, label).astype(np.int64)
-
-    def _counts(self, sizes: np.ndarray, budget: float, video: VideoFeatures) -> np.ndarray:
-        if not self.released:
-            return apportion(sizes, budget_tokens(video, budget))
-        ratio = self.cluster_ratio or min(1.0, budget * video.frames * video.cells / int(sizes.sum()))
-        clusters = np.maximum((sizes * ratio).astype(np.int64), 1)
-        return np.where(sizes > 14, clusters, sizes)
-
-    def _cluster(
-        self,
-        rows: Tensor,
-        alive: np.ndarray,
-        row_of: np.ndarray,
-        keep: np.ndarray,
-        begin: np.ndarray,
-        video: VideoFeatures,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Cluster every group (a row of ``alive`` [G, N]) into keep[g] tokens that go to the places from begin[g] on:
-        places [C], their rows [C, D], how many rows each merges, and the row id of each centre."""
-        used = np.flatnonzero(keep > 0)
-        if not len(used):
-            none = torch.empty(0, dtype=torch.long, device=rows.device)
-            return none, rows[:0].float(), none, none
-        alive, row_of, keep = alive[used], row_of[used], keep[used]
-        sizes = alive.sum(1)
-        left = np.argsort(~alive, axis=1, kind="stable")[:, : sizes.max()]  # the group's cells first, in raster order
-        valid = np.arange(left.shape[1]) < sizes[:, None]
-        ids = np.take_along_axis(row_of, left, axis=1)
-        ids = on(np.where(valid, ids, ids[:, :1]), rows)
-        slots = torch.arange(left.shape[1], device=rows.device).expand_as(ids)
-        rank, nearest = slots.clone(), slots.clone()
-        hard = np.flatnonzero(sizes > 14 if self.released else keep < sizes)
-        room = video.tokens.numel() * video.tokens.element_size() // 4
-        for width in np.unique(sizes[hard] // 16):  # groups of like size together: little padding
-            alike = hard[sizes[hard] // 16 == width]
-            n, some = int(sizes[alike].max()), on(alike, rows)
-            mask = on(valid[alike, :n], rows)
-            found = ranked_clusters(rows, ids[some, :n], mask, on(keep[alike], rows), self.k, room)
-            rank[some, :n], nearest[some, :n] = found
-            rank[some, n:] = n  # padding is never a centre
-        centre = (rank < on(keep, rows)[:, None]) & on(valid, rows)
-        place = rank if self.released else centre.cumsum(1) - 1
-        start = np.cumsum(keep) - keep
-        place = place + on(start, rows)[:, None]
-
-        filled = on(np.flatnonzero(valid), rows)
-        key, order = place.gather(1, nearest).flatten()[filled].sort(stable=True)
-        count = int(keep.sum())
-        lengths = torch.searchsorted(key, torch.arange(count + 1, device=rows.device)).diff()
-        merged = bag_means(rows, ids.flatten()[filled][order], lengths)
-        heads = ids.new_empty(count + 1).scatter_(0, torch.where(centre, place, count).flatten(), ids.flatten())[:count]
-        places = on(np.repeat(begin[used] - start, keep) + np.arange(count), rows)
-        return places, merged, lengths, heads
+    def merge(self, video: VideoFeatures, windows: Segments, cluster_ratio: float) -> TokenSet:
+        """Steps 3 to 5, with the release's own knob in place of a budget."""
+        rows, owner = video.tokens.flatten(0, 1), np.repeat(np.arange(len(windows)), windows.lengths)
+        means, first, span, static = static_means(video.tokens, windows, np.ones(len(windows), dtype=bool))
+        moving = ~windows.static[owner]
+        counts, moving_counts = (_clusters_of(sizes, cluster_ratio) for sizes in (static, moving.sum(1)))
+        merged, size, centre = _cluster(means, np.arange(len(means)), static, counts, self.k)
+        others, other_size, ids = _cluster(rows, np.flatnonzero(moving), moving.sum(1), moving_counts, self.k)
+        before = windows.first + np.arange(len(windows))  # the number of a window's static group
+        later = np.arange(video.frames) + owner + 1  # the number of a frame's group
+        group = on(np.concatenate([np.repeat(before, counts), np.repeat(later, moving_counts)]), rows)
+        order = group.sort(stable=True).indices
+        tokens, ids = torch.cat([merged, others])[order], torch.cat([first[centre], ids])[order]
+        kept = token_set(video, ids, tokens, torch.cat([size * span[centre], other_size])[order])
+        return replace(kept, group=group[order])
 
 
 def refine_runs(labels: np.ndarray) -> np.ndarray:
@@ -204,9 +111,8 @@ def refine_runs(labels: np.ndarray) -> np.ndarray:
     From left to right, every other run takes the label on its left, with all that this label has taken in so far, or of
     the next run that stays, whichever is longer; the left one when both are equally long, 0 when there is neither.
     """
-    labels = np.asarray(labels)
-    edges = np.flatnonzero(np.diff(labels, prepend=labels[:1] - 1))
-    label, length = labels[edges], np.diff(edges, append=len(labels))
+    start = _run_starts(labels)
+    label, length = labels[start], np.diff(start, append=len(labels))
     longest = np.zeros(labels.max() + 1, dtype=np.int64)
     np.maximum.at(longest, label, length)
     stays = (length == longest[label]) & (length > 1)
@@ -225,41 +131,103 @@ def refine_runs(labels: np.ndarray) -> np.ndarray:
     return np.repeat(refined, length)
 
 
-def _pair_cosine(tokens: Tensor, norms: Tensor, first: np.ndarray, length: np.ndarray) -> Tensor:
-    """[W, N] mean cosine of a cell over all pairs of different frames of each window, 0 for one frame. With unit
-    vectors u: (|sum u|^2 - sum |u|^2) / (W * (W - 1)), so no pair is ever formed."""
-    weight = 1 / norms.clamp_min(1e-12)
-    offsets, count = on(first, tokens), on(length, tokens).float()[:, None]
-    every = torch.arange(tokens.shape[0], device=tokens.device)
-    if tokens.dtype == torch.float32 and not tokens.is_cuda:
-        windows = [slice(i, i + n) for i, n in zip(first.tolist(), length.tolist(), strict=True)]
-        total = torch.stack([_sum_square(tokens[some], weight[some]) for some in windows])
-    else:
-        total = _sum_squares_together(tokens, weight, offsets)
-    own = embedding_bag(every, (norms > 0).float(), offsets, mode="sum")
-    return (total - own) / (count * (count - 1)).clamp_min(1)
+def _run_starts(labels: np.ndarray) -> np.ndarray:
+    """Where a run of equal labels begins."""
+    return np.flatnonzero(np.diff(labels, prepend=labels[:1] - 1))
 
 
-def _sum_square(tokens: Tensor, weight: Tensor) -> Tensor:
-    """[N] squared length of every cell's weighted sum over one window: a product of a row with a matrix per cell."""
-    total = weight.T[:, None] @ tokens.transpose(0, 1)
-    return torch.linalg.vector_norm(total[:, 0], dim=-1).square_()
-
-
-def _sum_squares_together(tokens: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
-    """[W, N] the same for all windows in few kernels, some cells at a time, so that only they are held in float32."""
+@torch.no_grad()
+def _pair_cosine(tokens: Tensor, norms: Tensor, lengths: np.ndarray) -> Tensor:
+    """[W, N] mean cosine of a cell over all pairs of different frames of each window, 0 for one frame: with unit
+    vectors u, (|sum u|^2 - sum |u|^2) / (W * (W - 1)). Some cells at a time, so that no copy of the video is made."""
     frames, cells, dim = tokens.shape
-    every = torch.arange(frames, device=tokens.device)
-    step = -(-cells // 8)
-    sums = []
-    for begin in range(0, cells, step):
-        cell = torch.arange(begin, min(begin + step, cells), device=tokens.device)[:, None]
-        if tokens.dtype == torch.float32:
-            rows, ids = tokens.reshape(-1, dim), every * cells + cell
-        else:
-            rows, ids = tokens[:, begin : begin + step].reshape(-1, dim).float(), every * len(cell) + cell - begin
-        starts = (cell - begin) * frames + offsets
-        scale = weight[:, begin : begin + step].T.flatten()
-        total = embedding_bag(ids.flatten(), rows, starts.flatten(), mode="sum", per_sample_weights=scale)
-        sums.append(total.square().sum(-1).view(len(cell), -1))
-    return torch.cat(sums).T
+    length, every = on(lengths, tokens), torch.arange(frames, device=tokens.device)
+    start, weight, sums = length.cumsum(0) - length, 1 / norms.clamp_min(TINY), []
+    for cell in torch.arange(cells, device=tokens.device)[:, None].split(-(-cells // 8)):
+        rows, ids = tokens.reshape(-1, dim), every * cells + cell
+        if tokens.dtype != torch.float32:  # a sum in half precision would be rounded to it
+            rows, ids = tokens[:, cell[:, 0]].reshape(-1, dim).float(), every * len(cell) + cell - cell[0]
+        bags, by = ((cell - cell[0]) * frames + start).flatten(), weight[:, cell[:, 0]].T.flatten()
+        total = embedding_bag(ids.flatten(), rows, bags, mode="sum", per_sample_weights=by)
+        sums.append(total.square().sum(-1).view(len(cell), -1).T)
+    own = embedding_bag(every, (norms > 0).float(), start, mode="sum")
+    pairs = (length * (length - 1)).clamp_min(1)[:, None]
+    return (torch.cat(sums, 1) - own) / pairs
+
+
+def _clusters_of(sizes: np.ndarray, ratio: float) -> np.ndarray:
+    """How many tokens groups of ``sizes`` [G] become."""
+    return np.where(sizes > SMALL, np.maximum((sizes * ratio).astype(np.int64), 1), sizes)
+
+
+def _cluster(
+    rows: Tensor, ids: np.ndarray, sizes: np.ndarray, counts: np.ndarray, k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The groups rows[ids], ``sizes[g]`` one after the other, into ``counts[g]`` clusters each. Returns the clusters'
+    means [C, D], how many rows each merges [C], and the row of each centre [C]; by group, then by falling score."""
+    sizes, counts = sizes[sizes > 0], counts[sizes > 0]
+    place, inside = padding(sizes)
+    slot, rank = on(ids[(sizes.cumsum() - sizes)[:, None] + place], rows), on(place, rows)
+    nearest = rank.clone()
+    for width in np.unique(sizes[sizes > SMALL] // 32):  # groups of like size together: little padding
+        alike = np.flatnonzero((sizes // 32 == width) & (sizes > SMALL))
+        some, n = on(alike, rows), int(sizes[alike].max())
+        found = ranked_clusters(rows, slot[some, :n], on(inside[alike, :n], rows), on(counts[alike], rows), k)
+        rank[some, :n], nearest[some, :n] = found
+    total, real = int(counts.sum()), on(np.flatnonzero(inside), rows)
+    number = (rank.gather(1, nearest) + on(counts.cumsum() - counts, rows)[:, None]).flatten()[real]  # of the cluster
+    row = slot.flatten()[real]
+    order, size = grouped(number, torch.arange(total, device=rows.device))
+    middle = ids_of((rank < on(counts, rows)[:, None]).flatten()[real], total)
+    return group_mean(rows, row[order], size), size, torch.empty_like(middle).scatter_(0, number[middle], row[middle])
+
+
+@dataclass(frozen=True)
+class PruneVidSelect:
+    """The selection stage. layer: the first layer that sees fewer tokens, counted from 0 (11: after the release's layer
+    10); alpha: share of every group that stays. Groups are PruneVid's, as its TokenSet names them."""
+
+    layer: int = 11
+    alpha: float = 0.4
+
+    score: ClassVar[Literal["prev"]] = "prev"
+    query: ClassVar[Literal["text"]] = "text"
+    positions: ClassVar[Positions] = "original"
+    prune_past: ClassVar[bool] = True
+    causal: ClassVar[bool] = True
+    include_newlines: ClassVar[bool] = False
+    reads_groups: ClassVar[bool] = True
+    fidelity: ClassVar[Fidelity] = "port"
+
+    def __post_init__(self) -> None:
+        check_stage(self)
+        check_share(self, "alpha")
+
+    @property
+    def identity(self) -> bool:
+        """Whether these parameters ask for nothing."""
+        return self.alpha == 1
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        score: Tensor,
+        visual: Tensor,
+        n0: int,
+        group: Tensor | None = None,
+        gain: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """hidden [S, D] entering ``layer``, score [heads, text rows, S], visual: ascending ids, group [V] -> (ids [S']
+        ascending, hidden[ids]). Copies to the host: the groups' sizes. Raises BadUsage for a NaN in the scores."""
+        best = finite(self, score.amax((0, 1))[visual])
+        group = torch.zeros_like(visual) if group is None else group
+        _, label, sizes = group.unique(return_inverse=True, return_counts=True)
+        order = best.sort(descending=True, stable=True).indices
+        order = order[label[order].sort(stable=True).indices]  # by group, then by falling score
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[label[order]]
+        counts = (self.alpha * sizes.double()).long()
+        if not (total := int(counts.sum())):
+            counts[sizes.argmax()], total = 1, 1
+        kept = surviving(hidden.shape[0], visual, ids_of(place < counts[label], total))
+        return kept, hidden[kept]

@@ -16,10 +16,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
-from holitom.ops.tensors import gram, group_mean, grouped, ids_of, on, ranks
-
-_CACHE = 1 << 21  # float32 elements that stay near a CPU's core; more only cost memory traffic
+from holitom.ops.tensors import gram, group_mean, grouped, ids_of, on, ranks, workspace
 
 
 @torch.no_grad()
@@ -41,16 +40,23 @@ def peak_scores(square: Tensor, valid: Tensor | None, k: int, most: Tensor | Non
         valid = torch.ones(square.shape[:2], dtype=torch.bool, device=square.device)
     used = valid.sum(-1).clamp(1, k)
     used = used if most is None else torch.minimum(used, most)
-    farthest = square.masked_fill(~(valid[:, None] & valid[:, :, None]), 0).amax((1, 2))
-    apart = square.masked_fill(~valid[:, None], torch.inf)
-    near = _nearest(apart, min(k, n))
+    near = _nearest(square.masked_fill(~valid[:, None], torch.inf), min(k, n))
     near = near.masked_fill(torch.arange(near.shape[-1], device=near.device) >= used[:, None, None], 0)
     spacing = near.sum(-1) / used[:, None]
     # ranked by the mean distance: exp rounds equal values differently inside and at the end of a vector
-    rank = ranks(-spacing.masked_fill(~valid, torch.inf))
-    delta = apart.masked_fill(rank[:, None] >= rank[:, :, None], torch.inf).amin(-1)
-    delta = torch.where(rank == 0, farthest[:, None], delta).sqrt()
+    delta = separation(square, -spacing.masked_fill(~valid, torch.inf), valid)
     return (torch.exp(-spacing) * delta).masked_fill(~valid, -1)
+
+
+def separation(square: Tensor, density: Tensor, valid: Tensor | None = None) -> Tensor:
+    """delta [G, n]: the distance of every row to the nearest denser one, for the densest row the largest distance in
+    its group. square: [G, n, n] squared distances; density: [G, n], anything in its order, lowest in the padding; valid
+    as in :func:`peak_scores`."""
+    rank = ranks(density)
+    delta = square.masked_fill(rank[:, None] >= rank[:, :, None], torch.inf).amin(-1)
+    if valid is not None:
+        square = square.masked_fill(~(valid[:, None] & valid[:, :, None]), 0)
+    return torch.where(rank == 0, square.amax((1, 2))[:, None], delta).sqrt()
 
 
 @torch.no_grad()
@@ -130,7 +136,7 @@ def _nearest(square: Tensor, k: int) -> Tensor:
 
 def _chunks(rows: Tensor, ids: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Groups that fit into the workspace together, with their squared distances, which the caller may overwrite."""
-    room = _CACHE if rows.device.type == "cpu" else max(_CACHE, rows.numel() // 4)
-    step = max(1, room // (ids.shape[1] * rows.shape[1] + 3 * ids.shape[1] ** 2))
+    each = ids.shape[1] * (rows.shape[1] + 3 * ids.shape[1])
+    step = max(1, workspace(rows) // max(1, each))
     for i in range(0, len(ids), step):
-        yield slice(i, i + step), squared_distances(rows[ids[i : i + step]])
+        yield slice(i, i + step), squared_distances(embedding(ids[i : i + step], rows))

@@ -14,23 +14,23 @@ def greedy_map(rows: Tensor, quality: Tensor, valid: Tensor, counts: Tensor, eps
     The kernel of a group is diag(q) S diag(q) with S the cosine of its rows and q their quality. Each step adds the row
     that raises the determinant of the chosen minor most: the largest q^2 * residual, where the residual is what the
     rows chosen so far leave of the unit vector (an incremental Cholesky factorisation, Chen et al. 2018). Once a
-    residual falls to ``eps`` its row adds nothing but rounding noise; such rows follow by quality. Ties: lowest slot.
-    The steps are sequential by nature: max(counts) of them, for all groups together. Workspace: the Gram matrices.
+    residual falls to ``eps`` its row adds nothing but rounding noise; such rows, and rows of zeros, follow by quality.
+    Ties: lowest slot. The steps are sequential by nature: max(counts) of them, for all groups together. Workspace: the
+    Gram matrices and twice the rows. One copy to the host, max(counts).
     """
     unit, weight = normalize(rows.float(), dim=-1), quality.float().square()
     kernel, every = unit @ unit.mT, torch.arange(len(rows), device=rows.device)
-    spent = weight - 8 * weight.amax()  # below every row that still adds something
-    residual, chosen = valid.float(), torch.zeros_like(valid)
+    residual = (valid & unit.any(-1)).float()
+    spent = torch.where(valid, weight - 8 * weight.amax(), -torch.inf)  # below every row that still adds something
     steps = int(counts.max()) if len(counts) else 0
     factor = kernel.new_zeros(len(rows), steps, rows.shape[1])
     for step in range(steps):
-        useful = torch.where(residual > eps, weight * residual, spent)
-        best = useful.masked_fill(chosen | ~valid, -torch.inf).argmax(-1)
-        past = factor[:, :step]
+        best = torch.where(residual > eps, weight * residual, spent).argmax(-1)
+        pivot, running, past = residual[every, best], counts > step, factor[:, :step]
         row = kernel[every, best] - (past[every, :, best][:, None] @ past)[:, 0]
-        pivot = residual[every, best]
-        scale = torch.where((counts > step) & (pivot > eps), pivot.clamp(min=eps).rsqrt(), 0)
-        factor[:, step] = row * scale[:, None]
-        residual = residual - factor[:, step].square()
-        chosen[every, best] |= counts > step
-    return chosen & valid
+        scale = torch.where(running & (pivot > eps), pivot.clamp_min(eps).rsqrt(), 0)
+        torch.mul(row, scale[:, None], out=factor[:, step])
+        residual.addcmul_(factor[:, step], factor[:, step], value=-1)
+        residual[every, best] = torch.where(running, 0, pivot)
+        spent[every, best] = torch.where(running, -torch.inf, spent[every, best])
+    return spent.isinf() & valid

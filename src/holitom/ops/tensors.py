@@ -22,6 +22,12 @@ def on(array: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(like.device, non_blocking=True)
 
 
+def workspace(rows: Tensor) -> int:
+    """Float32 elements to work on at once: a quarter of the rows; on a CPU at most what stays near its core."""
+    quarter = max(1 << 18, rows.numel() // 4)
+    return min(quarter, 1 << 21) if rows.device.type == "cpu" else quarter
+
+
 # --- counts
 
 
@@ -102,6 +108,11 @@ def group_mean(rows: Tensor, ids: Tensor, sizes: Tensor) -> Tensor:
     return scaled
 
 
+def frame_mean(tokens: Tensor) -> Tensor:
+    """Mean token of every frame [T, N, D] -> [T, D] float32. Non-finite where one of the frame's tokens is."""
+    return torch.cat([part.mean(1, dtype=torch.float32) for part in tokens.split(8)])
+
+
 # --- cosines and inner products
 
 
@@ -148,6 +159,8 @@ def nearest_row(rows: Tensor, ids: Tensor, heads: Tensor) -> tuple[Tensor, Tenso
 
 def gram(x: Tensor) -> Tensor:
     """x @ x^T of every group [G, n, D] -> [G, n, n], exactly symmetric: a product need not round [i, j] and [j, i]
-    alike, and equal scores must stay equal."""
-    square = x @ x.mT
-    return torch.minimum(square, square.mT)
+    alike, and equal scores must stay equal. Only blocks on and below the diagonal are multiplied."""
+    square = x.new_empty(len(x), x.shape[1], x.shape[1])
+    for i in range(0, x.shape[1], 64):
+        square[:, i : i + 64, : i + 64] = x[:, i : i + 64] @ x[:, : i + 64].mT
+    return square.tril() + square.tril(-1).mT

@@ -1,1 +1,1 @@
-"""Scoring a model on benchmarks: the lmms-eval plugin, the resumable sweep, and the statistics of its answers."""
+"""Scoring a model on benchmarks: the lmms-eval model, the sweep over cells, and the statistics of answers."""

@@ -1,7 +1,6 @@
-"""The features of benchmark videos, computed once per video and kept while memory allows, and the saliency control.
+"""The features of benchmark videos, computed once per video and kept while memory allows, and the saliency controls.
 
-Several questions are asked about a video, and many settings are tried on it; the vision tower sees it once.
-"""
+Several questions are asked about a video, and many settings are tried on it; the vision tower sees it once."""
 
 from __future__ import annotations
 
@@ -9,141 +8,143 @@ import dataclasses
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from holitom.models.saliency import probing, received_attention
 from torch import Tensor
 
-from holitom.errors import CannotRun
-from holitom_repro.evaluation.cells import Saliency
-from holitom.models import Adapter
-from holitom.models.encoding import probe_attention
-from holitom.types import VideoFeatures
-from holitom.video import Frames, load_frames
+from holitom.errors import BadUsage, CannotRun
+from holitom.types import Outer, TokenSet, VideoFeatures
+from holitom.video import Frames
+from holitom_repro import paths
+
+CONTROL_TOWER = ("tiny", "control_tower")
+"""Below data/: a SigLIP tower of the tiny models' size that was trained on something else."""
+
+
+@dataclass(frozen=True)
+class ForeignFeatures(VideoFeatures):
+    """Features whose saliency is not the tower's own."""
+
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class ForeignSaliency:
+    """An adverse control: the outer stage with a saliency that knows nothing of the video ("random", drawn per video)
+    or little ("control": of another tower that sees the same frames). The store of a sweep puts it into the features;
+    elsewhere they have to be ForeignFeatures."""
+
+    outer: Outer
+    source: Literal["random", "control"]
+
+    def __post_init__(self) -> None:
+        if self.source not in ("random", "control") or "saliency" not in self.outer.requires:
+            raise BadUsage(
+                f"saliency {self.source!r} for {type(self.outer).__name__}",
+                fix="choose random or control, for a method that reads saliency",
+            )
+
+    requires = property(lambda self: self.outer.requires)
+    positions = property(lambda self: self.outer.positions)
+    fidelity = "control"
+
+    def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
+        if getattr(video, "source", None) != self.source:
+            raise BadUsage(f"the video's saliency is not {self.source}", fix="run this control in a sweep (evaluate)")
+        return self.outer(video, budget)
 
 
 class FeatureStore:
     """VideoFeatures by file, the least recently used dropped when ``max_bytes`` are exceeded.
 
     requires: optional fields to compute whenever a video is encoded; a field that was not foreseen costs a second pass.
-    control: folder of a SigLIP tower (``SiglipVisionModel``) for saliency "control".
+    decode: (path) -> Frames. notes: what the decoder had to say, by file.
     """
 
-    def __init__(
-        self,
-        adapter: Adapter,
-        pixels: Callable[[Any], Tensor],
-        *,
-        requires: frozenset[str] = frozenset(),
-        control: Path | None = None,
-        max_bytes: int = 2 * 2**30,
-        decode: Callable[[str, int], Frames] = load_frames,
-    ) -> None:
-        self.adapter = adapter
-        self.pixels = pixels
-        self.requires = requires
-        self.control = control
-        self.max_bytes = max_bytes
-        self.decode = decode
-        self.notes: dict[tuple[str, int], tuple[str, ...]] = {}  # what the decoder had to say, by file and frames
+    def __init__(self, adapter: Any, pixels: Callable[[Any], Tensor], max_bytes: int) -> None:
+        self.adapter, self.pixels, self.max_bytes = adapter, pixels, max_bytes
+        self.decode: Callable[[str], Frames]
+        self.notes: dict[str, tuple[str, ...]] = {}
+        self.requires: frozenset[str] = frozenset()
         self._tower: torch.nn.Module | None = None
-        self._kept: OrderedDict[tuple[str, int, str], VideoFeatures | Tensor] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], Any] = OrderedDict()
         self._bytes = 0
 
-    def get(
-        self, path: str, frames: int, *, requires: frozenset[str] = frozenset(), saliency: Saliency = "own"
-    ) -> VideoFeatures:
-        """The features of ``frames`` uniformly sampled frames of a video, with the fields in ``requires``."""
-        own = requires - {"saliency"} if saliency != "own" else requires
-        features = self._recall((path, frames, "features"))
-        if features is None or any(getattr(features, name) is None for name in own):
-            features = self._encode(path, frames, own)
-            self._keep((path, frames, "features"), features)
-        if saliency == "own" or "saliency" not in requires:
+    def get(self, path: str, outer: Outer | None = None) -> VideoFeatures:
+        """The features of a video, with what ``outer`` reads."""
+        source = getattr(outer, "source", "") if isinstance(outer, ForeignSaliency) else ""
+        requires = frozenset(outer.requires) if outer is not None else frozenset()
+        features = self._recall(path, "")
+        if features is None or any(getattr(features, name) is None for name in requires):
+            with torch.inference_mode():
+                features = self.adapter.encode([self._decoded(path)], self.requires | requires).videos[0]
+            self._keep(path, "", features)
+        if not source:
             return features
-        return dataclasses.replace(features, saliency=self._swapped(path, frames, features, saliency))
+        saliency = self._recall(path, source)
+        if saliency is None:
+            saliency = self._random(path, features) if source == "random" else self._of_control_tower(path)
+            self._keep(path, source, saliency)
+        fields = {field.name: getattr(features, field.name) for field in dataclasses.fields(features)}
+        return ForeignFeatures(**{**fields, "saliency": saliency.to(features.tokens.device), "source": source})
 
     def clear(self) -> None:
         """Forget every video."""
         self._kept.clear()
         self._bytes = 0
 
-    def __len__(self) -> int:
-        return len(self._kept)
+    def videos_at_once(self, path: str) -> int:
+        """How many videos like this one, which is encoded where it is not yet, the memory holds; at least 1."""
+        return max(1, self.max_bytes // max(1, _size(self.get(path))))
 
-    @torch.inference_mode()
-    def _encode(self, path: str, frames: int, requires: frozenset[str]) -> VideoFeatures:
-        return self.adapter.encode([self._decode(path, frames)], self.requires | requires).videos[0]
-
-    def _decode(self, path: str, frames: int) -> Tensor:
-        decoded = self.decode(path, frames)
-        self.notes[path, frames] = decoded.notes
+    def _decoded(self, path: str) -> Tensor:
+        decoded = self.decode(path)
+        self.notes[path] = decoded.notes
         return self.pixels(decoded.pixels)
 
-    def _swapped(
-        self, path: str, frames: int, features: VideoFeatures, saliency: Saliency
-    ) -> Float[Tensor, "frames cells"]:
-        device = features.tokens.device
-        if saliency == "random":
-            seed = zlib.crc32("/".join(Path(path).parts[-2:]).encode())  # the video, wherever the file lies
-            shape = features.tokens.shape[:2]
-            return torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(device)
-        kept = self._recall((path, frames, "control"))
-        if kept is None:
-            kept = self._control_saliency(path, frames)
-            self._keep((path, frames, "control"), kept)
-        return kept.to(device)
+    def _random(self, path: str, features: VideoFeatures) -> Tensor:
+        seed = zlib.crc32("/".join(Path(path).parts[-2:]).encode())  # the video, wherever the file lies
+        return torch.rand(features.tokens.shape[:2], generator=torch.Generator().manual_seed(seed))
 
     @torch.inference_mode()
-    def _control_saliency(self, path: str, frames: int) -> Float[Tensor, "frames cells"]:
-        """As ``Adapter.encode`` computes saliency, with the q and k of the control tower's last layer."""
-        pixels = self._decode(path, frames)
-        tower = self._control_tower(pixels)
-        with probe_attention(_last_attention(tower), saliency=True, keys=False) as probe:
-            tower(pixels.to(next(tower.parameters())))
-        return self.adapter.pool(probe.saliency[..., None]).squeeze(-1)
-
-    def _control_tower(self, pixels: Tensor) -> torch.nn.Module:
+    def _of_control_tower(self, path: str) -> Tensor:
+        """As the adapter computes saliency, with the queries and keys of the control tower's last layer."""
+        pixels = self._decoded(path)
         if self._tower is None:
-            if self.control is None or not (self.control / "config.json").is_file():
-                where = "no control tower was named" if self.control is None else f"there is no tower in {self.control}"
-                raise CannotRun(
-                    f'saliency "control" was asked, but {where}',
-                    fix="give the folder of a SiglipVisionModel (control=...)",
-                )
             from transformers import SiglipVisionModel
 
-            self._tower = SiglipVisionModel.from_pretrained(self.control).eval().to(self.adapter.newline)
-            size, given = self._tower.config.image_size, pixels.shape[-1]
-            if size != given:
-                raise CannotRun(
-                    f"the control tower sees {size} pixels, the model's {given}",
-                    fix="use a tower of the same image size",
-                )
-        return self._tower
+            folder = paths.data(*CONTROL_TOWER)
+            if not (folder / "config.json").is_file():
+                raise CannotRun(f"there is no control tower in {folder}", fix="./reproduce.sh train-tiny makes it")
+            self._tower = SiglipVisionModel.from_pretrained(folder).eval()
+        seen, given = self._tower.config.image_size, pixels.shape[-1]
+        if seen != given:
+            raise CannotRun(
+                f"the control tower sees {seen} pixels, the model's {given}", fix="use this control with tiny models"
+            )
+        attention = [m for m in self._tower.modules() if type(m).__name__ == "SiglipAttention"][-1]
+        with probing(attention, "q_proj", "k_proj") as found:
+            self._tower(pixels.to(next(self._tower.parameters())))
+        query, key = (found[name].unflatten(-1, (attention.num_heads, -1)) for name in ("q_proj", "k_proj"))
+        return self.adapter.pool(received_attention(query, key, attention.scale)[..., None]).squeeze(-1)
 
-    def _recall(self, key: tuple[str, int, str]) -> Any:
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        return self._kept.get(key)
+    def _recall(self, path: str, source: str) -> Any:
+        if (path, source) in self._kept:
+            self._kept.move_to_end((path, source))
+        return self._kept.get((path, source))
 
-    def _keep(self, key: tuple[str, int, str], value: VideoFeatures | Tensor) -> None:
-        if key in self._kept:
-            self._bytes -= _size(self._kept.pop(key))
-        self._kept[key] = value
-        self._bytes += _size(value)
+    def _keep(self, path: str, source: str, value: VideoFeatures | Tensor) -> None:
+        before = self._kept.pop((path, source), None)
+        self._bytes += _size(value) - _size(before)
+        self._kept[path, source] = value
         while self._bytes > self.max_bytes and len(self._kept) > 1:
             self._bytes -= _size(self._kept.popitem(last=False)[1])
 
 
-def _last_attention(tower: torch.nn.Module) -> torch.nn.Module:
-    return [m for m in tower.modules() if type(m).__name__ == "SiglipAttention"][-1]
-
-
-def _size(value: VideoFeatures | Tensor) -> int:
-    if isinstance(value, Tensor):
-        return value.nbytes
-    tensors = (value.tokens, value.saliency, value.keys, value.frame_embed)
-    return sum(t.nbytes for t in tensors if t is not None)
+def _size(value: Any) -> int:
+    tensors = vars(value).values() if isinstance(value, VideoFeatures) else [value]
+    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))

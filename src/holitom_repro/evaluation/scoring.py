@@ -1,15 +1,15 @@
-"""What lmms-eval logs about a question, in one form for all benchmarks: was it right, which video, which kind."""
+"""What lmms-eval logs about a question, in one form for all benchmarks, and its own score beside ours."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
 
 from holitom.errors import CannotRun
 
-if TYPE_CHECKING:
-    from holitom_repro.evaluation.lmms import Answered
-
+PERCENT = ("mvbench_accuracy", "videomme_perception_score")
+"""Metrics of lmms-eval 0.7.3 that run to 100; the others run to 1."""
 _VIDEO = ("video", "videoID", "video_idx", "video_id", "video_path")
 _KIND = ("type", "task_type", "question_category", "question_type")
 _PREDICTED = ("pred_answer", "parsed_pred", "pred")
@@ -17,12 +17,8 @@ _TRUE = ("answer", "gt_answer", "ground_truth")
 
 
 def correct(sample: Mapping[str, Any]) -> float:
-    """1 or 0 (or partial credit) for one logged sample.
-
-    Reads ``acc`` of the tiny benchmarks and what the tasks of MVBench, EgoSchema, LongVideoBench and VideoMME log
-    (lmms-eval 0.7.3). CannotRun when the task does not know the right answer (EgoSchema's full set is judged by its
-    server only).
-    """
+    """1 or 0 (or partial credit) for one logged sample: ``acc``, or what the tasks of MVBench, EgoSchema,
+    LongVideoBench and VideoMME log. CannotRun where the right answer is not known (EgoSchema's full set)."""
     if isinstance(sample.get("acc"), (int, float)):
         return float(sample["acc"])
     for value in sample.values():
@@ -45,27 +41,48 @@ def correct(sample: Mapping[str, Any]) -> float:
     )
 
 
-def video_of(sample: Mapping[str, Any], fallback: str) -> str:
-    """The video a question is about, the unit of every interval: named by the document, else by its file."""
-    return str(next((sample["doc"][name] for name in _VIDEO if sample.get("doc", {}).get(name)), fallback))
-
-
-def kind_of(sample: Mapping[str, Any], task: str) -> str:
-    """The question's type; benchmarks that split types into tasks (MVBench) name it by the task."""
-    return str(next((sample["doc"][name] for name in _KIND if sample.get("doc", {}).get(name)), task))
-
-
-def line(sample: Mapping[str, Any], task: str, answered: Answered) -> dict[str, Any]:
-    """One line of the per-question log."""
+def line(sample: Mapping[str, Any], task: str, video: str, kept: int | None) -> dict[str, Any]:
+    """One line of the log. The video, by which intervals are clustered, is named by the document, else by its file;
+    benchmarks that split kinds of question into tasks (MVBench) name the kind by the task."""
+    doc = sample.get("doc", {})
     return {
         "doc_id": sample["doc_id"],
         "task": task,
-        "video": video_of(sample, answered.video),
-        "type": kind_of(sample, task),
+        "video": str(next((doc[name] for name in _VIDEO if doc.get(name)), video)),
+        "kind": str(next((doc[name] for name in _KIND if doc.get(name)), task)),
         "question": sample["arguments"][0],
         "target": sample["target"],
         "answer": sample["filtered_resps"][0],
         "correct": correct(sample),
-        "prompt": answered.sample.prompt_after,
-        "kept": answered.sample.kept,
+        "kept": kept,
     }
+
+
+def compared(results: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> tuple[float, tuple[str, ...]]:
+    """lmms-eval's own score of a benchmark in points (the mean of its tasks', which ask equally many questions), and
+    what should be said about it. CannotRun where it is not the mean of the questions' scores.
+
+    MVBench leaves empty answers out of its score, here they count as wrong: said, and checked without them.
+    LongVideoBench rounds to five digits.
+    """
+    own, empty = [], 0
+    for task in dict.fromkeys(line["task"] for line in lines):
+        scores = {k.split(",")[0]: v for k, v in results[task].items() if "stderr" not in k and k.endswith(",none")}
+        known = {name: value for name, value in scores.items() if isinstance(value, (int, float))}
+        if len(known) != 1:
+            raise CannotRun(f"{task} has the scores {', '.join(scores)}", fix="use a task with one score")
+        (name, value), mine = next(iter(known.items())), [line for line in lines if line["task"] == task]
+        counted = [line for line in mine if str(line["answer"]).strip() or name != "mvbench_accuracy"]
+        empty += len(mine) - len(counted)
+        points, ours = (
+            value * (1 if name in PERCENT else 100),
+            100 * fmean([line["correct"] for line in counted] or [0]),
+        )
+        if abs(points - ours) > (1e-3 if name == "lvb_acc" else 1e-6):
+            raise CannotRun(
+                f"lmms-eval scores {task} {points:.6f}, its questions' scores give {ours:.6f}: one of them is wrong",
+                fix="compare the lines of holitom_repro.evaluation.scoring with the task's process_results",
+            )
+        own.append(points)
+    said = f"{empty} empty answers count as wrong; lmms-eval's own score leaves them out"
+    return fmean(own), (said,) if empty else ()

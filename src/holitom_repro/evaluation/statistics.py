@@ -2,12 +2,13 @@
 
 Questions about one video share its frames, its cuts and its reduced tokens, so their answers are not independent:
 every interval here takes the video as the unit that was drawn. All values are in points (per cent of questions).
+``weights`` say how much each question counts; :func:`balanced` gives those with which every benchmark counts the same.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import SupportsFloat
@@ -21,11 +22,13 @@ EXACT_UP_TO = 14
 0)."""
 RANDOM_FLIPS = 20_000
 
+Scores = Collection[SupportsFloat]
+Groups = Collection[Hashable]
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value in points with its interval; n questions about ``groups`` videos; p: two-sided, for differences
-    only."""
+    """A value in points with its interval; n questions about ``groups`` videos; p: two-sided, for differences only."""
 
     value: float
     low: float
@@ -35,7 +38,7 @@ class Estimate:
     p: float | None = None
 
 
-def interval(correct: Collection[SupportsFloat], groups: Collection[Hashable], level: float = 0.95) -> Estimate:
+def interval(correct: Scores, groups: Groups, weights: Scores | None = None, level: float = 0.95) -> Estimate:
     """The score in points and its interval, clustered by ``groups`` (one video id per answer).
 
     correct: 0 or 1 (or a partial credit between) per question. Wilson's score interval at the effective sample size
@@ -44,22 +47,22 @@ def interval(correct: Collection[SupportsFloat], groups: Collection[Hashable], l
     effective size is computed with two imaginary videos of average length added, one all right and one all wrong;
     at 100 % a video thus counts as about one observation. One video alone: [0, 100].
     """
-    y, ids = _checked(groups, correct)
+    y, ids, w = _checked(correct, groups, weights)
     if y.min() < 0 or y.max() > 1:
         raise BadUsage("an answer scores outside [0, 1]", fix="give 0, 1, or a partial credit between")
-    n, clusters, share = len(y), int(ids.max()) + 1, float(y.mean())
+    clusters, share = int(ids.max()) + 1, float(w @ y / w.sum())
     if clusters == 1:
-        return Estimate(100 * share, 0.0, 100.0, n, 1)
-    effective = min(float(n), _effective_size(y, ids, clusters))
+        return Estimate(100 * share, 0.0, 100.0, len(y), 1)
+    effective = min(float(len(y)), _effective_size(y, ids, w))
     t2 = _t_quantile(0.5 + level / 2, clusters - 1) ** 2
     centre = (share + t2 / (2 * effective)) / (1 + t2 / effective)
     half = math.sqrt(t2 * (share * (1 - share) / effective + t2 / (4 * effective**2))) / (1 + t2 / effective)
     low, high = max(0.0, centre - half), min(1.0, centre + half)
-    return Estimate(100 * share, 100 * low, 100 * high, n, clusters)
+    return Estimate(100 * share, 100 * low, 100 * high, len(y), clusters)
 
 
 def paired_difference(
-    a: Collection[SupportsFloat], b: Collection[SupportsFloat], groups: Collection[Hashable], level: float = 0.95
+    a: Scores, b: Scores, groups: Groups, weights: Scores | None = None, level: float = 0.95
 ) -> Estimate:
     """Score of ``a`` minus score of ``b`` on the same questions, in points, with interval and p, clustered by video.
 
@@ -69,8 +72,8 @@ def paired_difference(
     permutation test over videos (under the null, swapping a and b within a video changes nothing), exact for up to
     EXACT_UP_TO differing videos.
     """
-    (x, ids), (y, _) = _checked(groups, a), _checked(groups, b)
-    d = x - y
+    (x, ids, w), (y, _, _) = _checked(a, groups, weights), _checked(b, groups, weights)
+    d = w * (x - y)
     half = _half_width(d - d.mean(), ids, float(len(d)), level)
     low, high = max(-100.0, 100 * (d.mean() - half)), min(100.0, 100 * (d.mean() + half))
     p = _sign_flip(np.bincount(ids, weights=d))
@@ -78,46 +81,63 @@ def paired_difference(
 
 
 def retained_share(
-    a: Collection[SupportsFloat], b: Collection[SupportsFloat], groups: Collection[Hashable], level: float = 0.95
+    a: Scores, b: Scores, groups: Groups, weights: Scores | None = None, level: float = 0.95
 ) -> Estimate:
     """Score of ``a`` in per cent of the score of ``b`` on the same questions (the papers' retained share), with
-    interval.
-
-    Ratio of means, linearised, cluster-robust, with the same two imaginary videos as ``paired_difference``.
-    BadUsage when b answers nothing right.
+    interval: a ratio of means, linearised, cluster-robust, with the same two imaginary videos as
+    ``paired_difference``. BadUsage when b answers nothing right.
     """
-    (x, ids), (y, _) = _checked(groups, a), _checked(groups, b)
-    if y.sum() <= 0:
-        raise BadUsage(
-            "the baseline answers nothing right, so no share of it can be retained", fix="check the baseline"
-        )
-    ratio = float(x.sum() / y.sum())
-    half = _half_width(x - ratio * y, ids, float(y.sum()), level)
-    low, high = max(0.0, ratio - half), min(float(len(y) / y.sum()), ratio + half)
+    (x, ids, w), (y, _, _) = _checked(a, groups, weights), _checked(b, groups, weights)
+    whole = float(w @ y)
+    if whole <= 0:
+        raise BadUsage("the baseline answers nothing right, so no share of it can be retained", fix="check it")
+    ratio = float(w @ x) / whole
+    half = _half_width(w * (x - ratio * y), ids, whole, level)
+    low, high = max(0.0, ratio - half), min(float(w.sum() / whole), ratio + half)
     return Estimate(100 * ratio, 100 * low, 100 * high, len(x), int(ids.max()) + 1)
 
 
+def balanced(benchmarks: Sequence[Hashable]) -> np.ndarray:
+    """[n] weights of mean 1, given each question's benchmark, with which every benchmark counts the same."""
+    _, ids, counts = np.unique(
+        np.asarray(benchmarks, dtype=object).astype(str), return_inverse=True, return_counts=True
+    )
+    return len(ids) / (len(counts) * counts[ids])
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values: below a level together, they hold the chance of any false alarm below it."""
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    adjusted, largest = [0.0] * len(p), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def mcnemar(won: int, lost: int) -> float:
+    """McNemar's exact two-sided p for questions that only one of two settings has right, each drawn alone."""
+    n, fewer = won + lost, min(won, lost)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
+
+
 def _half_width(residuals: np.ndarray, ids: np.ndarray, scale: float, level: float) -> float:
-    clusters = int(ids.max()) + 1
-    if clusters == 1:
+    """t times the SE of a sum when whole clusters are drawn: G / (G - 1) * sum of squared cluster sums."""
+    sums = np.bincount(ids, weights=residuals)
+    if len(sums) == 1:
         return math.inf
-    return _t_quantile(0.5 + level / 2, clusters - 1) * math.sqrt(_clustered_variance(residuals, ids) + 2.0) / scale
+    variance = float(len(sums) / (len(sums) - 1) * np.square(sums).sum())
+    return _t_quantile(0.5 + level / 2, len(sums) - 1) * math.sqrt(variance + 2.0) / scale
 
 
-def _effective_size(y: np.ndarray, ids: np.ndarray, clusters: int) -> float:
-    length = len(y) / clusters
-    sizes = np.concatenate([np.bincount(ids), [length, length]])
-    sums = np.concatenate([np.bincount(ids, weights=y), [length, 0.0]])
+def _effective_size(y: np.ndarray, ids: np.ndarray, w: np.ndarray) -> float:
+    sizes = np.bincount(ids, weights=w)
+    length = sizes.mean()
+    sums = np.concatenate([np.bincount(ids, weights=w * y), [length, 0.0]])
+    sizes = np.concatenate([sizes, [length, length]])
     share = sums.sum() / sizes.sum()
     spread = np.square(sums - share * sizes).sum() * len(sums) / (len(sums) - 1)
     return float(share * (1 - share) * sizes.sum() ** 2 / spread)
-
-
-def _clustered_variance(residuals: np.ndarray, ids: np.ndarray) -> float:
-    """Variance of the sum of the residuals when whole clusters are drawn: G / (G - 1) * sum of squared cluster
-    sums."""
-    sums = np.bincount(ids, weights=residuals)
-    return float(len(sums) / (len(sums) - 1) * np.square(sums).sum())
 
 
 def _sign_flip(sums: np.ndarray) -> float:
@@ -148,15 +168,17 @@ def _t_quantile(probability: float, df: int) -> float:
     )
 
 
-def _checked(groups: Collection[Hashable], values: Collection[SupportsFloat]) -> tuple[np.ndarray, np.ndarray]:
+def _checked(values: Scores, groups: Groups, weights: Scores | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores [n], the number of each one's cluster [n], weights [n]."""
     y = np.asarray(list(values), dtype=np.float64)
+    w = np.ones(len(y)) if weights is None else np.asarray(list(weights), dtype=np.float64)
     if y.ndim != 1 or not len(y):
         raise BadUsage("there are no answers to judge", fix="give one score per question")
-    if len(y) != len(groups):
+    if len(y) != len(groups) or len(y) != len(w):
         raise BadUsage(
-            f"{len(y)} answers but {len(groups)} video ids", fix="give the video of every answer, in the same order"
+            f"{len(y)} answers, {len(groups)} video ids and {len(w)} weights", fix="give one of each per answer"
         )
     if not np.isfinite(y).all():
         raise BadUsage("an answer's score is not a number", fix="score every question 0 or 1")
     numbering: dict[Hashable, int] = {}
-    return y, np.asarray([numbering.setdefault(group, len(numbering)) for group in groups])
+    return y, np.asarray([numbering.setdefault(group, len(numbering)) for group in groups]), w

@@ -1,131 +1,293 @@
-"""Run the cells of an experiment through lmms-eval, in one process or several, and never a finished one again.
+"""Measure cells through lmms-eval, and never a finished one again.
 
-Stopping (ctrl-C, kill, a full disk) loses at most the cells that run in the tiny tier, and the question that runs in
-the paper tier: every finished one is on disk.
-"""
+Cells of one model, benchmark and number of frames form a group: its videos are decoded and encoded once for all of its
+settings. The tiny tier's groups are shared out over processes of one thread each, its models being too small for
+threads; libraries that change global state are imported there and not in a notebook's kernel. Stopping (ctrl-C, kill, a
+full disk) loses at most the cells that run in the tiny tier, and the question that runs in the paper tier."""
 
 from __future__ import annotations
 
-import contextlib
+import io
 import os
+import shutil
+import signal
 import sys
-from collections.abc import Iterator, Sequence
-from functools import partial
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from tqdm import tqdm
 
-from holitom.errors import BadUsage
-from holitom_repro.evaluation import measuring, workers
-from holitom_repro.evaluation.amounts import questions
-from holitom_repro.evaluation.cells import Cell, CellFiles, check, key, load_samples
-from holitom_repro.evaluation.journal import Journal
-from holitom_repro.evaluation.sharing import asked
-from holitom_repro.results import Record
-from holitom_repro.tiny import benchmarks
+from holitom.errors import CannotRun
+from holitom_repro import machine, paths
+from holitom_repro.evaluation.cells import MEASURING, Benchmark, Cell, device_kind, model_name, model_path, revision
+from holitom_repro.records import Record, Sample, Store, code_hash, provenance
 
-__all__ = ["Cell", "finished", "load_samples", "run_cells", "unfinished"]
+GIB_EACH = 1.5
+"""Free memory wanted for a process of the tiny tier: 0.9 GB at its peak with 32 frames, 1.2 GB with 64."""
+ENCODING = 7
+"""What decoding and encoding a group's videos costs, in median cells of the tiny tier."""
+OFFLINE = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
+_FIX = "free some memory and run the same command again: it continues"
 
-BATCH = {"tiny": 32, "paper": 1}
+
+@dataclass(frozen=True)
+class Options:
+    """skip_broken: count questions about videos that cannot be read as the protocol does, instead of stopping; tasks:
+    folders of task files that are taken before lmms-eval's own; device_map: "auto" spreads a model over all GPUs; runs:
+    where finished cells are kept."""
+
+    skip_broken: bool = False
+    tasks: tuple[str, ...] = ()
+    device_map: str | None = None
+    runs: Path | None = None
 
 
-def run_cells(
-    cells: Sequence[Cell],
-    tier: str,
-    *,
-    runs: Path | str = Path("runs"),
-    fresh: bool = False,
-    progress: bool = True,
-    batch_size: int | None = None,
-    include: Sequence[Path] = (),
-    processes: int | None = None,
-) -> list[Record]:
-    """The records of ``cells``, in their order; what is not finished below ``runs`` is computed and written there.
+PLAIN = Options()
 
-    fresh: compute also what is finished; include: folders whose task files are taken before lmms-eval's own of the same
-    name, for data that lie elsewhere; processes: of the tiny tier, how many share the cells (None:
-    ``workers.suited``). Under ``accelerate launch`` each process answers its share of every benchmark and the first one
-    writes. Raises BadUsage (unknown tier or benchmark, wrong limit) before anything runs, and CannotRun (no weights, a
-    full disk, a method that did not act).
-    """
+
+def measure(cells: Sequence[Cell], progress: Callable[[int], object], options: Options = PLAIN) -> None:
+    """Measure and store these cells in this process, or in each of those that ``accelerate launch`` started; progress
+    is told how many questions were answered."""
+    for group in groups(cells):
+        _measure_group(group, progress, options)
+
+
+def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells that see the same videos through the same model, in the order of their first."""
+    found: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
     for cell in cells:
-        check(cell, tier)
-    if tier != "tiny" and processes is not None:
-        raise BadUsage("processes belong to the tiny tier", fix="start the paper tier with accelerate launch")
-    pending: dict[str, Cell] = {}
-    for cell in unfinished(cells, tier, runs=runs, fresh=fresh):
-        pending.setdefault(key(cell, tier), cell)
-    if pending:
-        size, folders = batch_size or BATCH[tier], tuple(str(folder) for folder in include)
-        orders = workers.Orders(tuple(pending.values()), Path(runs), size, folders)
-        crew = 1
-        if tier == "tiny":
-            crew = workers.suited(orders.cells, processes)
-            _prepare(orders.cells, progress)
-        with _progress(orders.cells, tier, progress) as bar:
-            if crew > 1:
-                workers.compute(orders, crew, bar)
-            else:
-                _compute(orders, tier, fresh, bar)
-    files = CellFiles(Path(runs), tier)
-    records = [files.load(cell) for cell in cells]
-    return [record for record in records if record is not None]
+        found[cell.model, cell.benchmark, cell.frames, cell.limit].append(cell)
+    return list(found.values())
 
 
-def unfinished(cells: Sequence[Cell], tier: str, *, runs: Path | str = Path("runs"), fresh: bool = False) -> list[Cell]:
-    """Those of ``cells`` that ``run_cells`` would compute; fresh: all."""
-    files = CellFiles(Path(runs), tier)
-    return [cell for cell in cells if fresh or files.load(cell) is None]
+def measure_tiny(cells: Sequence[Cell], show: bool = True) -> None:
+    """Measure and store cells of the tiny tier in processes of one thread each. Raises what a process raised; CannotRun
+    when one of them was killed. None of them goes on after an error or ctrl-C; finished cells are kept."""
+    from joblib.externals.loky import get_reusable_executor, wait
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    for group in groups(cells):
+        if (prepare := group[0].kind.prepare) is not None:
+            prepare(group[0].limit, show)
+    count = max(1, min(machine.cores(), int(machine.available_gib() / GIB_EACH)))
+    environment = OFFLINE | paths.caches() | {"TQDM_DISABLE": "1", "PYTHONSAFEPATH": "1"}
+    environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    executor = get_reusable_executor(count, timeout=180, env=environment, initializer=_start, initargs=(os.getpid(),))
+    total, code, left = sum(cell.asked for cell in cells), code_hash((), MEASURING), set()
+    try:
+        with tempfile.TemporaryDirectory() as told, tqdm(total=total, unit="question", disable=not show) as bar:
+            counts = [Path(told) / str(number) for number in range(len(cells))]
+            for group, path in zip(shared(groups(cells), count), counts, strict=False):
+                left.add(executor.submit(_work, group, group[0].kind, str(paths.runs()), str(path), code))
+            while left:
+                done, left = wait(left, timeout=0.3, return_when="FIRST_COMPLETED")
+                answered = sum(path.stat().st_size for path in counts if path.exists())
+                if answered > bar.n:
+                    bar.update(answered - bar.n)
+                for one in done:
+                    one.result()
+    except TerminatedWorkerError as error:
+        raise CannotRun("a process of the sweep was ended from outside, as happens without memory", fix=_FIX) from error
+    finally:
+        if not all(one.done() for one in left):
+            executor.shutdown(wait=True, kill_workers=True)
 
 
-def finished(cells: Sequence[Cell], tier: str, *, runs: Path | str = Path("runs")) -> int:
-    """How many of ``cells`` ``run_cells`` would read from disk."""
-    return len(cells) - len(unfinished(cells, tier, runs=runs))
+def shared(parts: list[list[Cell]], processes: int) -> list[list[Cell]]:
+    """The groups for so many processes, largest first; one that alone would take longer than its share is cut in two,
+    where that is worth encoding its videos twice."""
+
+    def cost(part: Sequence[Cell]) -> float:
+        return (len(part) + ENCODING) * part[0].asked * part[0].frames
+
+    while True:
+        parts = sorted(parts, key=cost, reverse=True)
+        largest, half = parts[0], len(parts[0]) // 2
+        if cost(largest) * processes <= sum(map(cost, parts)) or half <= ENCODING:
+            return parts
+        parts = [largest[:half], largest[half:], *parts[1:]]
 
 
-def _prepare(cells: Sequence[Cell], progress: bool) -> None:
-    """Write the tiny tier's videos, before the libraries are imported that would look for a model hub."""
-    measuring.stay_offline()
-    limits: dict[str, int] = {}
-    for cell in cells:
-        limits[cell.benchmark] = max(limits.get(cell.benchmark, 1), asked(cell))
-    for name, limit in limits.items():
-        benchmarks.prepare(limit, [name], progress=progress)
+def _start(parent: int) -> None:
+    """A process of the sweep begins: ctrl-C is for its parent, and it ends when that is gone."""
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    _own["parent"] = parent
 
 
-def _compute(orders: workers.Orders, tier: str, fresh: bool, bar: tqdm) -> None:
-    """In this process, or in this one of those that ``accelerate launch`` has started."""
-    files = CellFiles(orders.runs, tier)
-    for model in dict.fromkeys(cell.model for cell in orders.cells):
-        mine = [cell for cell in orders.cells if cell.model == model]
-        bar.set_description(f"loading {model}")
-        lm = measuring.load(model, mine, orders.batch_size)
-        lm.on_progress = partial(_advance, bar, lm.world_size)
-        for cell in mine:
-            bar.set_description(cell.title)
-            journal = Journal(files.journal_path(cell), lm.rank) if tier == "paper" else None
-            if journal is not None and fresh and lm.rank == 0:
-                journal.clear()
-            lm.accelerator.wait_for_everyone()
-            lm.journal = journal
-            record, samples = measuring.measure(lm, cell, tier, orders.include)
-            if lm.rank == 0:
-                files.save(cell, record, samples)
-            lm.accelerator.wait_for_everyone()
-            if journal is not None and lm.rank == 0:
-                journal.clear()
+_own: dict[str, Any] = {}
+"""What a process of the sweep keeps between groups: its parent, and the model that it has loaded."""
 
 
-def _advance(bar: tqdm, processes: int, questions: int) -> None:
-    bar.update(min(questions * processes, bar.total - bar.n if bar.total else questions * processes))
+def _work(cells: list[Cell], kind: Benchmark, runs: str, told: str, code: str) -> None:
+    if "code" not in _own:
+        _own["code"] = code_hash((), MEASURING)
+    if _own["code"] != code:
+        raise CannotRun(
+            "the sources were edited after this python had read them", fix="restart it (in a notebook: its kernel)"
+        )
+
+    def progress(questions: int) -> None:
+        if os.getppid() != _own["parent"]:
+            os._exit(1)
+        with open(told, "ab") as file:
+            file.write(b"." * questions)
+
+    try:
+        _measure_group(cells, progress, Options(runs=Path(runs)), kind)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            raise CannotRun("a process of the sweep has no memory left. Finished cells are kept", fix=_FIX) from error
+        raise
 
 
-@contextlib.contextmanager
-def _progress(cells: Sequence[Cell], tier: str, progress: bool) -> Iterator[tqdm]:
-    if tier == "tiny":
-        total = sum(map(asked, cells))
-    else:
-        total = sum(questions(cell.benchmark, cell.limit) for cell in cells) or None
-    first = int(os.environ.get("RANK", "0")) == 0
-    with tqdm(total=total, unit="question", disable=not (progress and first), file=sys.stderr) as bar:
-        yield bar
+def _measure_group(
+    cells: list[Cell],
+    progress: Callable[[int], object],
+    options: Options = PLAIN,
+    kind: Benchmark | None = None,
+) -> None:
+    """Measure the settings of one group with one pass over its videos."""
+    from holitom_repro.evaluation.model import Sheet
+
+    first = cells[0]
+    kind, store, lm = kind or first.kind, Store(first.tier, options.runs), _loaded(first, options)
+    lm.frames, lm.on_progress, lm.skip_broken, lm.remake = first.frames, progress, options.skip_broken, kind.remake
+    outers = [cell.reduction.outer for cell in cells]
+    lm.store.clear()
+    lm.store.requires = frozenset().union(*(outer.requires for outer in outers if outer is not None))
+    kept = first.tier != "tiny"  # answers on disk: a tiny cell takes seconds
+    sheets = [Sheet(cell.reduction, store.folder / f"{cell.id}.part" if kept else None) for cell in cells]
+    for sheet in sheets:
+        sheet.read()
+        progress(len(sheet.answers))
+    for number, (cell, sheet) in enumerate(zip(cells, sheets, strict=True)):
+        lm.sheets = sheets[number:]
+        record, samples = _evaluated(lm, cell, sheet, task_manager(kind.folder, options.tasks, first.protocol.variant))
+        if lm.rank == 0:
+            store.save(cell.id, record, samples)
+        lm.accelerator.wait_for_everyone()
+        if sheet.folder is not None and lm.rank == 0:
+            shutil.rmtree(sheet.folder, ignore_errors=True)
+        sheet.answers.clear()
+
+
+def _loaded(cell: Cell, options: Options) -> Any:
+    """The model of a cell; the one before it is forgotten first."""
+    from holitom_repro.evaluation.model import ReducedVideoModel
+
+    wanted = (revision(cell.model), cell.protocol, options.device_map)
+    if _own.get("model") != wanted:
+        _own.pop("lm", None)
+        device = "cpu" if cell.tier == "tiny" else None
+        made = ReducedVideoModel(
+            model_path(cell.model), protocol=cell.protocol, device=device, device_map=options.device_map
+        )
+        _own.update(model=wanted, lm=made)
+    return _own["lm"]
+
+
+@cache
+def task_manager(folder: str, before: tuple[str, ...], variant: str) -> Any:
+    """lmms-eval's index of the task files in these folders; of equal names the first one counts."""
+    import lmms_eval.tasks
+
+    return lmms_eval.tasks.TaskManager(
+        include_path=[f"{one}/" for one in (*before, folder)], include_defaults=False, model_name=variant
+    )
+
+
+def _evaluated(lm: Any, cell: Cell, sheet: Any, tasks: Any) -> tuple[Record, list[Sample]]:
+    """One setting through lmms-eval's evaluator, scored per question; only the first process has the samples."""
+    from accelerate.utils import gather_object
+    from lmms_eval import evaluator
+
+    from holitom.attach import token_budget
+    from holitom_repro.evaluation.scoring import compared, line
+
+    start = time.perf_counter()
+    with quiet() if cell.tier == "tiny" else nullcontext():  # elsewhere downloads are worth watching
+        results = evaluator.simple_evaluate(
+            model=lm,
+            tasks=[cell.benchmark],
+            task_manager=tasks,
+            batch_size=lm.batch_size,
+            limit=cell.limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            process_docs_parallel=1,
+        )
+    answers = dict(gather_object(list(sheet.answers.items())))
+    logged = (results or {}).get("samples") or {}
+    samples = []
+    for task, lines in logged.items():
+        for sample in sorted(lines, key=lambda sample: sample["doc_id"]):
+            answer = answers[task, sample["doc_id"]]
+            samples.append(line(sample, task, answer.video, answer.stats.kept if answer.stats else None))
+    own, notes = compared(results["results"], samples) if samples else (0.0, ())
+    stats = [answer.stats for answer in answers.values() if answer.stats]
+    broken = sum(answer.stats is None for answer in answers.values())
+    if broken:
+        notes += (f"{broken} questions about videos that cannot be read, counted as {cell.protocol} does",)
+    record = Record(
+        key=cell.key,
+        reduction=cell.reduction.describe(),
+        model=model_name(cell.model),
+        revision=revision(cell.model),
+        benchmark=cell.benchmark,
+        frames=cell.frames,
+        limit=cell.limit,
+        tier=cell.tier,
+        protocol=str(cell.protocol),
+        dtype=str(lm.model.dtype).removeprefix("torch."),
+        device=device_kind(cell.tier),
+        attention=str(lm.model.config._attn_implementation),
+        code=cell.code,
+        value=100 * fmean([sample["correct"] for sample in samples] or [0]),
+        lmms_eval=own,
+        n=len(samples),
+        videos=len({(sample["task"], sample["video"]) for sample in samples}),
+        tokens=asdict(token_budget(stats)),
+        tokens_per_layer=tuple(fmean(layer) for layer in zip(*(one.per_layer for one in stats), strict=True)),
+        flops_paper=fmean(one.flops_paper for one in stats),
+        flops_exact=fmean(one.flops_exact for one in stats),
+        seconds=round(time.perf_counter() - start, 2),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        provenance=provenance(),
+        notes=(*notes, *sorted({note for answer in answers.values() for note in answer.notes})),
+    )
+    return record, samples
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """lmms-eval says nothing inside the block, and what else is said comes without progress bars."""
+    from loguru import logger
+
+    logger.disable("lmms_eval")
+    try:
+        with redirect_stderr(_WithoutBars(sys.stderr)):
+            yield
+    finally:
+        logger.enable("lmms_eval")
+
+
+class _WithoutBars(io.TextIOBase):
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        if "\r" not in text and text.strip():
+            self.stream.write(text)
+        return len(text)

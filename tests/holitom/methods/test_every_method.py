@@ -177,9 +177,8 @@ def test_an_inner_stage_refuses_one_nan_by_name(stage, value):
     visual, group = torch.arange(2, 42), torch.arange(40) // 10
     for name in ("scores", *(["states"] if isinstance(stage, (methods.HoliTomMerge, methods.HieraVidSelect)) else [])):
         broken = {"scores": score.clone(), "states": hidden.clone()}
-        broken[name][..., 7, :] = value if name == "states" else broken[name][..., 7, :]
-        if name == "scores":
-            broken["scores"][1, :, 7] = value
+        broken["states"][7, 1] = value if name == "states" else 0
+        broken["scores"][1, :, 7] = value if name == "scores" else 0
         with pytest.raises(BadUsage, match=rf"{name}.* {type(stage).__name__} .*hold a NaN or an infinity"):
             call(stage, (broken["states"], broken["scores"], visual, group, torch.zeros(40)))
 

@@ -1,0 +1,128 @@
+"""Time and memory of every method's outer stage, as ratios in one run: ``python scripts/speed.py [--help]``.
+
+Milliseconds belong to one machine. Beside them stand the ratios to HoliTom's outer stage and to one reading of the
+tokens, measured in the same rounds, and the most memory held beyond the input, over the input's size. Then HoliTom's
+outer stage over videos of growing length. Aims: no method takes more than 5 times as long as HoliTom, no peak is above
+the input's size, and a frame costs the same in a long video as in a short one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tracemalloc
+import weakref
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from holitom import methods
+from holitom_repro.timing.shapes import drawn_video
+from holitom_repro.timing.stages import between, clock_of
+
+OUTER = {
+    "HoliTom": methods.HoliTom(),
+    "FastVID": methods.FastVID(head="substitute"),
+    "PruneVid": methods.PruneVid(),
+    "MMG-Vid": methods.MMGVid(),
+    "HieraVid": methods.HieraVid(),
+    "VisionZip": methods.VisionZip(),
+    "DyCoke": methods.DyCoke(),
+    "ToMe": methods.ToMe(),
+    "random": methods.RandomDrop(),
+    "stride": methods.UniformStride(),
+    "saliency": methods.SaliencyTopK(),
+    "pooling": methods.AveragePool(),
+}
+LENGTHS = (32, 64, 128, 256, 512, 1024)
+
+
+def in_turns(calls: Mapping[str, Callable[[], object]], repeats: int, device: str) -> dict[str, list[float]]:
+    """Milliseconds of every call, all of them in each round; the first round warms up and does not count."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    now = clock_of(device)[1]
+    for repeat in range(repeats + 1):
+        for name, call in calls.items():
+            begin = now()
+            call()
+            spent = between(begin, now())
+            if repeat:
+                taken[name].append(1000 * spent)
+    return taken
+
+
+def peak_bytes(call: Callable[[], object], device: str) -> int:
+    """Most bytes held at once by what ``call`` allocates, its result included. CUDA: the allocator's own peak; CPU: the
+    storages behind every operation's outputs, and numpy's peak. Scratch space inside one operation is not seen."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    tracemalloc.start()
+    try:
+        with LiveBytes() as live:
+            call()
+        return live.peak + tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of storages that operations create, until Python lets go of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for storage in (x.untyped_storage() for x in tree_leaves(result) if isinstance(x, torch.Tensor)):
+            address = storage.data_ptr()
+            if address not in given and address not in self.held:
+                self.held[address] = storage.nbytes()
+                self.peak = max(self.peak, sum(self.held.values()))
+                weakref.finalize(storage, self.held.pop, address, None)
+        return result
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dim", type=int, default=3584, help="token size (3584, a 7B model)")
+    parser.add_argument("--budget", type=float, default=0.10, help="share kept; DyCoke keeps at least a quarter (0.1)")
+    parser.add_argument("--repeats", type=int, default=7, help="rounds; medians count (7)")
+    parser.add_argument("--threads", type=int, default=1, help="of a CPU; with one, CPU seconds are measured (1)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    where = {"device": asked.device, "dtype": getattr(torch, asked.dtype)}
+    video = drawn_video(32, (14, 14), asked.dim, **where)
+    share = {name: max(asked.budget, 0.25) if name == "DyCoke" else asked.budget for name in OUTER}
+    calls = {name: partial(stage, video, share[name]) for name, stage in OUTER.items()}
+    taken = in_turns({"one reading": video.tokens.sum, **calls}, asked.repeats, asked.device)
+    ms = {name: statistics.median(one) for name, one in taken.items()}
+    print(f"32 x 196 x {asked.dim}, {asked.budget:.0%}, {asked.dtype}, {asked.device}, {clock_of(asked.device)[0]}\n")
+    print(f"{'outer stage':<12}{'ms':>9}{'/ HoliTom':>11}{'/ one reading':>15}{'peak / input':>14}")
+    for name, middle in ms.items():
+        peak = peak_bytes(calls[name], asked.device) / video.tokens.nbytes if name in calls else 0.0
+        ratios = f"{middle / ms['HoliTom']:>11.2f}{middle / ms['one reading']:>15.1f}"
+        print(f"{name:<12}{middle:>9.2f}{ratios}{peak:>14.2f}")
+    print(f"\n{'frames x 196 x 64':<18}{'ms':>9}{'per frame / at 32':>20}{'peak / input':>14}")
+    videos = [drawn_video(frames, (14, 14), 64, **where) for frames in LENGTHS]
+    longer = {str(one.frames): partial(OUTER["HoliTom"], one, asked.budget) for one in videos}
+    ms = {name: statistics.median(one) for name, one in in_turns(longer, asked.repeats, asked.device).items()}
+    for one, (name, middle) in zip(videos, ms.items(), strict=True):
+        peak = peak_bytes(longer[name], asked.device) / one.tokens.nbytes
+        print(f"{name:<18}{middle:>9.2f}{middle / ms['32'] * 32 / one.frames:>20.2f}{peak:>14.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"""The notebooks: what each asks and takes, and how one is run from a terminal, in a kernel of this very Python."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from holitom.errors import BadUsage, CannotRun
+from holitom_repro import paths
+
+HARDWARE = {"tiny": "2 CPU cores", "speed": "1 GPU (H200)", "paper": "1 GPU of 80 GB, more for 72B (estimates)"}
+"""Tier -> what its minutes are for. Nobody has run the paper tier yet."""
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """notebooks/NAME.ipynb. minutes: tier -> minutes from an empty cache; a tier that is absent is not offered."""
+
+    name: str
+    question: str
+    minutes: Mapping[str, float | int]
+
+    @property
+    def command(self) -> str:
+        """Its name in a terminal: 02_flops -> flops, fig_inner -> fig-inner."""
+        return re.sub(r"^\d+_", "", self.name).replace("_", "-")
+
+
+_ALL = (
+    Notebook("02_flops", "Do the printed FLOPs come out to the digit, and what do they count?", {"tiny": 0.5}),
+    Notebook(
+        "table1", "Table 1: how much of the score is left at 25 to 10 % of the tokens?", {"tiny": 6, "paper": 2400}
+    ),
+    Notebook("table2", "Table 2: does it hold for LLaVA-Video, and for 72B?", {"tiny": 7, "paper": 3600}),
+    Notebook("fig_tradeoff", "Score over FLOPs: how far down does each method go?", {"tiny": 9, "paper": 3600}),
+    Notebook("fig_inner", "Inner stage: which layer, which share, merge or drop?", {"tiny": 3, "paper": 1800}),
+    Notebook("fig_frames", "Does reduction pay for a longer look at the video?", {"tiny": 5, "paper": 1800}),
+    Notebook("fig_inference", "Where does the time to the first token go?", {"tiny": 2, "speed": 10}),
+    Notebook("ablations", "On which parts of HoliTom does the score depend?", {"tiny": 5, "paper": 2400}),
+    Notebook("later_papers", "Do MMG-Vid and HieraVid keep more of the score?", {"tiny": 15, "paper": 2400}),
+    Notebook("01_method", "What does HoliTom do to a clip: which tokens merge, which are kept?", {"tiny": 0.5}),
+    Notebook("explore", "What does each of two methods keep of this clip?", {"tiny": 0.5}),
+    Notebook("00_start_here", "What can be reproduced here, and what would the rest take?", {"tiny": 0.5}),
+)
+NOTEBOOKS = {notebook.name: notebook for notebook in _ALL}
+"""In the order of ``all``: what others read first, the overview last."""
+
+FOREIGN = (
+    *("JUPYTER_PATH", "JUPYTER_CONFIG_PATH", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"),
+    *("IPYTHONDIR", "MPLBACKEND", "MPLCONFIGDIR", "MATPLOTLIBRC", "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"),
+)
+"""Variables by which other programs' kernels, start-up files, styles and repositories would get into a run."""
+
+
+def own_surroundings() -> None:
+    """For this process and those that it starts: without FOREIGN, with every cache below runs/cache, text as UTF-8."""
+    for name in FOREIGN:
+        os.environ.pop(name, None)
+    for name, place in paths.caches().items():
+        os.environ[name] = place
+        with suppress(OSError):  # a checkout that may only be read can still be looked at
+            Path(place).mkdir(parents=True, exist_ok=True)
+    os.environ.update(PYTHONUTF8="1", PYTHONNOUSERSITE="1", JUPYTER_PREFER_ENV_PATH="1", TOKENIZERS_PARALLELISM="false")
+    os.environ.update(PYDEVD_DISABLE_FILE_VALIDATION="1")
+
+
+def source(name: str, folder: Path | None = None) -> Path:
+    """The file of a notebook. CannotRun where it is missing."""
+    path = (folder or paths.root() / "notebooks") / f"{name}.ipynb"
+    if not path.is_file():
+        raise CannotRun(f"{path} is missing", fix="restore it: git checkout -- notebooks")
+    return path
+
+
+def parameters(notebook: Path) -> dict[str, tuple[str, Any]]:
+    """What the cell tagged ``parameters`` assigns: name -> type (as annotated, else that of its value) and default,
+    which is ... for what is no literal. (papermill's own inspection drops lines with a second "=" in the comment.)"""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    found: dict[str, tuple[str, Any]] = {}
+    for node in ast.parse("\n".join(tagged)).body:
+        if isinstance(node, ast.AnnAssign):
+            found[node.target.id] = ast.unparse(node.annotation), _literal(node.value)
+        elif isinstance(node, ast.Assign):
+            pairs = [(node.targets[0], node.value)]
+            if isinstance(node.targets[0], ast.Tuple):
+                pairs = list(zip(node.targets[0].elts, node.value.elts, strict=True))
+            found |= {target.id: (type(_literal(value)).__name__, _literal(value)) for target, value in pairs}
+    return found
+
+
+def _literal(node: Any) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, SyntaxError):
+        return ...
+
+
+def checked(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of parameters that were typed as text, in the type that the notebook declares. BadUsage for a name
+    that it does not have and for a value of another type."""
+    known, values = parameters(notebook), {}
+    for name, text in given.items():
+        if name not in known:
+            fix = f"use one of {', '.join(known)}" if known else "run it as it is"
+            raise BadUsage(f"{notebook.stem} has no parameter {name!r}", fix=fix)
+        values[name] = _value(name, text, known[name][0].partition("[")[0]) if isinstance(text, str) else text
+    return values
+
+
+def _value(name: str, text: str, kind: str) -> Any:
+    """Lists may do without brackets and quotes; [a, no, 12:30] are words, none of which becomes a truth or a time."""
+    words = f"[{text}]" if kind == "list" and text.lstrip()[:1] not in ("[", "(") else text
+    value = text if kind == "str" else _literal(text.capitalize() if kind == "bool" else words)
+    if value is ...:
+        value = text
+        if kind in ("list", "dict") or text[:1] in ("[", "{"):
+            with suppress(yaml.YAMLError):
+                value = yaml.load(words, yaml.BaseLoader)
+    allowed = {"int": int, "float": (int, float), "bool": bool, "list": (list, tuple), "dict": dict, "str": str}
+    right = isinstance(value, allowed.get(kind, object)) and (kind == "bool" or not isinstance(value, bool))
+    if not right and value is not None and kind in allowed:
+        raise BadUsage(f"-p {name} {text}: not of the type {kind}", fix=f"give a value of the type {kind}")
+    if isinstance(value, str):  # a path is meant from where the command was typed
+        place = Path(value).expanduser()
+        found = value and (name == "out" or (("/" in value or place.suffix) and place.exists()))
+        return str(place.absolute()) if found else value
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _no_pattern(path: Path) -> str:
+    """papermill fills in braces of a path, also those of a folder's name."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One executed notebook: its copy with the results, whether it was a trial (a limit, changed parameters), the files
+    that it wrote, and its verdicts as ``claims.judged`` left them (id, verdict, why, ...)."""
+
+    notebook: Path
+    copy: Path
+    trial: bool
+    seconds: float
+    files: list[Path]
+    verdicts: list[dict[str, Any]]
+
+
+def run(name: str, given: Mapping[str, Any], folder: Path | None = None, words: Any = None) -> Finished:
+    """Execute a notebook with these parameters (as ``checked`` takes them). What it writes to stderr, its bars, goes to
+    ``words`` as it comes. A trial goes to runs/<tier>/trial, so that it never replaces complete results.
+
+    Raises what a cell raised where that is an error of the kit, CannotRun for any other, with the executed copy named.
+    """
+    notebook = source(name, folder)
+    known, values = parameters(notebook), checked(notebook, given)
+    tier = values.get("tier", "tiny")
+    trial = any(value != known[key][1] for key, value in values.items() if key not in ("tier", "out", "fresh"))
+    if trial and "out" in known and not values.get("out"):
+        values["out"] = str(paths.runs(tier, "trial"))
+    results = Path(values.get("out") or paths.figures(tier))
+    copy = paths.runs(tier, *(["trial"] if trial else []), "notebooks", f"{name}.ipynb")
+    for place in (copy.parent, results):
+        place.mkdir(parents=True, exist_ok=True)
+        if not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+    if tier == "tiny" and "model" not in values:  # nothing of the hub, nor of a cache that may be read-only
+        for variable in ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE"):
+            os.environ.pop(variable, None)
+        os.environ.update(dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1"))
+    own_surroundings()
+    started = time.time()
+    _execute(notebook, copy, values, _Words(words or sys.stderr))
+    verdicts = paths.runs(tier, "verdicts", f"{name}.json")
+    judged = verdicts.is_file() and verdicts.stat().st_mtime >= started
+    return Finished(
+        notebook,
+        copy,
+        trial,
+        time.time() - started,
+        sorted(path for path in results.glob("*.*") if path.stat().st_mtime >= started),
+        json.loads(verdicts.read_text(encoding="utf-8"))["now"] if judged else [],
+    )
+
+
+def _execute(notebook: Path, copy: Path, values: dict[str, Any], words: _Words) -> None:
+    import papermill
+    from nbformat.sign import NotebookNotary
+    from papermill.exceptions import PapermillExecutionError
+
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it would say is said below
+    draft = copy.with_name(f".{copy.stem}.{os.getpid()}.ipynb")
+    with tempfile.TemporaryFile() as said:
+        try:
+            made = papermill.execute_notebook(
+                _no_pattern(notebook),
+                _no_pattern(draft),
+                parameters=values,
+                kernel_name="python3",
+                language="python",
+                cwd=str(notebook.parent),  # as in JupyterLab
+                progress_bar=False,
+                stderr_file=words,
+                start_timeout=120,
+                request_save_on_cell_execute=False,
+                coalesce_streams=True,
+                kernel_manager_class=_kernel(said),
+                extra_arguments=["--log-level=ERROR", "--HistoryManager.enabled=False"],
+            )
+            # JupyterLab shows the tables of a signed copy with their style
+            NotebookNotary(data_dir=os.environ["JUPYTER_DATA_DIR"]).sign(made)
+        except PapermillExecutionError as error:
+            raise _explained(error, notebook, copy) from error
+        except RuntimeError as error:  # Jupyter's own, of a kernel that died or did not start in time
+            said.seek(0)
+            last = said.read().decode(errors="replace").strip().split("\n")[-1] or str(error).strip().split("\n")[0]
+            raise CannotRun(
+                f"the kernel of {notebook.name} died or did not answer ({last.rstrip('.')})",
+                fix="most often the memory has run out: close other programs and run the same command again",
+            ) from error
+        finally:
+            if draft.exists():
+                draft.replace(copy)
+
+
+def _explained(error: Any, notebook: Path, copy: Path) -> BaseException:
+    """One line about a failed cell; an error of the kit keeps its own words and its exit code."""
+    if error.ename == "KeyboardInterrupt":
+        return KeyboardInterrupt()
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error.evalue)).strip().rstrip(".") or "no message"
+    own = error.ename in ("BadUsage", "CannotRun", "BadVideo", "UnsupportedModel")
+    said = plain if own else f"{error.ename}: {plain.splitlines()[0]}"
+    kind = BadUsage if error.ename == "BadUsage" else CannotRun
+    return kind(f"{notebook.name}, cell [{error.exec_count}]: {said}", fix=f"the traceback stands in {copy}")
+
+
+def _kernel(said: Any) -> type:
+    """Managers of kernels of this Python, whatever kernels Jupyter would find. ``said`` gets what a kernel itself
+    writes to stderr. One that has to end while it works is interrupted first: its sweep ends its processes."""
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Kernel(AsyncKernelManager):
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            return KernelSpec(**get_kernel_dict())
+
+        async def start_kernel(self, **options: Any) -> None:
+            await super().start_kernel(**{**options, "stderr": said})
+
+        async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+            if await self.is_alive():
+                await self.interrupt_kernel()
+            await super().shutdown_kernel(now=now, restart=restart)
+
+    return Kernel
+
+
+class _Words:
+    """A notebook's stderr for a terminal, where bars move; elsewhere whole lines, and a bar as it stands twice a
+    minute."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.rest, self.said = stream, "", time.monotonic()
+
+    def write(self, text: str) -> None:
+        if self.stream.isatty():
+            self.stream.write(text)
+            return
+        *lines, self.rest = (self.rest + text).split("\n")
+        if time.monotonic() - self.said > 30:
+            lines.append(self.rest)
+        for line in filter(None, (line.rstrip("\r").split("\r")[-1].rstrip() for line in lines)):
+            self.stream.write(f"{line}\n")
+            self.said = time.monotonic()
+
+    def flush(self) -> None:
+        self.stream.flush()

@@ -1,0 +1,338 @@
+"""The paper tier: the papers' models on the four public benchmarks, through lmms-eval, on as many GPUs as there are.
+
+``evaluate(..., tier="paper")`` ends here, whoever called it: it writes the plan (the cells) to runs/paper/plans and
+starts ``python -m holitom_repro.paper_tier PLAN``, with accelerate where there are several GPUs. A Slurm script starts
+the same command itself, with --part. Options reach it from a terminal through HOLITOM_PAPER_TIER. See
+docs/paper_tier.md.
+
+The gate: the unreduced model must score what the paper prints for it, before a method is measured. Where it does not,
+decoder, scorer or checkpoint differ from the paper's, and every score of a method would differ by that much too."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cloudpickle
+import yaml
+from tqdm import tqdm
+
+from holitom.errors import BadUsage, CannotRun, KitError
+from holitom_repro import machine, papers, paths
+from holitom_repro.evaluation import sweep
+from holitom_repro.evaluation.cells import Cell, model_path
+from holitom_repro.evaluation.protocols import GENERATION
+from holitom_repro.evaluation.statistics import interval
+from holitom_repro.records import Record, Sample, Store, write_atomic
+
+TOLERANCE = 0.5
+"""Points. Published scores of one model move by up to this much between versions of harness, decoder and library."""
+OPTIONS = "HOLITOM_PAPER_TIER"
+_TASK_FILES = {
+    "mvbench": "mvbench/_default_template_yaml",
+    "egoschema_subset": "egoschema/_default_template_yaml",
+    "longvideobench_val_v": "longvideobench/longvideobench_val_v.yaml",
+    "videomme": "videomme/videomme.yaml",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the paper tier, for its own command line and for OPTIONS."""
+    p = argparse.ArgumentParser(prog="python -m holitom_repro.paper_tier", allow_abbrev=False)
+    p.add_argument("plan", nargs="?", type=Path, help="the cells, as evaluate(..., tier='paper') wrote them")
+    p.add_argument("--processes", type=int, help="GPUs, each with a whole model (default: all)")
+    p.add_argument("--device-map", choices=["auto"], help="auto: one process, the model spread over all GPUs (72B)")
+    p.add_argument("--part", default="0/1", metavar="I/N", help="one of N shares of the cells, from 0")
+    p.add_argument("--gate-only", action="store_true", help="measure and judge the unreduced models only")
+    p.add_argument("--no-gate", action="store_true", help="go on where an unreduced model is off its printed score")
+    p.add_argument("--skip-broken", action="store_true", help="count unreadable videos as the release does")
+    p.add_argument("--dry-run", action="store_true", help="say what would be fetched and asked, and stop")
+    p.add_argument("--tasks", action="append", default=[], metavar="DIR", help="task files for data that lie elsewhere")
+    p.add_argument("--cpu", action="store_true", help="without a GPU (tests)")
+    p.add_argument("--runs", type=Path, help="where finished cells are kept (default: runs/ of the checkout)")
+    return p
+
+
+def measure_here(cells: Sequence[Cell], show: bool = True) -> None:
+    """Measure those of the cells that are not finished, in processes of their own. CannotRun with what they say."""
+    words = [*shlex.split(os.environ.get(OPTIONS, "")), "--runs", str(paths.runs())]
+    asked = parser().parse_args(words)
+    if not asked.cpu:
+        machine.require("paper")
+    plan = cloudpickle.dumps(list(cells))
+    name = hashlib.sha256("".join(sorted(cell.id for cell in cells)).encode()).hexdigest()[:16]
+    path = write_atomic(paths.runs("paper", "plans", f"{name}.plan"), plan)
+    store = Store("paper")
+    total = sum(cell.asked for cell in cells if not store.has(cell.id)) or None
+    with tempfile.TemporaryDirectory() as told, tqdm(total=total, unit="question", disable=not show) as bar:
+        environment = {**os.environ, **paths.caches(), "HOLITOM_TOLD": told, "PYTHONSAFEPATH": "1"}
+        process = subprocess.Popen(command(asked, [str(path), *words]), env=environment)
+        code = None
+        try:
+            while code is None:
+                try:
+                    code = process.wait(0.5)
+                except subprocess.TimeoutExpired:
+                    bar.update(sum(one.stat().st_size for one in Path(told).glob("*.count")) - bar.n)
+        except KeyboardInterrupt:
+            process.wait()  # ctrl-C reached it as well: it stops and keeps what it has
+            raise
+        reason = Path(told) / "error.json"
+        if reason.exists():
+            what, fix = json.loads(reason.read_text(encoding="utf-8"))
+            raise CannotRun(what, fix=fix)
+    if code or asked.dry_run:
+        what = "nothing was measured (--dry-run)" if asked.dry_run else f"the paper tier ended with exit code {code}"
+        fix = "run the same command again: what is finished is kept"
+        raise CannotRun(f"{what}; what it said stands above", fix=fix)
+
+
+def command(asked: argparse.Namespace, words: Sequence[str]) -> list[str]:
+    """With several GPUs: accelerate launch. Without GPUs: torchrun, which is what accelerate starts beneath."""
+    import torch
+
+    tail = ["-m", "holitom_repro.paper_tier", *words]
+    count = asked.processes or (1 if asked.device_map or asked.cpu or asked.dry_run else torch.cuda.device_count())
+    if count == 1:
+        return [sys.executable, *tail]
+    if asked.cpu:
+        start = ["torch.distributed.run", "--standalone", "--nnodes", "1", "--nproc_per_node", str(count)]
+        return [sys.executable, "-m", *start, *tail]
+    start = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count), "--num_machines", "1"]
+    start += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    return [sys.executable, "-m", *start, *tail]
+
+
+def measure(cells: Sequence[Cell], asked: argparse.Namespace, progress: Callable[[int], object]) -> None:
+    """What each process of the tier does: one model after the other, its unreduced cells first, then the gate.
+    CannotRun: a baseline is off (with the reasons that are known), a checkpoint that has to be converted, no room on
+    the disk."""
+    number, _, parts = asked.part.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts)):
+        raise BadUsage(f"{asked.part!r} is not a part", fix="count parts from 0: 0/4, 1/4, 2/4, 3/4")
+    store = Store("paper", asked.runs)
+    options = sweep.Options(asked.skip_broken, tuple(asked.tasks), asked.device_map, asked.runs)
+    first = os.environ.get("RANK", "0") == "0"
+    full = [cell for cell in cells if unreduced(cell)]
+    mine = [*full, *[cell for cell in cells if not unreduced(cell)][int(number) :: int(parts)]]
+    left = [cell for cell in mine if not store.has(cell.id)]
+    for text in [*first_contact(cells), *(downloads(left) if left else [])] if first else ():
+        print(text, file=sys.stderr)
+    if asked.dry_run:
+        for benchmark in dict.fromkeys(cell.benchmark for cell in cells):
+            print(first_question(next(cell for cell in cells if cell.benchmark == benchmark), options), file=sys.stderr)
+        return
+    off: list[Baseline] = []
+    for model in dict.fromkeys(cell.model for cell in cells):
+        sweep.measure([cell for cell in left if cell.model == model and unreduced(cell)], progress, options)
+        judged = [judge(cell, *store.load(cell.id)) for cell in full if cell.model == model and store.has(cell.id)]
+        for one in judged if first else ():
+            print(f"gate   {one.cell.model}, {one.cell.benchmark}: {one.verdict} ({one.reason})", file=sys.stderr)
+        off += [one for one in judged if one.verdict == "NOT REPRODUCED"]
+        if not asked.gate_only:
+            require([] if asked.no_gate else off)
+            sweep.measure([cell for cell in left if cell.model == model and not unreduced(cell)], progress, options)
+    require([] if asked.no_gate else off)
+
+
+def unreduced(cell: Cell) -> bool:
+    return cell.reduction.outer is None and not cell.reduction.inner and cell.reduction.decode is None
+
+
+class Baseline(NamedTuple):
+    """One unreduced score beside the print."""
+
+    cell: Cell
+    verdict: str
+    reason: str
+
+
+def judge(cell: Cell, record: Record, samples: Sequence[Sample]) -> Baseline:
+    """REPRODUCED within TOLERANCE; WITHIN NOISE: the printed score is in the 95 % interval; NOT REPRODUCED: neither;
+    QUOTED: nothing is printed of these questions; NOT RUN: only the first questions were asked, which are no sample."""
+    column = {task: column for column, task in papers.TASKS.items()}.get(cell.benchmark)
+    printed = printed_score(cell.model, column) if cell.frames == cell.protocol.frames else None
+    if printed is None or column in papers.OTHER_QUESTIONS:
+        return Baseline(cell, "QUOTED", papers.OTHER_QUESTIONS.get(str(column), "no score is printed"))
+    if cell.limit is not None:
+        return Baseline(cell, "NOT RUN", f"only the first {cell.limit} questions were asked")
+    found = interval([s["correct"] for s in samples], [f"{s['task']}/{s['video']}" for s in samples])
+    said = f"{record.value:.1f} [{found.low:.1f}, {found.high:.1f}] against {printed:.1f}"
+    close = abs(record.value - printed) <= TOLERANCE + 1e-9
+    verdict = "REPRODUCED" if close else "WITHIN NOISE" if found.low <= printed <= found.high else "NOT REPRODUCED"
+    return Baseline(cell, verdict, f"{said} ({record.value - printed:+.1f} points, tolerance {TOLERANCE:g})")
+
+
+def require(off: Sequence[Baseline]) -> None:
+    """CannotRun where a baseline is off, with what others measured and which causes are known."""
+    if not off:
+        return
+    known = yaml.safe_load(paths.data("papers", "known_offsets.yaml").read_text(encoding="utf-8"))
+    columns = {task: column for column, task in papers.TASKS.items()}
+    lines = ["the unreduced model is off the printed baseline, so scores of methods would be too:"]
+    for one in off:
+        column = columns[one.cell.benchmark]
+        lines.append(f"  {papers.MODELS[one.cell.model]}, {papers.BENCHMARKS[column]}: {one.reason}")
+        others = [m for m in known["measured"] if (m["model"], m["benchmark"]) == (one.cell.model, column)]
+        lines += [f"    others measured {m['value']:g} ({m['setting']}; {m['source']})" for m in others]
+    causes = [c for c in known["causes"] if {columns[one.cell.benchmark] for one in off} & set(c["benchmarks"])]
+    lines += ["  known causes:", *(f"    {c['what']}: {c['why']} ({c['source']})" for c in causes)]
+    fix = "find the reason among the above, or go on and compare shares of the full model only: --no-gate"
+    raise CannotRun("\n".join(lines), fix=fix)
+
+
+def printed_score(model: str, column: str | None) -> float | None:
+    """The printed score of an unreduced model."""
+    for table in ("table1", "table2"):
+        rows = papers.printed(table)
+        rows = rows[(rows["model"] == model) & (rows["key"] == "all tokens")]
+        if column in papers.BENCHMARKS and len(rows):
+            return float(rows.iloc[0][column])
+    return None
+
+
+def first_contact(cells: Sequence[Cell]) -> list[str]:
+    """What the checkpoints' own files say otherwise than the protocol, which is done, a line each. Raises
+    UnsupportedModel and CannotRun for a checkpoint that cannot be loaded or asked as it is."""
+    from holitom.models.inputs import load_config
+    from transformers.utils import cached_file
+
+    lines = []
+    for cell in {cell.model: cell for cell in cells}.values():
+        place, protocol = model_path(cell.model), cell.protocol
+        config = load_config(place)
+        protocol.check(config)
+        lines.append(f"asked  {cell.model} by the protocol {protocol}, {cell.dtype}, frames {protocol.sampling}")
+        rope = getattr(config.text_config, "rope_parameters", None) or vars(config.text_config)
+        for name, found, wanted in (
+            ("vision_feature_layer", config.vision_feature_layer, -1),
+            ("vision_feature_select_strategy", config.vision_feature_select_strategy, "full"),
+            ("image_size", config.vision_config.image_size, 384),
+            ("rope_theta", rope.get("rope_theta"), 1e6),
+        ):
+            if found != wanted:
+                lines.append(f"differs config.json: {name} is {found}, of the release {wanted}")
+        for name in ("generation_config", "tokenizer_config", "chat_template", "preprocessor_config"):
+            try:
+                file = cached_file(place, f"{name}.json", _raise_exceptions_for_missing_entries=False)
+                file = file or cached_file(place, f"{name}.jinja", _raise_exceptions_for_missing_entries=False)
+            except OSError:
+                file = None
+            text = Path(file).read_text(encoding="utf-8") if file else "{}"
+            stored = {"chat_template": text} if file and file.endswith("jinja") else json.loads(text)
+            for field, wanted in {"chat_template": None, "image_mean": [0.5] * 3, **GENERATION}.items():
+                if stored.get(field) not in (None, wanted):
+                    said = "is not heard" if field != "image_mean" else f"is {stored[field]}, of the release 0.5"
+                    lines.append(f"differs {name}: {field} {said}")
+    return lines
+
+
+def first_question(cell: Cell, options: sweep.Options) -> str:
+    """The first question of a benchmark as the model would get it: prompt, frames with their times, tensor shapes."""
+    from holitom.models.inputs import VideoProcessor
+    from lmms_eval.tasks import get_task_dict
+
+    from holitom.video import load_frames
+
+    found: Any = get_task_dict(
+        [cell.benchmark], sweep.task_manager(cell.kind.folder, options.tasks, cell.protocol.variant), "simple"
+    )
+    while isinstance(found, dict):
+        found = next(iter(found.values()))
+    doc = found.eval_docs[0]
+    processor = VideoProcessor.from_pretrained(model_path(cell.model))
+    frames = load_frames(found.doc_to_visual(doc)[0], cell.frames, cell.protocol.sampling)
+    prompt = cell.protocol.conversation.replace("{video}", processor.video_token)
+    ids = len(processor.tokenizer(prompt.replace("{question}", found.doc_to_text(doc)))["input_ids"])
+    places = ", ".join(f"{i} ({t:.2f} s)" for i, t in zip(frames.index, frames.seconds, strict=True))
+    return "\n".join(
+        [
+            f"first  {cell.benchmark}: {prompt.replace('{question}', found.doc_to_text(doc))!r}",
+            f"frames {places}",
+            f"shapes pixels {list(processor.pixels(frames.pixels).shape)}, {ids} tokens of text",
+        ]
+    )
+
+
+def downloads(cells: Sequence[Cell]) -> list[str]:
+    """What these cells fetch, a line each. CannotRun when it does not fit on the disk."""
+    from lmms_eval import tasks
+
+    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    lines, needed = [], 0.0
+    models = {model_path(cell.model) for cell in cells}
+    wanted = [(place, "model", None, 1) for place in sorted(models) if not Path(place).is_dir()]
+    for name in {cell.benchmark for cell in cells} & set(_TASK_FILES):
+        text = (Path(tasks.__file__).parent / _TASK_FILES[name]).read_text(encoding="utf-8")
+        values = yaml.safe_load("\n".join(line for line in text.splitlines() if "!function" not in line))
+        extra = values["dataset_kwargs"]
+        if not (home / extra["cache_dir"]).exists():  # archives stay beside what is unpacked from them
+            wanted.append((values["dataset_path"], "dataset", extra.get("revision"), 2))
+    for repository, kind, revision, times in wanted:
+        gib = _gib(repository, kind, revision)
+        needed += times * (gib or 0)
+        lines.append(f"disk   {repository}: {f'{times * gib:.0f} GiB' if gib else 'the hub does not say how much'}")
+    free = machine.free_gib(home)
+    lines.append(f"disk   {needed:.0f} GiB and what is not known to fetch, {free:.0f} GiB free in {home}")
+    if needed > free:
+        fix = "set HF_HOME to a folder on a larger disk, and keep it set for later runs"
+        raise CannotRun("\n".join(["the downloads do not fit on the disk", *lines]), fix=fix)
+    return lines
+
+
+def _gib(repository: str, kind: str, revision: str | None) -> float | None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        info = HfApi().repo_info(repository, repo_type=kind, revision=revision, files_metadata=True, timeout=10)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):  # offline, or gated
+        return None
+    return sum(file.size or 0 for file in info.siblings or ()) / 2**30
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """One process of the tier. Returns the exit code; what stopped it is left for who started it, or said."""
+    import torch
+
+    told, rank = os.environ.get("HOLITOM_TOLD"), os.environ.get("RANK", "0")
+    asked = parser().parse_args(words)
+    bar = None if told else tqdm(unit="question", disable=rank != "0")
+
+    def progress(questions: int) -> None:
+        if bar is not None:
+            bar.update(questions)
+        else:
+            with open(Path(told) / f"{rank}.count", "ab") as file:
+                file.write(b"." * questions)
+
+    try:
+        if asked.plan is None or not asked.plan.is_file():
+            raise BadUsage(f"there is no plan {asked.plan}", fix="--dry-run of a notebook at the paper tier writes it")
+        measure(cloudpickle.loads(asked.plan.read_bytes()), asked, progress)
+    except KeyboardInterrupt:
+        return 130
+    except torch.OutOfMemoryError:
+        stopped = CannotRun("the model does not fit on this GPU", fix="spread it over all of them: --device-map auto")
+    except KitError as error:
+        stopped = error
+    else:
+        return 0
+    if told:
+        write_atomic(Path(told) / "error.json", json.dumps([stopped.what, stopped.fix]))
+    else:
+        print(f"paper tier{f', process {rank}' if rank != '0' else ''}: {stopped}", file=sys.stderr)
+    return stopped.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Tables of a notebook: a frame of scores in, a pandas frame or Styler out. Printed numbers stand in grey italics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from holitom_repro import papers
+from holitom_repro.judging import STANDS_FOR
+from holitom_repro.records import write_atomic
+from holitom_repro.style import VERDICTS, flattened, folder, write_csv
+
+LOOK = {"printed": "color:#6b6b6b;font-style:italic", "measured": "color:#0b4f78"}
+"""Last part of a column's name -> how its cells look; what is derived from printed numbers is plain."""
+LABELS = {"avg": "average", **papers.BENCHMARKS}
+
+
+def score(row: pd.Series) -> str:
+    """``95.1 [93.2, 96.2] −2.1*``: a score, its 95 % interval, its paired difference to all tokens; * where the
+    interval of that leaves out 0."""
+    text = f"{row['accuracy']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+    if pd.isna(row["diff"]):
+        return text
+    return f"{text} {row['diff']:+.1f}".replace(" -", " −") + "*" * bool(row["diff_low"] > 0 or row["diff_high"] < 0)
+
+
+def beside_printed(
+    scores: pd.DataFrame, printed: pd.DataFrame, columns: Mapping[str, str] | None = None
+) -> pd.DataFrame:
+    """The paper's rows in its order with what was measured beside them, joined by key; then the measured rows that it
+    does not print.
+
+    scores: of ``scores.evaluate``; printed: of ``papers.printed``, with the columns key, method, retained_pct; columns:
+    printed column -> benchmark (default: the averages). A tiny model stands beside the printed model whose presets it
+    takes, another one beside the table's first; printed models that were not measured stay alone.
+    """
+    columns = columns or {"avg": "average"}
+    first = printed["model"].iloc[0]
+    stands_for = {model: STANDS_FOR.get(model, model) for model in scores["model"].unique()}
+    stands_for = {model: of if of in set(printed["model"]) else first for model, of in stands_for.items()}
+    blocks = [_block(scores[scores["model"] == model], printed, of, columns) for model, of in stands_for.items()]
+    rest = [name for name in printed["model"].unique() if name not in stands_for.values()]
+    blocks += [_block(scores.iloc[:0], printed, of, columns) for of in rest]
+    labels = [model if model == of else f"{model} for {of}" for model, of in stands_for.items()] + rest
+    table = pd.concat(blocks, keys=labels, names=["model"]) if len(blocks) > 1 else blocks[0]
+    table.attrs["trial"] = bool(scores["limit"].notna().any())
+    return table
+
+
+def _block(scores: pd.DataFrame, printed: pd.DataFrame, model: str, columns: Mapping[str, str]) -> pd.DataFrame:
+    quoted = printed[printed["model"] == model].drop_duplicates("key").set_index("key")
+    mean = scores[scores["benchmark"] == "average"].drop_duplicates("key").set_index("key")
+    keys = [*quoted.index, *(key for key in scores["key"].unique() if key not in quoted.index)]
+    asked = quoted["retained_pct"].reindex(keys).fillna(100 * mean["budget"])
+    methods = quoted["method"].replace("Vanilla", "all tokens").reindex(keys).fillna(mean["method"])
+    table = pd.DataFrame({("tokens (%)", "asked"): asked, ("tokens (%)", "measured"): mean["kept_pct"].reindex(keys)})
+    if "flops_pct" in quoted:
+        table["FLOPs (%)", "printed"] = quoted["flops_pct"].reindex(keys)
+    table["FLOPs (%)", "measured"] = mean["flops_pct"].reindex(keys)
+    for name, benchmark in columns.items():
+        here = scores[scores["benchmark"] == benchmark].drop_duplicates("key").set_index("key")
+        label = LABELS.get(name, name) + (f" / {benchmark}" if benchmark not in ("average", name) else "")
+        table[label, "printed"] = quoted[name].reindex(keys)
+        table[label, "measured"] = pd.Series({key: score(row) for key, row in here.iterrows()}, dtype=object).reindex(
+            keys
+        )
+    if "avg_pct" in quoted:
+        table["% of all tokens", "printed"] = quoted["avg_pct"].reindex(keys)
+    if "all tokens" in mean.index:
+        table["% of all tokens", "measured"] = (100 * mean["accuracy"] / mean["accuracy"]["all tokens"]).reindex(keys)
+    table.index = pd.MultiIndex.from_arrays(
+        [table.pop(("tokens (%)", "asked")), methods], names=["asked (%)", "method"]
+    )
+    return table
+
+
+def ablation_table(scores: pd.DataFrame, default: str, benchmark: str = "average") -> pd.DataFrame:
+    """Every other setting of a frame against ``default`` (a key) on the same questions: difference in points with its
+    95 % interval, p corrected with Holm for all rows, how many answers changed, and what that leaves, in words."""
+    from holitom_repro.scores import compare
+
+    here = scores[scores["benchmark"] == benchmark].set_index("key")
+    keys = [key for key in here.index if key not in (default, "all tokens")]
+    found = compare(scores, [(key, default) for key in keys], benchmark).set_index("a").reindex(here.index)
+    table = pd.DataFrame({"measured": here.apply(score, axis=1), "tokens (%)": here["kept_pct"]})
+    table["FLOPs (%)"] = here["flops_pct"]
+    table[["difference", "low", "high", "p (Holm)"]] = found[["value", "low", "high", "p_holm"]]
+    side = np.where(found["value"] > 0, "▲ above", "▼ below")
+    word = np.where(found["p_holm"] < 0.05, side, "not told apart")
+    table["answers changed"] = found["changed"]
+    table["beside the default"] = np.where(found["changed"] == 0, "no answer changes", word)
+    table.loc[found["p"].isna(), "beside the default"] = ""
+    return table.rename_axis("setting")
+
+
+def verdict_table(verdicts: pd.DataFrame) -> Styler:
+    """What ``claims.judged`` gives, to look at: the expected verdict only where it is another one."""
+    shown = verdicts.assign(expected=verdicts["expected"].where(verdicts["expected"] != verdicts["verdict"], ""))
+    order = ["claim", "printed", "ours", "interval", "verdict", "expected", "why"]
+    return styled(shown.set_index("id")[order], "Verdicts on the claims of this notebook").format(
+        {"ours": "{:.2f}"}, na_rep="–"
+    )
+
+
+def styled(table: pd.DataFrame, caption: str = "") -> Styler:
+    """Printed numbers in grey italics, measured ones in blue, verdicts with glyph and colour; of the measured averages
+    at one budget the best, or those that share it, in bold."""
+    shown = table.copy()
+    for column in shown.columns:
+        if _last(column) == "verdict":
+            shown[column] = [f"{VERDICTS[word][0]} {word}" if word in VERDICTS else word for word in shown[column]]
+
+    def look(column: pd.Series) -> list[str]:
+        if _last(column.name) == "verdict":
+            return [f"color:{VERDICTS.get(str(cell)[2:], ('', 'inherit'))[1]};font-weight:600" for cell in column]
+        plain = LOOK.get(_last(column.name), "")
+        best = _best(column) if column.name == ("average", "measured") else [False] * len(column)
+        return [f"{plain};font-weight:700" if bold else plain for bold in best]
+
+    return shown.style.apply(look).format(precision=1, na_rep="–").set_caption(caption)
+
+
+def _best(column: pd.Series) -> list[bool]:
+    """Which rows are the best of their model and budget, where there are several."""
+    value = pd.to_numeric(column.astype("string").str.split().str[0], errors="coerce")
+    group = [value.index.get_level_values(name) for name in ("model", "asked (%)") if name in value.index.names]
+    if not group:
+        return [False] * len(value)
+    by = value.groupby(group)
+    return list(value.notna() & value.eq(by.transform("max")) & by.transform("count").gt(1))
+
+
+def _last(name: object) -> str:
+    return str(name[-1] if isinstance(name, tuple) else name)
+
+
+def save(table: pd.DataFrame, name: str, tier: str = "tiny", out: str | Path = "") -> Path:
+    """Write <name>.csv and <name>.md where ``style.save_figure`` writes; the path of the Markdown."""
+    target, flat = folder(table, tier, out), flattened(table)
+    write_csv(target / f"{name}.csv", table)
+    return write_atomic(target / f"{name}.md", flat.astype(object).where(flat.notna(), "–").to_markdown(index=False, floatfmt=".1f") + "\n")

@@ -1,0 +1,616 @@
+"""From a question to a cell: statistics, protocols, scoring, features, the lmms-eval model, and the sweep."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from holitom.models.inputs import QWEN_PROMPT
+
+from holitom.errors import BadUsage, BadVideo, CannotRun, UnsupportedModel
+from holitom.methods import HoliTom, HoliTomMerge, RandomDrop, SaliencyTopK
+from holitom.types import Reduction, VideoFeatures
+from holitom.video import load_frames, sample_index
+from holitom_repro import paths, tiny
+from holitom_repro.evaluation import cells as cells_module
+from holitom_repro.evaluation import sweep
+from holitom_repro.evaluation.cells import Cell, device_kind, key_of, layers_of, model_name
+from holitom_repro.evaluation.features import FeatureStore, ForeignFeatures, ForeignSaliency
+from holitom_repro.evaluation.model import ReducedVideoModel, Sheet, manifest
+from holitom_repro.evaluation.protocols import (
+    GENERATION,
+    LLAVA_ONEVISION,
+    LLAVA_VIDEO_PROTOCOL,
+    QWEN_1_5,
+    TINY,
+    protocol_for,
+)
+from holitom_repro.evaluation.scoring import compared, correct, line
+from holitom_repro.evaluation.statistics import balanced, holm, interval, mcnemar, paired_difference, retained_share
+from holitom_repro.records import Store
+
+FULL = Reduction("all tokens")
+MERGE = Reduction("HoliTom", HoliTom(tau=0.8), 0.25, (HoliTomMerge(layer=4, ratio=0.5),))
+VIDEOS, QUESTIONS = 100, 3
+IDS = [video for video in range(VIDEOS) for _ in range(QUESTIONS)]
+
+
+def cell(reduction: Reduction = FULL, benchmark: str = "tiny_ego", limit: int | None = 6, **more) -> Cell:
+    values = {"key": key_of(reduction.name, reduction.budget), "model": "onevision", "frames": 8} | more
+    return Cell(reduction=reduction, benchmark=benchmark, limit=limit, **values)
+
+
+# --- statistics
+
+
+def clustered_answers(rng: np.random.Generator, share: float, correlation: float) -> np.ndarray:
+    strength = 1 / correlation - 1
+    chance = rng.beta(share * strength, (1 - share) * strength, VIDEOS)
+    return (rng.random(len(IDS)) < np.repeat(chance, QUESTIONS)).astype(float)
+
+
+@pytest.mark.parametrize(("share", "correlation"), [(0.6, 0.4), (0.9, 0.3), (0.97, 0.3)])
+def test_the_interval_covers_the_truth_for_clustered_answers(share: float, correlation: float) -> None:
+    rng = np.random.default_rng(5)
+    estimates = [interval(clustered_answers(rng, share, correlation), IDS) for _ in range(400)]
+    coverage = np.mean([e.low <= 100 * share <= e.high for e in estimates])
+    assert 0.92 <= coverage <= 0.99
+    naive = np.mean([abs(e.value - 100 * share) <= 196 * math.sqrt(share * (1 - share) / len(IDS)) for e in estimates])
+    assert naive < coverage  # questions counted as independent cover too little
+
+
+def test_weights_of_an_average_cover_its_truth() -> None:
+    """Two benchmarks of unequal size, each counting the same."""
+    rng = np.random.default_rng(7)
+    names = ["a"] * 240 + ["b"] * 60
+    groups = [f"{name}/{k // 3}" for k, name in enumerate(names)]
+    found = []
+    for _ in range(300):
+        answers = np.concatenate([rng.random(240) < 0.9, rng.random(60) < 0.6]).astype(float)
+        estimate = interval(answers, groups, balanced(names))
+        assert estimate.value == pytest.approx(50 * (answers[:240].mean() + answers[240:].mean()))
+        found.append(estimate.low <= 75 <= estimate.high)
+    assert 0.91 <= np.mean(found) <= 0.99
+
+
+def test_equal_weights_change_nothing() -> None:
+    rng = np.random.default_rng(1)
+    a, b = clustered_answers(rng, 0.8, 0.3), clustered_answers(rng, 0.7, 0.3)
+    ones = balanced(["one"] * len(IDS))
+    assert interval(a, IDS) == interval(a, IDS, ones)
+    assert paired_difference(a, b, IDS) == paired_difference(a, b, IDS, ones)
+    assert retained_share(a, b, IDS) == retained_share(a, b, IDS, ones)
+
+
+@pytest.mark.parametrize("answer", [0.0, 1.0])
+def test_the_ends_of_the_scale(answer: float) -> None:
+    estimate = interval([answer] * 300, IDS)
+    assert 0 <= estimate.low <= estimate.value == 100 * answer <= estimate.high <= 100
+    assert 1 < estimate.high - estimate.low < 6
+    assert (interval([answer] * 3, [7, 7, 7]).low, interval([answer] * 3, [7, 7, 7]).high) == (0, 100), "one video"
+
+
+def test_sign_flips_are_exact_and_drawn_ones_agree_with_the_binomial() -> None:
+    ten = list(range(10))
+    assert paired_difference([1] * 10, [0] * 10, ten).p == 2 / 2**10
+    assert paired_difference([1] * 9 + [0], [0] * 9 + [1], ten).p == (2 + 2 * 10) / 2**10
+    wins = [1.0] * 14 + [0.0] * 6
+    first = paired_difference(wins, [1 - w for w in wins], list(range(20)))
+    assert first.p == pytest.approx(mcnemar(14, 6), abs=0.01)
+    assert mcnemar(14, 6) == pytest.approx(2 * sum(math.comb(20, k) for k in range(14, 21)) / 2**20)
+    assert mcnemar(3, 3) == 1 and mcnemar(0, 0) == 1
+
+
+def test_paired_difference_has_the_right_size_and_coverage() -> None:
+    rng = np.random.default_rng(3)
+    covered, rejected = [], []
+    for _ in range(200):
+        a, redrawn = clustered_answers(rng, 0.7, 0.3), clustered_answers(rng, 0.7, 0.3)
+        b = np.where(np.repeat(rng.random(VIDEOS) < 0.3, QUESTIONS), redrawn, a)
+        estimate = paired_difference(a, b, IDS)
+        covered.append(estimate.low <= 0 <= estimate.high)
+        rejected.append(estimate.p < 0.05)
+    assert np.mean(covered) >= 0.92 and np.mean(rejected) <= 0.08
+    same = paired_difference([1.0] * 300, [1.0] * 300, IDS)
+    assert same.value == 0 and same.p == 1 and -2 < same.low < 0 < same.high < 2
+
+
+def test_retained_share_and_holm() -> None:
+    estimate = retained_share([1, 0, 1, 0], [1, 1, 1, 1], [0, 1, 2, 3])
+    assert estimate.value == 50 and 0 <= estimate.low < 50 < estimate.high <= 100
+    with pytest.raises(BadUsage, match="nothing right"):
+        retained_share([1, 0], [0, 0], [0, 1])
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]) and holm([]) == []
+
+
+def test_bad_answers_are_refused() -> None:
+    for answers, groups in (([], []), ([1, 0], [1]), ([1, 2], [1, 2]), ([1, math.nan], [1, 2])):
+        with pytest.raises(BadUsage):
+            interval(answers, groups)
+
+
+# --- protocols
+
+
+def test_the_conversation_is_that_of_the_release() -> None:
+    assert QWEN_1_5 == QWEN_PROMPT
+    system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    user = "<|im_start|>user\n<image>\nWhat?\n<|im_end|>\n<|im_start|>assistant\n"
+    assert QWEN_1_5.replace("{video}", "<image>").replace("{question}", "What?\n") == system + user
+
+
+def test_each_checkpoint_has_its_protocol() -> None:
+    assert [str(protocol_for("paper", name)) for name in ("ov-7b", "ov-72b", "video-7b")] == [
+        "LLaVA-OneVision 1", "LLaVA-OneVision 1", "LLaVA-Video 1",
+    ]  # fmt: skip
+    assert protocol_for("tiny", "ov-7b") is TINY and protocol_for("paper", "mine") is LLAVA_ONEVISION
+    assert protocol_for("paper", "mine", "grid") is LLAVA_VIDEO_PROTOCOL
+    assert {LLAVA_ONEVISION.dtype, LLAVA_VIDEO_PROTOCOL.dtype} == {"float16"}
+
+
+RELEASED = [  # clip's frames, rate -> what lmms_eval/models/llava_onevision.py and llava_vid.py of the release show
+    (1, 30.0, [0] * 32, [0]),
+    (20, 10.0, np.linspace(0, 19, 32, dtype=int), [0, 10]),
+    (48, 12.0, np.linspace(0, 47, 32, dtype=int), [0, 12, 24, 36]),
+    (360, 29.97, np.linspace(0, 359, 32, dtype=int), range(0, 360, 30)),
+    (1920, 30.0, np.linspace(0, 1919, 32, dtype=int), range(0, 1920, 30)),
+    (1921, 30.0, np.linspace(0, 1920, 32, dtype=int), np.linspace(0, 1920, 64, dtype=int)),
+    (100_000, 25.0, np.linspace(0, 99_999, 32, dtype=int), np.linspace(0, 99_999, 64, dtype=int)),
+]
+
+
+@pytest.mark.parametrize(("total", "rate", "onevision", "video"), RELEASED)
+def test_frames_are_those_of_the_release(total: int, rate: float, onevision, video) -> None:
+    assert sample_index(total, 32, LLAVA_ONEVISION.sampling, rate).tolist() == list(onevision)
+    assert sample_index(total, 64, LLAVA_VIDEO_PROTOCOL.sampling, rate).tolist() == list(video)
+    assert LLAVA_ONEVISION.sampling.decord and LLAVA_VIDEO_PROTOCOL.sampling.decord, "as decord counts"
+
+
+def test_another_pooling_is_refused() -> None:
+    class Config:
+        mm_spatial_pool_mode = None
+        mm_newline_position = "grid"
+
+    with pytest.raises(UnsupportedModel, match=r"mm_spatial_pool_mode='bilinear'.*'average'"):
+        LLAVA_VIDEO_PROTOCOL.check(Config)
+    Config.mm_spatial_pool_mode = "average"
+    LLAVA_VIDEO_PROTOCOL.check(Config)
+    TINY.check(Config)
+
+
+# --- cells
+
+
+def test_what_changes_a_result_changes_the_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = cell(MERGE)
+    others = [
+        cell(FULL), cell(MERGE, "tiny_long"), cell(MERGE, limit=7), cell(MERGE, frames=4), cell(MERGE, model="video"),
+        cell(dataclasses.replace(MERGE, budget=0.2)),
+        cell(Reduction("x", ForeignSaliency(SaliencyTopK(), "random"), 0.25)),
+        cell(Reduction("x", ForeignSaliency(SaliencyTopK(), "control"), 0.25)),
+    ]  # fmt: skip
+    assert len({one.id for one in [base, *others]}) == 1 + len(others)
+    assert cell(dataclasses.replace(MERGE, name="other words"), key="x@0.25").id == base.id
+    assert cell(MERGE, limit=300).id == cell(MERGE, limit=None).id, "every question is every question"
+    monkeypatch.setattr(cells_module, "device_kind", lambda tier: "NVIDIA H200")
+    assert cell(MERGE).id != base.id
+    assert {"protocol", "dtype", "attention", "packages", "code"} <= set(base.identity())
+    assert device_kind("tiny") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (cell(benchmark="videomme"), "tiny_actions"),
+        (cell(benchmark="egoschema", tier="paper"), "egoschema_subset"),
+        (cell(limit=0), "limit=0"),
+        (cell(frames=True), "frames=True"),
+        (cell(tier="speed"), "tiny or paper"),
+        (cell(model="nowhere"), "train-tiny"),
+        (cell(model="/no/such/model", tier="paper", benchmark="mvbench"), "model folder"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_first(made: Cell, words: str) -> None:
+    with pytest.raises((BadUsage, CannotRun)) as told:
+        made.check()
+    assert words in str(told.value)
+
+
+def test_a_hubs_model_keeps_its_name_when_it_has_been_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every cell would be measured again in the second run."""
+    asked, sha = [], "0123456789abcdef" * 2 + "01234567"
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    info = type("Info", (), {"sha": sha})
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda self, name, **more: asked.append(name) or info)
+    before = cells_module.revision("a/model")
+    snapshot = tmp_path / "hub" / "models--a--model" / "snapshots" / sha
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text('{"mm_newline_position": "grid"}')
+    (tmp_path / "hub" / "models--a--model" / "refs").mkdir()
+    (tmp_path / "hub" / "models--a--model" / "refs" / "main").write_text(sha)
+    assert before == cells_module.revision("a/model") == f"a/model@{sha}" and asked == ["a/model"]
+    assert cell(model="a/model", benchmark="videomme", tier="paper").protocol is LLAVA_VIDEO_PROTOCOL
+
+
+def test_names_of_models() -> None:
+    assert model_name("data/tiny/video") == model_name("video") == "video" and model_name("ov-7b") == "ov-7b"
+    assert layers_of("onevision") == 6 and layers_of("ov-7b") == 28 and layers_of("ov-72b") == 80
+    assert cell(benchmark="mvbench", limit=3).asked == 60 and cell(limit=None).asked == 300
+
+
+# --- scoring
+
+LOGGED = {
+    "mvbench": {"mvbench_accuracy": {"pred_answer": "A.", "gt_answer": "A", "score": 1}},
+    "videomme": {"videomme_perception_score": {"pred_answer": "C", "answer": "B", "videoID": "x"}},
+    "longvideobench_val_v": {"lvb_acc": {"answer": "D", "parsed_pred": "D"}, "submission": {"1": "D"}},
+    "egoschema_subset": {"submission": {"v": 2}, "score": {"pred": 2, "ground_truth": "2"}},
+    "tiny_ego": {"acc": 0.0},
+}
+
+
+def logged(task: str, doc_id: int = 0, answer: str = "A", **own) -> dict:
+    sample = {"doc_id": doc_id, "doc": {"answer": "B"}, "target": "B", "arguments": ["Q"], "filtered_resps": [answer]}
+    return line({**sample, **(own or LOGGED[task])}, task, f"v/{doc_id}.mp4", 7)
+
+
+def test_every_benchmark_says_whether_the_answer_was_right() -> None:
+    assert {task: logged(task)["correct"] for task in LOGGED} == {
+        "mvbench": 1, "videomme": 0, "longvideobench_val_v": 1, "egoschema_subset": 1, "tiny_ego": 0,
+    }  # fmt: skip
+    with pytest.raises(CannotRun, match="egoschema_subset"):
+        correct({"score": {"pred": 2, "ground_truth": ""}})
+    with pytest.raises(CannotRun, match=r"[Nn]o score"):
+        correct({"doc_id": 0, "bleu": [1, 2]})
+
+
+def test_another_score_than_lmms_evals_own_stops() -> None:
+    lines = [logged("t", k, acc=float(k < 2)) for k in range(3)]
+    own, notes = compared({"t": {"acc,none": 2 / 3, "acc_stderr,none": 0.1, "alias": "t"}}, lines)
+    assert own == pytest.approx(200 / 3) and notes == ()
+    with pytest.raises(CannotRun, match="scores t 70"):
+        compared({"t": {"acc,none": 0.7}}, lines)
+    with pytest.raises(CannotRun, match="one score"):
+        compared({"t": {"acc,none": 0.7, "f1,none": 0.7}}, lines)
+
+
+def test_known_differences_of_lmms_evals_scores_are_said() -> None:
+    right, wrong = ({"mvbench_accuracy": {"pred_answer": "A", "score": one}} for one in (1, 0))
+    lines = [logged("m", 0, **right), logged("m", 1, **wrong), logged("m", 2, answer=" ", **wrong)]
+    own, notes = compared({"m": {"mvbench_accuracy,none": 50.0}}, lines)
+    assert own == 50 and notes[0].startswith("1 empty answers count as wrong")
+    rounded = [logged("l", k, lvb_acc={"answer": "D", "parsed_pred": "D" if k else "A"}) for k in range(3)]
+    assert compared({"l": {"lvb_acc,none": 0.66667}}, rounded)[0] == pytest.approx(66.667)
+
+
+# --- features
+
+
+class Counting:
+    """An adapter whose features are the pixels; counts what it encodes."""
+
+    encoded = 0
+
+    def encode(self, videos, requires):
+        self.encoded += 1
+        pixels = videos[0]
+        fields = {name: torch.ones(pixels.shape[:2]) for name in requires}
+        return type("Encoded", (), {"videos": (VideoFeatures(pixels, (1, pixels.shape[1]), **fields),)})
+
+
+def store(max_bytes: int = 10**6) -> FeatureStore:
+    made = FeatureStore(Counting(), lambda pixels: pixels, max_bytes)
+    made.decode = lambda path: type("Frames", (), {"pixels": torch.ones(2, 4, 8), "notes": (f"seen {path}",)})
+    return made
+
+
+def test_a_video_is_encoded_once_for_all_settings_and_memory_is_bounded() -> None:
+    made = store()
+    made.requires = frozenset({"saliency"})
+    for outer in (None, SaliencyTopK(), None):
+        assert made.get("a/0.mp4", outer) is made.get("a/0.mp4")
+    assert made.adapter.encoded == 1 and made.notes == {"a/0.mp4": ("seen a/0.mp4",)}
+    size = 4 * (2 * 4 * 8 + 2 * 4)
+    small = store(2 * size)
+    small.requires = frozenset({"saliency"})
+    assert small.videos_at_once("0") == 2
+    for path in "0123":
+        small.get(path)
+    small.get("2")
+    assert small.adapter.encoded == 4
+    small.get("0")
+    assert small.adapter.encoded == 5 and small._bytes <= 2 * size
+
+
+def test_foreign_saliency_is_no_tower_and_never_mistaken_for_one() -> None:
+    made, outer = store(), ForeignSaliency(SaliencyTopK(), "random")
+    own, foreign = made.get("a/0.mp4", SaliencyTopK()), made.get("a/0.mp4", outer)
+    assert isinstance(foreign, ForeignFeatures) and foreign.tokens is own.tokens
+    assert not torch.equal(foreign.saliency, own.saliency)
+    assert torch.equal(foreign.saliency, store().get("elsewhere/a/0.mp4", outer).saliency), (
+        "by the video, not the folder"
+    )
+    assert len(outer(foreign, 0.5)) == 4
+    with pytest.raises(BadUsage, match="not random"):
+        outer(own, 0.5)
+    with pytest.raises(BadUsage, match="reads saliency"):
+        ForeignSaliency(RandomDrop(), "random")
+    assert Reduction("x", outer, 0.5).describe()["outer"]["outer"]["method"] == "SaliencyTopK"
+
+
+# --- the lmms-eval model
+
+
+@pytest.fixture(scope="module")
+def lm() -> ReducedVideoModel:
+    torch.set_num_threads(1)
+    return ReducedVideoModel(str(paths.data("tiny", "onevision")), frames=8, batch_size=4, device="cpu")
+
+
+def asked(lm: ReducedVideoModel, count: int = 3, visual=None, **options) -> list:
+    from lmms_eval.api.instance import Instance
+
+    docs = tiny.benchmarks.questions("tiny_ego")[:count]
+    lm.task_dict, lm.remake = {"tiny_ego": {"test": docs}}, None
+    visual = visual or (lambda doc: [str(tiny.benchmarks.video_path("tiny_ego", doc["video"]))])
+    options = {"max_new_tokens": 4, "do_sample": False, "until": ["\n\n"]} | options
+    told = {"task": "tiny_ego", "repeats": 1}
+    return [
+        Instance("generate_until", (d["question"], options, visual, d["doc_id"], "tiny_ego", "test"), 0, told | d)
+        for d in docs
+    ]
+
+
+def texts(lm: ReducedVideoModel, requests: list, *settings: Reduction) -> list[str]:
+    lm.sheets = [Sheet(setting) for setting in settings or (FULL,)]
+    return [result.text for result in lm.generate_until(requests)]
+
+
+def test_answers_are_those_of_the_model_itself(lm: ReducedVideoModel) -> None:
+    """Without a reduction: the stock model's generate on stock inputs, one question at a time, no hooks."""
+    requests = asked(lm)
+    for request, answer in zip(requests, texts(lm, requests), strict=True):
+        question, _, visual, doc_id, *_ = request.args
+        inputs = lm.processor(load_frames(visual(lm.task_dict["tiny_ego"]["test"][doc_id])[0], 8).pixels, question)
+        with torch.inference_mode():
+            output = lm.model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        text = lm.processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert answer == text.strip()
+
+
+def test_the_order_of_the_answers_is_that_of_the_questions(lm: ReducedVideoModel) -> None:
+    requests = asked(lm, 9)
+    forward = texts(lm, requests, MERGE)
+    assert texts(lm, requests[::-1], MERGE) == forward[::-1]
+    assert texts(lm, [], MERGE) == []
+
+
+def test_settings_share_a_pass_over_videos_that_do_not_fit_into_memory(lm: ReducedVideoModel, tmp_path: Path) -> None:
+    """Every video is encoded once although the memory holds one; answers are those of settings alone, and on disk."""
+    requests, random = asked(lm, 9), Reduction("Random", RandomDrop(seed=0), 0.25)
+    alone = [texts(lm, requests, setting) for setting in (MERGE, random)]
+    encode, calls, room = lm.store.adapter.encode, [], lm.store.max_bytes
+    lm.store.adapter.encode = lambda *given: calls.append(1) or encode(*given)
+    lm.store.clear()
+    lm.store.max_bytes, lm.store.requires = 1, frozenset(MERGE.outer.requires)
+    try:
+        lm.sheets = [Sheet(setting, tmp_path / setting.name) for setting in (MERGE, random)]
+        sheets = lm.sheets
+        together = [[result.text for result in lm.generate_until(requests)]]
+        lm.sheets = sheets[1:]
+        together.append([result.text for result in lm.generate_until(requests)])
+    finally:
+        lm.store.max_bytes, lm.store.adapter.encode = room, encode
+    assert together == alone and len(calls) == 3
+    again = Sheet(random, tmp_path / "Random")
+    next((tmp_path / "Random").iterdir()).open("a").write('{"answers": [{"task": "')  # what a kill leaves
+    again.read()
+    assert again.answers == sheets[1].answers and again.calls == sheets[1].calls and again.removed
+    again.check_acted()
+
+
+@dataclasses.dataclass(frozen=True)
+class Lazy:
+    """An outer stage that keeps every token."""
+
+    requires: ClassVar[frozenset[str]] = frozenset()
+    positions: ClassVar[str] = "contiguous"
+    fidelity: ClassVar[str] = "control"
+
+    def __call__(self, video, budget):
+        return RandomDrop()(video, 1.0)
+
+
+def test_a_method_that_did_not_act_gives_no_score(lm: ReducedVideoModel) -> None:
+    with pytest.raises(CannotRun, match="outer kept every token of all 3 prompts"):
+        texts(lm, asked(lm), Reduction("outer", Lazy(), 0.5))
+
+
+@pytest.mark.parametrize("options", [{"do_sample": True}, {"temperature": 0.7}, {"num_beams": 3}, {"typical_p": 0.9}])
+def test_anything_but_greedy_decoding_is_refused(lm: ReducedVideoModel, options: dict) -> None:
+    with pytest.raises(CannotRun, match="greedily"):
+        texts(lm, asked(lm, **options))
+
+
+def test_a_copied_generation_config_is_not_heard(lm: ReducedVideoModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, seen = texts(lm, asked(lm)), []
+    before = lm.model.generation_config.to_dict()
+    kind, own = type(lm.model), type(lm.model)._sample
+    monkeypatch.setattr(kind, "_sample", lambda *a, **k: seen.append(k["generation_config"]) or own(*a, **k))
+    lm.model.generation_config.update(repetition_penalty=5.0, do_sample=True, temperature=0.1, top_k=1, top_p=0.1)
+    try:
+        assert texts(lm, asked(lm)) == plain
+    finally:
+        lm.model.generation_config.update(**{name: before.get(name) for name in GENERATION})
+    assert {name: getattr(seen[0], name) for name in GENERATION} == GENERATION
+
+
+@pytest.mark.parametrize(("protocol", "answer"), [(LLAVA_ONEVISION, None), (LLAVA_VIDEO_PROTOCOL, "can not load")])
+def test_an_unreadable_video_is_told_or_counted_as_the_release_does(
+    lm: ReducedVideoModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, protocol, answer
+) -> None:
+    broken = tmp_path / "a: broken.mp4"
+    broken.write_bytes(b"no video")
+    other = asked(lm)[0].args[2]
+    requests = asked(lm, 6, visual=lambda doc: [str(broken)] if doc["doc_id"] < 3 else other(doc))
+    conversation = lm.processor.text("{question}").replace(lm.processor.video_token, "{video}")
+    monkeypatch.setattr(lm, "processor", dataclasses.replace(lm.processor, conversation=conversation))
+    monkeypatch.setattr(lm, "protocol", dataclasses.replace(TINY, broken=protocol.broken))
+    with pytest.raises(BadVideo, match=r"question \d: .*broken\.mp4") as told:
+        texts(lm, requests)
+    assert "--skip-broken" in told.value.fix
+    monkeypatch.setattr(lm, "skip_broken", True)
+    given = texts(lm, requests)
+    assert all(answer in text if answer else text for text in given[:3])
+    found = [lm.sheets[0].answers["tiny_ego", k] for k in range(6)]
+    assert [one.stats is None for one in found] == [True] * 3 + [False] * 3
+    assert all("broken.mp4" in one.notes[0] for one in found[:3])
+    with pytest.raises(CannotRun, match="no video reached"):
+        texts(lm, requests[:3])
+
+
+def test_arguments_of_lmms_evals_command_line() -> None:
+    folder, own = str(paths.data("tiny", "onevision")), {"device": "cpu"}
+    words = f"pretrained={folder},method=holitom,tau=0.7,budget=0.1,frames=4"
+    made = ReducedVideoModel.create_from_arg_string(words, {"batch_size": "2", **own})
+    assert made.sheets[0].reduction == Reduction("HoliTom", HoliTom(tau=0.7), 0.1)
+    assert (made.frames, made.batch_size, made.protocol) == (4, 2, TINY)
+    for wrong, what in (
+        ({"method": "holytom"}, "HoliTom"),
+        ({"method": "FastV", "tau": 1}, "ratio"),
+        ({"protocol": "x"}, "tiny"),
+    ):
+        with pytest.raises(BadUsage) as told:
+            ReducedVideoModel(folder, **own, **wrong)
+        assert what in str(told.value)
+    preset = ReducedVideoModel(folder, **own, preset="table1:HoliTom:0.10").sheets[0].reduction
+    assert preset.budget == 0.10 and preset.inner[0].layer == 4
+    assert manifest().simple_class_path == f"{ReducedVideoModel.__module__}.ReducedVideoModel"
+
+
+# --- the sweep
+
+
+def test_groups_see_their_videos_once_and_a_large_one_is_cut() -> None:
+    many = [cell(MERGE, frames=32, key=f"x@{k}") for k in range(40)] + [cell(FULL, "tiny_long", frames=32)]
+    found = sweep.groups(many)
+    assert [len(group) for group in found] == [40, 1]
+    assert sorted(len(group) for group in sweep.shared(found, 2)) == [1, 20, 20]
+    assert sweep.shared(found, 1) == found
+    few = sweep.groups([cell(MERGE), cell(FULL), cell(FULL, "tiny_long")])
+    assert sorted(map(len, sweep.shared(few, 2))) == [1, 2], "encoding videos twice would cost more"
+
+
+def test_a_sweep_measures_in_processes_of_its_own(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The notebook's kernel keeps its environment, its threads and its loggers; results are those of one process."""
+    import joblib  # noqa: F401 (sets a variable of its own)
+
+    before = dict(os.environ), torch.get_num_threads()
+    wanted = [cell(one, name) for name in ("tiny_ego", "tiny_actions") for one in (FULL, MERGE)]
+    sweep.measure_tiny(wanted, show=False)
+    assert (dict(os.environ), torch.get_num_threads()) == before
+    alone = Store("tiny", runs / "alone")
+    counts = []
+    for group in sweep.groups(wanted):
+        sweep._measure_group(group, counts.append, sweep.Options(runs=runs / "alone"))
+    assert sum(counts) == 24
+    for one in wanted:
+        (mine, lines), (theirs, others) = Store("tiny").load(one.id), alone.load(one.id)
+        assert lines == others and len(lines) == 6
+        same = {"seconds", "created", "provenance"}
+        assert mine.model_dump(exclude=same) == theirs.model_dump(exclude=same)
+        assert mine.lmms_eval == pytest.approx(mine.value) and mine.protocol == "tiny 1" and mine.device == "cpu"
+        assert mine.provenance["threads"] == 1
+    assert "Postprocessing" not in capfd.readouterr().err
+
+
+def test_a_file_of_the_kits_own_cache_is_made_again(runs: Path) -> None:
+    video = tiny.benchmarks.video_path("tiny_ego", "000.mp4")
+    whole = video.read_bytes()
+    video.write_bytes(b"no video")
+    try:
+        sweep.measure_tiny([cell(limit=1, frames=3)], show=False)
+    finally:
+        remade = video.read_bytes()
+        video.write_bytes(whole)
+    assert remade == whole
+
+
+def test_an_error_of_a_process_is_raised_as_it_was(runs: Path) -> None:
+    with pytest.raises(CannotRun, match="outer kept every token") as raised:
+        sweep.measure_tiny([cell(Reduction("outer", Lazy(), 0.5), frames=5)], show=False)
+    assert "_measure_group" in str(raised.value.__cause__), "with the traceback of the process"
+    assert not list(runs.rglob("*.json"))
+
+
+def test_edited_sources_are_not_measured(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep.measure_tiny([cell(limit=1, frames=2)], show=False)
+    monkeypatch.setattr(sweep, "code_hash", lambda stages, kit=(): "edited since")
+    with pytest.raises(CannotRun, match="Restart it"):
+        sweep.measure_tiny([cell(limit=1, frames=6)], show=False)
+
+
+SCRIPT = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from holitom_repro import paths, tiny
+from holitom_repro.evaluation import sweep
+from holitom_repro.evaluation.cells import Cell
+from holitom.methods import RandomDrop
+from holitom.types import Reduction
+
+class Mine(RandomDrop):
+    "Defined in no module that a process of the sweep could import."
+
+own = paths.runs
+paths.runs = lambda *parts: own(*parts) if parts[:1] == ("cache",) else Path({runs!r}).joinpath(*parts)
+cells = [Cell(f"r@{{k}}", Reduction("r", Mine(seed=k), 0.5), "onevision", "tiny_ego", 8, 6) for k in range(60)]
+try:
+    sweep.measure_tiny(cells, show=False)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_sweep_keeps_its_cells_and_leaves_nobody_behind(tmp_path: Path, way: signal.Signals) -> None:
+    script = SCRIPT.format(runs=str(tmp_path))
+
+    def heard() -> None:  # also where the parent of the tests ignores ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdout=subprocess.PIPE,
+        preexec_fn=heard,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(way)
+    out, _ = process.communicate(timeout=60)
+    assert (b"stopped" in out) == (way == signal.SIGINT)
+    done = len(list(tmp_path.rglob("*.json")))
+    assert 0 < done < 60
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        alive = subprocess.run(
+            ["ps", "-o", "pid=", "-g", str(process.pid)], capture_output=True, text=True
+        ).stdout.split()
+        if not alive:
+            break
+        time.sleep(0.5)
+    assert not alive
+    for path in tmp_path.rglob("*.json"):
+        assert json.loads(path.read_text())["n"] == 6

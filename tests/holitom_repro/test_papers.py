@@ -1,0 +1,83 @@
+"""The papers' numbers as frames: their keys, their sources, and what follows from them by calculation."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from holitom.errors import BadUsage
+from holitom.methods.presets import preset_names
+from holitom_repro import papers, paths
+from holitom_repro.evaluation.cells import key_of
+from holitom_repro.papers import BENCHMARKS, MODELS, READINGS, flops_columns, layer_tokens, printed, scores, settings
+
+NAMES = ("table1", "table2", "fig_inference", "fig_inner", "fig_frames", "hieravid", "mmg_vid", "other_reports")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_row_has_its_source(name: str) -> None:
+    frame = printed(name)
+    assert len(frame) and set(frame["reading"]) <= set(READINGS)
+    assert frame["paper"].ne("").all() and frame["place"].ne("").all()
+    assert set(frame["model"]) <= {*MODELS, ""} or name == "other_reports"
+    frame["paper"] = "changed"
+    assert printed(name)["paper"].ne("changed").all(), "a frame is its reader's own"
+
+
+@pytest.mark.parametrize("table", ["table1", "table2", "fig-inner"])
+def test_printed_keys_are_those_of_the_presets(table: str) -> None:
+    """Joins are by key: what can be run is found beside its print."""
+    runs = {
+        key_of("all tokens" if row in ("Vanilla", "all tokens") else row, budget)
+        for _, row, budget, _ in preset_names(table)
+    }
+    runs = {key for key in runs if " (text)" not in key}  # HoliTom as its text reads is printed nowhere
+    assert runs <= set(printed(table)["key"]) | ({"all tokens"} if table == "fig-inner" else set())
+
+
+def test_keys_by_name() -> None:
+    assert {"all tokens", "FastV@1.00", "HoliTom (w/o M)@0.10"} <= set(printed("table1")["key"])
+    assert "FastV K=14 r=0.5@0.10" in set(printed("fig_inner")["key"])
+    frames = printed("fig_frames")
+    assert set(frames.loc[frames["method"] == "VisionZip", "key"]) == {"VisionZip@0.15"}
+    times = printed("fig_inference").set_index("method")["key"]
+    assert times["HoliTom"] == "HoliTom@0.10" and times["PruneVid"] == "", "15 or 20 % is no budget"
+
+
+def test_unknown_names_and_broken_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadUsage, match="fig_frames"):
+        printed("table9")
+    (tmp_path / "papers").mkdir()
+    frame = pd.read_csv(paths.data("papers", "table2.csv"), dtype=str)
+    monkeypatch.setattr(paths, "data", lambda *parts: tmp_path.joinpath(*parts))
+    for broken, words in ((frame.drop(columns="avg"), "lacks the columns avg"), (frame.assign(reading="seen"), "seen")):
+        broken.to_csv(tmp_path / "papers" / "table2.csv", index=False)
+        papers._read.cache_clear()
+        with pytest.raises(BadUsage, match=words):
+            printed("table2")
+    papers._read.cache_clear()
+
+
+@pytest.mark.parametrize("table", ["table1", "table2"])
+def test_every_flops_cell_comes_out_to_the_printed_digit(table: str) -> None:
+    frame = flops_columns(table).dropna(subset="flops_t")
+    assert len(frame) > 8
+    assert (frame["flops_t"] - frame["flops_t_derived"]).abs().max() <= 0.05 + 1e-9
+    assert (frame["flops_pct"] - frame["flops_pct_rounded"]).abs().max() <= 0.05 + 1e-9
+
+
+def test_averages_are_means_of_the_printed_scores() -> None:
+    for table in ("table1", "table2"):
+        frame = printed(table).dropna(subset=[*BENCHMARKS, "avg"])
+        assert ((frame[list(BENCHMARKS)].mean(axis=1) - frame["avg"]).abs() <= 0.1 + 1e-9).all()
+
+
+def test_long_scores_and_settings() -> None:
+    long = scores("table1")
+    assert set(long["benchmark"]) == set(BENCHMARKS) and long["score"].notna().all()
+    one = long[(long["key"] == "HoliTom@0.10") & (long["benchmark"] == "mvbench")]
+    assert len(one) == 1
+    assert settings().set_index(["table", "model", "key"]).loc[("table1", "ov-7b", "HoliTom@0.10")].n == 640
+    assert len(layer_tokens("table1", "ov-7b", "HoliTom", 10)) == 28
+    with pytest.raises(BadUsage, match="not known"):
+        layer_tokens("table1", "ov-7b", "HoliTom", 11)

@@ -1,0 +1,350 @@
+"""Timing: stages that add up, rows that say what they are, plans that can be stopped, and the scripts beside them."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+
+from holitom import Reduction, reduce_tokens
+from holitom.errors import BadUsage, CannotRun
+from holitom.methods import HoliTom, HoliTomMerge
+from holitom.methods.presets import preset
+from holitom_repro.timing import measure as measuring
+from holitom_repro.timing import settings, shapes, stages
+from holitom_repro.timing.measure import measure, measure_all
+from holitom_repro.timing.records import ADDED, STAGES, TimedRow, append, read, spread, table
+from holitom_repro.timing.settings import FULL, PRINTED, plan, setting
+from holitom_repro.timing.shapes import Model, drawn_video, make_inputs
+from holitom_repro.timing.stages import run_pass
+
+FRAMES = 6
+BOTH = Reduction("both", HoliTom(), 0.25, (HoliTomMerge(3, 0.5),))
+QUICK = {"repeats": 2, "warmup": 1, "new_tokens": 2, "decode_repeats": 1}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return Model("tiny", dtype="float32").load()
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """The papers' shapes, so narrow and shallow that a CPU runs them."""
+    monkeypatch.setattr(shapes, "SIGLIP", dict(zip(shapes.SIZES, (48, 64, 2, 2), strict=False)))
+    monkeypatch.setattr(shapes, "QWEN2", dict.fromkeys(("ov-7b", "video-7b"), (32, 48, 6, 4, 2)))
+
+
+WORKING = {FULL: "", "FastV": "inner", "PDrop": "inner", "PruneVid": "outer", "HoliTom": "saliency outer inner"}
+
+
+@pytest.mark.parametrize("row", [FULL, *PRINTED])
+def test_every_moment_of_a_pass_belongs_to_one_stage(row, tiny, monkeypatch):
+    seconds = count()  # every look at the clock is one second after the last
+    monkeypatch.setattr(stages, "clock_of", lambda device: ("ticks", lambda: float(next(seconds))))
+    done = run_pass(tiny, setting(row, None, "ov-7b", tiny.depth), make_inputs(tiny, FRAMES))
+    assert tuple(done.stages) == STAGES and sum(done.stages.values()) == done.ttft
+    working = WORKING.get(row, "saliency outer").split()
+    assert {name for name in STAGES if done.stages[name]} == {*STAGES} - {*ADDED} | {*working}
+
+
+def test_what_takes_long_is_booked_to_its_stage(tiny, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(stages, "clock_of", lambda device: ("by hand", lambda: now[0]))
+
+    def slowly(kind, name, seconds):
+        original = getattr(kind, name)
+
+        def slow(*args, **kwargs):
+            now[0] += seconds
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(kind, name, slow)
+
+    slowly(HoliTom, "__call__", 5.0)
+    slowly(HoliTomMerge, "__call__", 7.0)
+    slowly(type(tiny.module.model.language_model.layers[0]), "forward", 1.0)
+    slowly(type(tiny.module.model.multi_modal_projector), "forward", 11.0)
+    done = run_pass(tiny, BOTH, make_inputs(tiny, FRAMES), new_tokens=2)
+    spent = {name: seconds for name, seconds in done.stages.items() if seconds}
+    assert spent == {"vision": 11.0, "outer": 5.0, "inner": 7.0, "prefill": float(tiny.depth)}
+    assert done.ttft == 23.0 + tiny.depth and done.decode == 2 * tiny.depth
+
+
+def test_marks_change_no_result_and_leave_nothing_behind(tiny):
+    def traces():
+        modules = list(tiny.module.modules())
+        own = [name for m in modules for name in vars(m) if name in ("forward", "get_video_features", "generate")]
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules), own, HoliTom.__call__
+
+    inputs, logits = make_inputs(tiny, FRAMES), []
+    handle = tiny.module.lm_head.register_forward_hook(lambda module, args, output: logits.append(output.clone()))
+    with torch.inference_mode(), reduce_tokens(tiny.module, reduction=BOTH) as run:
+        run.provide(inputs[2])
+        tiny.module(input_ids=inputs[1], use_cache=True, logits_to_keep=1)
+    before = traces()
+    run_pass(tiny, BOTH, inputs)
+    run_pass(tiny, Reduction(FULL), inputs)
+    assert torch.equal(logits[0], logits[1]) and not torch.equal(logits[1], logits[2])
+    handle.remove()
+    with pytest.raises(RuntimeError, match="broken"):
+        run_pass(tiny, Reduction("broken", _Broken(), 0.25), inputs)
+    assert traces()[1:] == before[1:] and traces()[0] == before[0] - 1  # the handle's
+
+
+class _Broken(HoliTom):
+    error = RuntimeError("broken")
+
+    def __call__(self, video, budget):
+        raise self.error
+
+
+def test_a_row_says_what_was_done(tiny):
+    full = measure(tiny, Reduction(FULL), FRAMES, at="all tokens", **QUICK)
+    mine = measure(tiny, BOTH, FRAMES, 2, at="25%", **QUICK)
+    visual, first, last = FRAMES * 16, mine.tokens_per_layer[0], mine.tokens_per_layer[-1]
+    assert full.tokens_per_layer == [visual] * 6 and full.summary["kept_pct"] == full.summary["mean_pct"] == 100
+    assert mine.tokens_per_layer == [first] * 3 + [last] * 3 and last < first < visual
+    assert (mine.outcome, mine.device, mine.tier, mine.batch, mine.attention) == ("measured", "CPU", "tiny", 2, "sdpa")
+    assert mine.setting == BOTH.describe() and "half of the cells" in mine.content
+    assert {name: len(part) for name, part in mine.samples.items()} == {"ttft": 2, "stages": len(STAGES), "decode": 1}
+    text = tiny.config.text_config
+    token = 2 * 4 * text.num_key_value_heads * text.hidden_size // text.num_attention_heads  # bytes in one layer
+    assert full.memory["kv"] == token * 6 * (visual + 1 + 40)  # with a newline and the words
+    assert full.memory["weights"] >= sum(p.nbytes for p in tiny.module.parameters()) and full.memory["above"] is None
+    assert full.provenance["packages"]["torch"] and full.code
+
+
+STOPS = [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB"), "out of memory", "3 GiB"),
+    (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), "out of memory", "CUBLAS"),
+    (CannotRun("this stage cannot be served", fix="use another"), "unsupported", "cannot be served"),
+]
+
+
+@pytest.mark.parametrize(("error", "outcome", "words"), STOPS)
+def test_what_cannot_be_measured_is_a_row_with_its_reason(tiny, monkeypatch, error, outcome, words):
+    monkeypatch.setattr(_Broken, "error", error)
+    row = measure(tiny, Reduction("mine", _Broken(), 0.25), FRAMES, **QUICK)
+    assert row.outcome == outcome and words in row.reason and row.samples == {} == row.summary and words in str(row)
+
+
+def test_faults_and_methods_that_do_nothing_are_no_rows(tiny):
+    with pytest.raises(RuntimeError, match="broken"):
+        measure(tiny, Reduction("mine", _Broken(), 0.25), FRAMES, **QUICK)
+    with pytest.raises(CannotRun, match="outer"):
+        measure(tiny, Reduction("mine", HoliTom(), 0.999), 1, **QUICK)
+
+
+def test_a_cpu_row_never_bears_a_gpus_name(tiny, monkeypatch):
+    facts = {"gpu": "H200", "gpus": 1, "cuda": "13.0", "packages": {}}
+    monkeypatch.setattr(measuring, "provenance", lambda: facts)
+    row = measure(tiny, Reduction(FULL), 2, **QUICK)
+    assert row.device == "CPU" and "H200" not in json.dumps(row.as_dict())
+    for change in ({"provenance": facts}, {"provenance": {}}, {"samples": {}}, {"outcome": "x"}, {"reason": "why"}):
+        with pytest.raises(BadUsage):
+            replace(row, **change)
+
+
+@pytest.fixture
+def row():
+    """Two passes, whose stages took 1, 2, ... and 2, 4, ... seconds; a quarter of the decoder layers ran."""
+    names = ("model", "device", "dtype", "attention", "clock", "content", "created", "code", "tier")
+    parts = {name: [float(i), 2.0 * i] for i, name in enumerate(STAGES, start=1)}
+    return TimedRow(
+        **dict.fromkeys(names, "x"),
+        **{"row": "HoliTom", "at": "10%", "budget": 0.1, "setting": {}, "frames": 2, "cells": 10, "batch": 3},
+        **{"layers": 2, "full_layers": 8, "new_tokens": 4, "outcome": "measured", "reason": ""},
+        **{"tokens_per_layer": [10.0, 5.0], "memory": {"above": None, "kv": 2**20}, "provenance": {"gpu": "x"}},
+        samples={"ttft": [28.0, 56.0], "stages": parts, "decode": [2.0]},
+    )
+
+
+def test_a_summary_follows_from_the_samples(row):
+    made = row.summary
+    assert spread([1.0, 2.0, 3.0, 4.0, 5.0], 2) == {"median": 6, "q1": 4, "q3": 8, "n": 5}
+    assert spread([7.0]) == {"median": 7, "q1": 7, "q3": 7, "n": 1}
+    assert made["ttft_ms"] == {"median": 42000, "q1": 35000, "q3": 49000, "n": 2}
+    assert (made["prefill_ms"]["median"], made["added_ms"]["median"]) == (1500 * (5 + 6), 1500 * (2 + 3 + 6))
+    assert made["decode_tok_s"]["median"] == 3 * 4 / 2 and made["videos_per_s"] == 3 / 42
+    assert made["kept_pct"] == 50 and made["mean_pct"] == 37.5
+    assert made["extrapolated"]["ttft_ms"] == 42000 + 3 * 16500 and "from 2 of 8" in made["extrapolated"]["how"]
+    assert "extrapolated" not in replace(row, layers=8).summary
+
+
+def test_lines_are_read_as_they_were_written_and_torn_ones_measured_again(row, tmp_path, capsys):
+    file = tmp_path / "new" / "rows.jsonl"
+    assert read(file) == []
+    append(file, row)
+    append(file, replace(row, row="other"))
+    stored = json.loads(file.read_text().splitlines()[0])
+    assert stored == json.loads(json.dumps(row.as_dict())) and stored["summary"]["ttft_ms"]["median"] == 42000
+    file.write_text(file.read_text()[:-40])  # interrupted
+    append(file, row)
+    assert read(file) == [row, row] and "line 2 is no timed row" in capsys.readouterr().err
+    file.write_text(json.dumps(stored | {"summary": {"ttft_ms": {"median": 1}}}) + "\n{}\n[]\n")
+    assert [one.summary["ttft_ms"]["median"] for one in read(file)] == [42000]
+
+
+def test_the_table_compares_with_the_full_model_of_the_same_run(row):
+    full = replace(row, row=FULL, at="all tokens", samples={**row.samples, "ttft": [84.0]})
+    failed = replace(row, frames=99, samples={}, outcome="unsupported", reason="no")
+    frame = table([row, full, replace(full, batch=4), replace(row, code="other"), failed])
+    assert frame["x_full"].round(6).tolist()[:3] == [2, 1, 1] and frame["x_full"][3:].isna().all()
+    assert frame["summary.stages_ms.vision.q3"][0] == 1750 and frame["reason"][4] == "no"
+
+
+def test_rows_are_the_papers_settings():
+    for name, budget in PRINTED.items():
+        assert setting(name) == preset("fig-inference", name, budget).reduction
+    for name in ("HoliTom (w/o M)", "HoliTom", "VisionZip", "PruneVid"):
+        assert setting(name, 0.15) == replace(preset("table1", name, 0.15).reduction, budget=0.15)
+    big, own = setting("HoliTom", 0.15, "ov-72b", 20), preset("table2", "HoliTom", 0.15, "ov-72b").reduction
+    assert big.outer == own.outer and big.inner[0].layer == own.inner[0].layer // 4
+    assert setting("HoliTom", 0.05) == replace(setting("HoliTom", 0.10), budget=0.05)
+
+
+def test_fastv_keeps_its_budget_in_the_mean_over_the_layers(tiny):
+    row = measure(tiny, setting("FastV", 0.5, "ov-7b", tiny.depth), 32, **QUICK)
+    assert row.tokens_per_layer[0] == 512 and row.summary["mean_pct"] == pytest.approx(50, abs=0.1)
+    with pytest.raises(BadUsage, match=r"over 16.7%"):
+        setting("FastV", 0.1, "ov-7b", tiny.depth)
+
+
+def test_the_most_valuable_rows_come_first_and_none_twice(monkeypatch):
+    with pytest.raises(CannotRun, match="cuda"):
+        plan("speed")
+    with pytest.raises(BadUsage, match="paper tier"):
+        plan("paper")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H200")
+    tasks = plan("speed")
+    assert [task.reduction.name for task in tasks[:3]] == [FULL, "HoliTom (w/o M)", "HoliTom"]
+    assert all((task.model.name, task.frames, task.batch) == ("ov-7b", 32, 1) for task in tasks[:3])
+    assert len({task.key for task in tasks}) == len(tasks) > len(plan("speed", limit=1)) and "H200" in tasks[0].key
+    assert {task.reduction.name for task in tasks} == {FULL, *PRINTED, *settings.OWN, "DyCoke", "HieraVid"}
+    with_full = {(task.model, task.frames, task.batch) for task in tasks if task.at == "all tokens"}
+    assert with_full == {(task.model, task.frames, task.batch) for task in tasks}
+    assert {task.model.facts()["full_layers"] for task in tasks if task.model.depth == 20} == {80}
+
+
+def test_a_stopped_plan_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    file, seen, original = tmp_path / "rows.jsonl", [], measuring.measure
+    tasks = [replace(task, frames=2) for task in plan("tiny", limit=1)[:4]]
+
+    def stopping(model, reduction, *args, **kwargs):
+        seen.append(reduction.name)
+        if seen.count("HoliTom") == 1 and reduction.name == "HoliTom":
+            raise KeyboardInterrupt
+        return original(model, reduction, *args, **kwargs)
+
+    monkeypatch.setattr(measuring, "measure", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        measure_all(file, tasks, quiet=True)
+    assert [row.row for row in read(file)] == [FULL, "HoliTom (w/o M)"]
+    rows = measure_all(file, tasks, quiet=True)
+    assert [row.row for row in rows] == [FULL, "HoliTom (w/o M)", "HoliTom", "FastV"] and rows == read(file)
+    assert seen == [FULL, "HoliTom (w/o M)", "HoliTom", "HoliTom", "FastV"]
+    assert rows[0].clock == "CPU seconds, one thread"
+    for module in (measuring, settings):
+        monkeypatch.setattr(module, "code_fingerprint", lambda: "another")
+    measure_all(file, tasks[:1], quiet=True)
+    assert seen[-1] == FULL and len(read(file)) == 5
+
+
+@pytest.mark.parametrize(("name", "billions"), [("ov-7b", 8.03), ("ov-72b", 73.2)])
+def test_shapes_have_the_size_of_the_published_models(name, billions):
+    with torch.device("meta"):
+        model = shapes.AutoModelForImageTextToText.from_config(Model(name).config)
+    assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, rel=0.005)
+
+
+@pytest.mark.parametrize(("name", "cells"), [("ov-7b", 196), ("video-7b", 169)])
+def test_random_models_of_both_manners_run_and_are_cut(narrow, name, cells):
+    model, again = (Model(name, layers=4).load() for _ in range(2))
+    weights = zip(model.module.parameters(), again.module.parameters(), strict=True)
+    assert all(torch.equal(*pair) and pair[0].dtype == torch.bfloat16 for pair in weights)
+    for reduction in (Reduction(FULL), BOTH):
+        row = measure(model, reduction, 2, repeats=1, warmup=0, new_tokens=1)
+        assert (row.outcome, row.tier, row.layers, row.full_layers) == ("measured", "speed", 4, 6), row.reason
+        assert row.cells == cells and row.summary["extrapolated"]["ttft_ms"] > row.summary["ttft_ms"]["median"]
+    with pytest.raises(BadUsage, match="can be cut"):
+        Model("tiny", layers=2)
+    with pytest.raises(CannotRun, match="no nothing attention"):
+        Model(name, attention="nothing").load()
+
+
+def test_half_of_the_cells_of_a_drawn_video_stay_within_a_scene():
+    video, same, other = (drawn_video(20, (4, 4), 256, seed=seed, dtype=torch.bfloat16).tokens for seed in (0, 0, 1))
+    still = torch.cosine_similarity(video[1:].float(), video[:-1].float(), dim=-1) > 0.9
+    assert still.sum(1).tolist() == [0 if pair in (7, 15) else 8 for pair in range(19)]
+    assert torch.equal(video, same) and not torch.equal(video, other)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_events_add_up(narrow):
+    row = measure(Model("ov-7b", "cuda").load(), BOTH, 4, repeats=3, new_tokens=2)
+    sums = [sum(parts) for parts in zip(*row.samples["stages"].values(), strict=True)]
+    assert row.clock == "CUDA events" and row.device == torch.cuda.get_device_name() and row.memory["above"] > 0
+    assert sums == pytest.approx(row.samples["ttft"], rel=0.02)
+
+
+def test_it_imports_with_torch_and_transformers_alone():
+    kit = ["pandas", "av", "matplotlib", "seaborn", "pydantic", "papermill", "lmms_eval", "accelerate", "datasets"]
+    code = f"import sys\nsys.modules.update(dict.fromkeys({kit}))\nimport holitom_repro.timing.measure"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_speed_prints_every_method_and_counts_memory(monkeypatch, capsys):
+    speed, many = script("speed"), 1_000_000
+    assert speed.peak_bytes(lambda: torch.zeros(many) + torch.zeros(many), "cpu") == pytest.approx(12e6, rel=0.02)
+    assert speed.peak_bytes(lambda: [torch.zeros(many).sum() for _ in "abc"], "cpu") == pytest.approx(4e6, rel=0.02)
+    monkeypatch.setattr(speed, "LENGTHS", (32, 64))
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--dim", "32", "--repeats", "1"])
+    speed.main()
+    printed = capsys.readouterr().out
+    assert all(f"\n{name} " in printed for name in ("one reading", *speed.OUTER, 32, 64))
+
+
+def test_released_code_runs_without_its_packages(tmp_path, monkeypatch, capsys):
+    (tmp_path / "holitom").mkdir()
+    (tmp_path / "holitom" / "llava_arch.py").write_text(RELEASE)
+    released, before = script("released"), sys.modules.get("llava")
+    monkeypatch.setattr(released, "drawn_video", lambda *size, **where: drawn_video(3, (2, 2), 8))
+    monkeypatch.setattr(sys, "argv", ["released.py", "--released", str(tmp_path), "--repeats", "1"])
+    released.main()
+    printed = capsys.readouterr().out
+    assert "noise" not in printed and "the counts differ" in printed and "10 tokens" in printed
+    assert sys.modules.get("llava") is before and "llava.constants" not in sys.modules
+    with pytest.raises(SystemExit, match="git clone"):
+        released.released_class(tmp_path / "holitom")
+
+
+RELEASE = """
+from abc import ABC
+from llava.constants import IGNORE_INDEX
+from llava.utils import rank0_print, rank_print
+import torch
+
+class Meta(ABC):
+    def select_static_windows(self, similarity, frames, tau, longest):
+        return [(0, frames - 1)], 0
+    def get_static_dynamic_features(self, tokens, attention, windows, similarity, tau):
+        return [tokens[:, :1].mean(0)], [tokens[:, 1:]], None, [attention], [None], [None]
+    def holitom(self, static, dynamic, attention, static_at, dynamic_at, length, ratio, D, beta, k, dtype, newline):
+        print("noise")
+        return torch.cat([static, dynamic.flatten(0, 1)])[: round(ratio * 100)]
+"""
