@@ -44,6 +44,7 @@ class Host:
 
     def __init__(self, name="llava_onevision", attention="sdpa"):
         self.name, self.model = name, HOSTS[name](attention)
+        self.text, self.table = self.model.model.language_model, self.model.get_input_embeddings()
         self.before, self.after = (5, 3), (7, 4)
         qwen = name == "qwen2_5_vl"
         side = 3 if name == "llava_video" else 4
@@ -123,13 +124,12 @@ class Host:
     @torch.no_grad()
     def embed(self, i, rows, answer):
         """Embeddings of a prompt with these rows in the place of its video, and of the answer behind it [S, D]."""
-        table = self.model.get_input_embeddings()
-        return torch.cat([table(self.head[i]), rows, table(self.tail[i]), table(answer)])
+        return torch.cat([self.table(self.head[i]), rows, self.table(self.tail[i]), self.table(answer)])
 
     @torch.no_grad()
     def recompute(self, embeds, masks, positions):
         """Logits [S, V]: masks: per layer [S, S] bool; positions: per layer [S] or [3, S]."""
-        text, handles = self.model.model.language_model, []
+        text, handles = self.text, []
 
         def use(layer):
             def hook(module, args, kwargs):

@@ -59,9 +59,9 @@ class Call:
     def prefill(self) -> bool:
         return self.positions is None
 
-    def once(self, key: Hashable, make: Callable[..., Any], *args: Any) -> Any:
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         if key not in self.shared:
-            self.shared[key] = make(*args)
+            self.shared[key] = make()
         return self.shared[key]
 
 
@@ -107,23 +107,29 @@ class Decoder:
             kwargs["attention_mask"] = attention_mask(config, hidden, held.mask(), held.length, causal=False)
             kwargs["is_causal"] = False
         elif call.unread is not None and index >= self.decode.layer:
-            slots, real = call.once(("slots", held, hidden.device), _slots_read, call, held, hidden.device)
+            slots, real = call.once(("slots", held, hidden.device), lambda: _slots_read(call, held, hidden.device))
             ReadingLayer.at(cache, index).read = slots
-            mask = (config, hidden, real, slots.shape[1])
-            kwargs["attention_mask"] = call.once(("read", held, hidden.device), attention_mask, *mask)
+            kwargs["attention_mask"] = call.once(
+                ("read", held, hidden.device), lambda: attention_mask(config, hidden, real, slots.shape[1])
+            )
         elif held is not prompt.base:
-            mask = (config, hidden, held.mask(call.behind), held.length + call.behind)
-            kwargs["attention_mask"] = call.once(("all", held, hidden.device), attention_mask, *mask)
+            whole = held.length + call.behind
+            kwargs["attention_mask"] = call.once(
+                ("all", held, hidden.device), lambda: attention_mask(config, hidden, held.mask(call.behind), whole)
+            )
         return (hidden, *args[1:]), kwargs
 
     def _rotary(self, call: Call, held: Held, hidden: Tensor, rotary: Rotary) -> Rotary:
         """The rotary embedding of what enters a layer, where it is not the model's own."""
         if held is call.prompt.base or (held.shift is None and not call.prefill):
             return rotary
-        positions = held.positions
-        if not call.prefill:
-            positions = call.positions - held.shift[:, None].to(call.positions.device)
-        return call.once(("rotary", held, hidden.device), self.adapter.rotary, hidden, positions.to(hidden.device))
+
+        def make() -> Rotary:
+            here = call.positions
+            here = held.positions if here is None else here - held.shift[:, None].to(here.device)
+            return self.adapter.rotary(hidden, here.to(hidden.device))
+
+        return call.once(("rotary", held, hidden.device), make)
 
     def _reduce(self, call: Call, index: int, layer: nn.Module, hidden: Tensor, rotary: Rotary, cache: Any) -> Tensor:
         """Run the stage in front of this layer on every prompt by itself; pad to the longest that remains."""
@@ -142,14 +148,14 @@ class Decoder:
             states.append(left.to(hidden.dtype))
             keep.append(ids)
         held, _ = before.kept(keep)
-        if stage.positions == "contiguous" and not prompt.on_grid:
+        if stage.positions == "contiguous" and prompt.base.positions.ndim == 2:  # places on a grid stay
             held.positions = pad_left([torch.arange(len(ids)) for ids in keep])
             held.shift = prompt.base.positions[:, -1] - held.positions[:, -1]
         prompt.layers[index:] = [held] * (len(prompt.layers) - index)
         if stage.prune_past and cache is not None:
             for earlier, old in enumerate(prompt.layers[:index]):
                 stay = [torch.searchsorted(old.real(old.ids, b), held.real(held.ids, b)) for b in range(len(keep))]
-                prompt.layers[earlier], slots = call.once(("pruned", old), old.kept, stay)
+                prompt.layers[earlier], slots = call.once(("pruned", old), lambda old=old, stay=stay: old.kept(stay))
                 layer = cache.layers[earlier]
                 layer.keys, layer.values = (select(x, slots, 2).contiguous() for x in (layer.keys, layer.values))
         self.stats.calls[f"inner@{index}"] += 1

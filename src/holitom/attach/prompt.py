@@ -142,12 +142,11 @@ class Held:
 
 @dataclass
 class Prompt:
-    """A batch of reduced prompts. following [B]: the position of the first token behind; on_grid: whether positions are
-    places in time, rows and columns, which no stage renumbers; base: what enters the first decoder layer; layers: what
-    every layer holds. samples, seconds: for the statistics, one sample per prompt (None without a video)."""
+    """A batch of reduced prompts. following [B]: the position of the first token behind; base: what enters the first
+    decoder layer; layers: what every layer holds. samples, seconds: for the statistics, one sample per prompt (None
+    without a video)."""
 
     following: Tensor
-    on_grid: bool
     base: Held
     layers: list[Held]
     samples: list[SampleStats | None]
@@ -218,7 +217,7 @@ def splice(
     mask = None if mask is None else mask.long().to(embeds.device)
     call = {"inputs_embeds": pad_left(spliced), "attention_mask": mask, "position_ids": numbered.to(embeds.device)}
     following = own[..., -1].reshape(-1, len(ids)).amax(0).to(embeds.device) + 1
-    return call, Prompt(following, grid is not None, base, [base] * len(adapter.layers), samples)
+    return call, Prompt(following, base, [base] * len(adapter.layers), samples)
 
 
 def _grouped(length: int, spans: Sequence[tuple[int, Placed]]) -> tuple[Tensor, Tensor]:

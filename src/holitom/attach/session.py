@@ -119,10 +119,11 @@ class Run:
         check_generation(self._host, given)
         if given.get("inputs") is not None:
             given["input_ids"] = given.pop("inputs")
-        if getattr(given.get("past_key_values"), ON_CACHE, None) is not None:
-            what = "the cache holds a reduced prompt, which generate cannot continue"
+        cache, shows = given.get("past_key_values"), self._has_video(given)
+        if cache is not None and cache.get_seq_length() > 0 and (shows or hasattr(cache, ON_CACHE)):
+            what = "a cache that holds a conversation can take no video, and generate cannot go on from a reduced prompt"
             raise BadUsage(what, fix="give the whole conversation again, with its video and without the cache")
-        if not self._has_video(given):
+        if not shows:
             return original(**given)
         ids = given["input_ids"]
         ours, prompt = self._spliced(given)
@@ -171,11 +172,9 @@ class Run:
         """What a forward of the core is, None if no reduced prompt is in it; rewrites its arguments."""
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
-            if _shown(kwargs):
-                raise BadUsage(
-                    "a video is given on top of a cache that already holds a conversation",
-                    fix="leave pixels out of a further turn; for a new video prefill everything again",
-                )
+            if self._has_video(kwargs):
+                what = "a video is given on top of a cache that already holds a conversation"
+                raise BadUsage(what, fix="for a new video prefill everything again")
             prompt = getattr(cache, ON_CACHE, None)
             return None if prompt is None else _behind(prompt, cache, kwargs)
         if cache is not None:
