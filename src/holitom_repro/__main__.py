@@ -102,7 +102,7 @@ def _add(notebook: Notebook) -> None:
         strict: Strict = False,
     ) -> int:
         _paper_options(tier, more or [])
-        asked = {"limit": limit, "out": out, "fresh": fresh and not resume}
+        asked = {"limit": limit, "out": out, "fresh": _anew(fresh, resume)}
         pairs = dict(pair.partition("=")[::2] for pair in p or [])
         done = _run(notebook, {"tier": tier} | {name: value for name, value in asked.items() if value} | pairs)
         _show(done)
@@ -112,6 +112,12 @@ def _add(notebook: Notebook) -> None:
 for _one in NOTEBOOKS.values():
     if _one.name != "explore":
         _add(_one)
+
+
+def _anew(fresh: bool, resume: bool) -> bool:
+    if fresh and resume:
+        raise BadUsage("--fresh and --resume say the opposite", fix="leave one of them out")
+    return fresh
 
 
 def _paper_options(tier: str, words: list[str]) -> None:
@@ -146,7 +152,7 @@ def all_(
     """Every notebook of the tier, each as far as it gets, and one screen at the end."""
     machine.require(tier)
     chosen = [notebook for notebook in NOTEBOOKS.values() if tier in notebook.minutes]
-    given = {"tier": tier, "limit": limit, "fresh": fresh and not resume}
+    given = {"tier": tier, "limit": limit, "fresh": _anew(fresh, resume)}
     finished, table = [], Table("notebook", "took", "verdicts", box=None, pad_edge=False)
     for one in chosen:
         try:
