@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from golden import loader
+import loader
 
 settings.register_profile("kit", deadline=None)
 settings.load_profile("kit")

@@ -17,13 +17,14 @@ FLOORS = {
         ["__init__"],
     ],
     "holitom_repro": [
-        ["paths", "machine"],
+        ["paths", "machine", "pins", "suggestions", "usage", "refusals"],
         ["papers", "records"],
         ["evaluation", "timing"],
-        ["tiny"],
+        ["tiny", "paper_tier"],
         ["scores"],
-        ["claims", "tables", "style"],
-        ["method_page", "explore", "report", "paper_tier", "convert", "original", "demo", "notebooks"],
+        ["style", "judging", "checks"],
+        ["claims", "tables"],
+        ["method_page", "explore", "report", "convert", "original", "demo", "notebooks", "doctor", "serving"],
         ["__main__", "__init__"],
     ],
 }
@@ -50,7 +51,7 @@ def imports(path):
 
 def edges(package):
     known = modules(package)
-    return {name: {found for found in imports(path) if found in known} - {name} for name, path in known.items()}
+    return {name: {found for found in imports(path) if found in known} - {name, package} for name, path in known.items()}
 
 
 def floor_of(package, name):

@@ -1,16 +1,18 @@
 """``./reproduce.sh convert --from DIR --to DIR``: a checkpoint of the original LLaVA-NeXT repository into the format
 of transformers' LLaVA-OneVision class, shard by shard, without the hub.
 
-Weights are renamed, never changed. Added: ids for the image and video placeholders, and where the vocabulary has no
+Covers LLaVA-OneVision and LLaVA-Video with Qwen2: one flat config with ``mm_*`` settings, SigLIP's weights below
+``model.vision_tower.vision_tower`` (llava_arch.py, siglip_encoder.py, multimodal_projector/builder.py there). Weights
+are renamed, never changed. Added: ids for the image and video placeholders, and where the vocabulary has no
 free row for them, rows that hold the mean of the others (they are never read, and never the most likely token)."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shutil
-import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,30 @@ from tqdm import tqdm
 from holitom.errors import BadUsage, CannotRun, UnsupportedModel
 from holitom.models.base import require_transformers
 from holitom.models.llava_onevision import newline_order, pool_mode
-from holitom_repro import original
-from holitom_repro.usage import Parser
 
-TOKENS = {"image": "<image>", "video": "<video>"}
+CLASS = "LlavaQwenForCausalLM"  # LLaVA-OneVision and LLaVA-Video with Qwen2
+TOWER = "model.vision_tower.vision_tower.vision_model."
+HEADS = {"siglip-so400m-patch14-384": 16}
+"""Attention heads, which a tower's weights do not tell, by the end of its name."""
+PATCHES, PLACES = (f"{TOWER}embeddings.{part}_embedding.weight" for part in ("patch", "position"))
+WORDS, INNER = "model.embed_tokens.weight", f"{TOWER}encoder.layers.0.mlp.fc1.weight"
+_TEXT = (  # Qwen2Config's arguments; rope_scaling is ignored, as LlavaQwenForCausalLM does
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "max_position_embeddings", "rms_norm_eps", "rope_theta", "hidden_act", "attention_dropout", "initializer_range",
+    "use_sliding_window", "sliding_window", "max_window_layers", "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
+_EXPECTED = {
+    "mm_projector_type": ("mlp2x_gelu",), "mm_patch_merge_type": ("spatial_unpad",), "add_faster_video": (False, None),
+    "mm_spatial_pool_stride": (2, None), "mm_vision_select_feature": ("patch", None),
+}  # fmt: skip
+_RENAMED = {
+    re.escape(TOWER): "model.vision_tower.",
+    r"model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
+    r"model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
+    r"model\.image_newline$": "model.image_newline",
+    r"model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
+    r"lm_head\.": "lm_head.",
+}
 PREPROCESSING = {
     "image_processor_type": "SiglipImageProcessor", "do_resize": True, "resample": 3, "do_rescale": True,
     "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
@@ -33,13 +55,11 @@ PREPROCESSING = {
 """That repository's SigLipImageProcessor: bicubic, to the tower's size, values in [-1, 1]."""
 
 INDEX = "model.safetensors.index.json"
-_READ = (
-    "model.embed_tokens.weight",
-    f"{original.TOWER}embeddings.patch_embedding.weight",
-    f"{original.TOWER}embeddings.position_embedding.weight",
-    f"{original.TOWER}encoder.layers.0.mlp.fc1.weight",
-)
+_GROWING = (WORDS, "lm_head.weight")
 _TOKENIZER = re.compile(r"(tokenizer.*|vocab|merges|special_tokens_map|added_tokens|generation_config)\.(json|txt)")
+_WHOLE = "download the whole checkpoint (model-*.safetensors and their index)"
+_AGAIN = "download it again (git lfs pull)"
+Shapes = dict[str, tuple[int, ...]]
 
 
 def convert(source: Path, target: Path, pool: str | None = None) -> dict[str, Any]:
@@ -54,38 +74,29 @@ def convert(source: Path, target: Path, pool: str | None = None) -> dict[str, An
     if target.exists():
         raise BadUsage(f"{target} exists", fix="give a folder that does not exist yet")
     shapes = {name: shape for shard in shards for name, shape in _shapes(shard).items()}
-    _require(shapes)
+    if lacking := [name for name in (WORDS, PATCHES, PLACES, INNER) if name not in shapes]:
+        raise UnsupportedModel(f"the checkpoint lacks {', '.join(lacking)}", fix=_WHOLE)
     partial = target.with_name(f"{target.name}.partial")
     size = sum(shard.stat().st_size for shard in shards)
     target.parent.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(target.parent).free) < 1.05 * size:
-        raise CannotRun(
-            f"{target.parent} has {free / 2**30:.1f} GiB free, and the weights need {size / 2**30:.1f}",
-            fix="free some space, or give another folder",
-        )
+        told = f"{target.parent} has {free / 2**30:.1f} GiB free, and the weights need {size / 2**30:.1f}"
+        raise CannotRun(told, fix="free some space, or give another folder")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         ids = _tokenizer(source, partial)
         config = _config(stored, shapes, ids, pool, source)
-        config.text_config.vocab_size = _rows(max(ids.values()) + 1, shapes)
-        placed = _places(shapes, config, _expected(config))
-        dtype = _write(shards, partial, placed, config.text_config.vocab_size, size)
-        config.dtype = dtype
+        placed = _places(shapes, config)
+        config.dtype = _write(shards, partial, placed, config.text_config.vocab_size, size)
         config.save_pretrained(partial)
         side = config.vision_config.image_size
-        settings = PREPROCESSING | {"size": {"height": side, "width": side}}
-        (partial / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        _put(partial / "preprocessor_config.json", PREPROCESSING | {"size": {"height": side, "width": side}})
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return {
-        "pooling": pool_mode(config),
-        "newlines": newline_order(config),
-        "placeholders": ids,
-        "weights": len(placed),
-        "dtype": str(dtype).removeprefix("torch."),
-    }
+    decided = {"pooling": pool_mode(config), "newlines": newline_order(config), "placeholders": ids}
+    return decided | {"weights": len(placed), "dtype": str(config.dtype).removeprefix("torch.")}
 
 
 def _opened(source: Path) -> tuple[dict[str, Any], list[Path]]:
@@ -93,26 +104,24 @@ def _opened(source: Path) -> tuple[dict[str, Any], list[Path]]:
     if not (source / "config.json").is_file():
         raise BadUsage(f"{source} is not a model folder: it has no config.json", fix="give the downloaded checkpoint")
     stored = _json(source / "config.json")
-    if not original.is_original(stored):
-        raise BadUsage(
-            f"{source} is a {stored.get('model_type')!r} model, not a checkpoint of the original LLaVA-NeXT repository",
-            fix="models in the format of transformers need no conversion",
+    classes = stored.get("architectures") or []
+    if "mm_vision_tower" not in stored and not any(re.match(r"Llava(Qwen|Llama|Mistral)", name) for name in classes):
+        told = (
+            f"{source} is a {stored.get('model_type')!r} model, not a checkpoint of the original LLaVA-NeXT repository"
         )
-    original.check(stored)
+        raise BadUsage(told, fix="models in the format of transformers need no conversion")
+    check(stored)
+    names = {path.name for path in source.glob("*.safetensors")}
     if (source / INDEX).is_file():
         where = _json(source / INDEX).get("weight_map")
         if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
-            raise CannotRun(f"{source / INDEX} has no weight_map", fix="download the file again")
-        names = sorted(set(where.values()))
-    else:
-        names = sorted(path.name for path in source.glob("*.safetensors"))
-    missing = [name for name in names if not (source / name).is_file()]
+            raise CannotRun(f"{source / INDEX} has no weight_map", fix=_AGAIN)
+        names = set(where.values())
+    missing = sorted(name for name in names if not (source / name).is_file())
     if not names or missing:
-        raise CannotRun(
-            f"{source} has no weights as safetensors" if not names else f"{source} lacks {', '.join(missing)}",
-            fix="download the whole checkpoint (model-*.safetensors and their index)",
-        )
-    return stored, [source / name for name in names]
+        lacks = f"lacks {', '.join(missing)}" if missing else "has no weights as safetensors"
+        raise CannotRun(f"{source} {lacks}", fix=_WHOLE)
+    return stored, [source / name for name in sorted(names)]
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -120,32 +129,23 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CannotRun(f"{path} is not JSON ({error})", fix="download the file again") from error
+        raise CannotRun(f"{path} is not JSON ({error})", fix=_AGAIN) from error
     if not isinstance(held, dict):
-        raise CannotRun(f"{path} holds no JSON object", fix="download the file again")
+        raise CannotRun(f"{path} holds no JSON object", fix=_AGAIN)
     return held
 
 
-def _shapes(shard: Path) -> dict[str, tuple[int, ...]]:
+def _put(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _shapes(shard: Path) -> Shapes:
     """Of every weight in a file; CannotRun names one that is cut off, or that git-lfs has left as a pointer."""
     try:
         with safe_open(shard, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, OSError) as error:
-        raise CannotRun(
-            f"{shard} holds no whole safetensors file ({error})", fix="download it again (git lfs pull)"
-        ) from error
-
-
-def _require(shapes: Collection[str]) -> None:
-    """UnsupportedModel where weights are missing by whose shapes the config is made."""
-    tower = any(name.startswith(original.TOWER) for name in shapes)  # without any: original.vision_settings tells
-    lacking = [name for name in _READ if name not in shapes and (tower or not name.startswith(original.TOWER))]
-    if lacking:
-        raise UnsupportedModel(
-            f"the checkpoint lacks {', '.join(lacking)}",
-            fix="download the whole checkpoint (model-*.safetensors and their index)",
-        )
+        raise CannotRun(f"{shard} holds no whole safetensors file ({error})", fix=_AGAIN) from error
 
 
 def _tokenizer(source: Path, target: Path) -> dict[str, int]:
@@ -159,123 +159,142 @@ def _tokenizer(source: Path, target: Path) -> dict[str, int]:
         tokenizer = AutoTokenizer.from_pretrained(str(target))
     except (OSError, ValueError) as error:
         raise CannotRun(f"{source} has no tokenizer that loads", fix="copy the checkpoint's tokenizer files") from error
-    known = tokenizer.get_vocab()
-    tokenizer.add_tokens([token for token in TOKENS.values() if token not in known], special_tokens=True)
+    marks = {"image": "<image>", "video": "<video>"}
+    tokenizer.add_tokens([mark for mark in marks.values() if mark not in tokenizer.get_vocab()], special_tokens=True)
     tokenizer.save_pretrained(target)
-    return {name: tokenizer.convert_tokens_to_ids(token) for name, token in TOKENS.items()}
+    return {name: tokenizer.convert_tokens_to_ids(token) for name, token in marks.items()}
 
 
-def _config(stored: dict[str, Any], shapes: Any, ids: dict[str, int], pool: str | None, source: Path) -> Any:
+def _config(stored: dict[str, Any], shapes: Shapes, ids: dict[str, int], pool: str | None, source: Path) -> Any:
+    """The vocabulary keeps its rows where the new ids fit, else it grows to the next multiple of 64."""
     from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
 
     tower = str(stored.get("mm_vision_tower", ""))
     local = next((f for f in (source / tower / "config.json", Path(tower) / "config.json") if f.is_file()), None)
     given = _json(local) if local is not None else {}
-    vision = original.vision_settings(shapes, tower, given.get("vision_config", given))
+    vision = vision_settings(shapes, tower, given.get("vision_config", given))
+    text = {name: stored[name] for name in _TEXT if stored.get(name) is not None}
     tied = "lm_head.weight" not in shapes
-    return LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(**vision),
-        text_config=Qwen2Config(**original.text_settings(stored), tie_word_embeddings=tied),
-        image_token_index=ids["image"],
-        video_token_index=ids["video"],
+    needed, rows = max(ids.values()) + 1, shapes[WORDS][0]
+    rows = rows if needed <= rows else -(-needed // 64) * 64
+    config = LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(**vision), vision_feature_layer=-1, vision_feature_select_strategy="full",
+        text_config=Qwen2Config(**text, tie_word_embeddings=tied, vocab_size=rows), tie_word_embeddings=tied,
+        image_token_index=ids["image"], video_token_index=ids["video"],
         image_grid_pinpoints=stored.get("image_grid_pinpoints"),
         vision_aspect_ratio=stored.get("image_aspect_ratio") or "anyres_max_9",
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-        tie_word_embeddings=tied,
         mm_spatial_pool_mode=pool or stored.get("mm_spatial_pool_mode") or "bilinear",
         mm_newline_position=stored.get("mm_newline_position") or "one_token",
         architectures=["LlavaOnevisionForConditionalGeneration"],
-    )
+    )  # fmt: skip
+    pool_mode(config), newline_order(config)  # what the adapter cannot read is refused before any weight is written
+    return config
 
 
-def _rows(needed: int, shapes: dict[str, tuple[int, ...]]) -> int:
-    """Rows of the vocabulary: as they are where the new ids fit, else up to the next multiple of 64."""
-    have = shapes["model.embed_tokens.weight"][0]
-    return have if needed <= have else -(-needed // 64) * 64
-
-
-def _expected(config: Any) -> dict[str, tuple[int, ...]]:
-    """Every weight of the target class, by name, with its shape."""
+def _places(shapes: Shapes, config: Any) -> dict[str, str]:
+    """Original name -> name in transformers, for every weight that is used; the target class has to be filled."""
     from transformers import LlavaOnevisionForConditionalGeneration
 
-    pool_mode(config), newline_order(config)  # what the adapter cannot read is refused before anything is written
     with torch.device("meta"):
         model = LlavaOnevisionForConditionalGeneration(config)
     wanted = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     if config.tie_word_embeddings:
         wanted.pop("lm_head.weight", None)
-    return wanted
-
-
-def _places(shapes: dict[str, tuple[int, ...]], config: Any, wanted: dict[str, tuple[int, ...]]) -> dict[str, str]:
-    """Original name -> name in transformers, for every weight that is used; all of the target's must be among them."""
-    nested = any(name.startswith("model.vision_tower.vision_model.") for name in wanted)
-    depth = config.vision_config.num_hidden_layers
-    placed = {}
-    for name in shapes:
-        new = original.renamed(name)
-        if new is None or new.startswith(f"model.vision_tower.encoder.layers.{depth}."):
-            continue
-        placed[name] = new.replace("vision_tower.", "vision_tower.vision_model.", 1) if nested else new
-    missing, extra = set(wanted) - set(placed.values()), set(placed.values()) - set(wanted)
-    grows = ("model.language_model.embed_tokens.weight", "lm_head.weight")
-    wrong = [n for o, n in placed.items() if n in wanted and n not in grows and shapes[o] != wanted[n]]
-    if missing or extra or wrong:
-        told = {"missing": missing, "left over": extra, "of another shape": wrong}
+    unused = f"model.vision_tower.encoder.layers.{config.vision_config.num_hidden_layers}."
+    placed = {name: new for name in shapes if (new := renamed(name)) and not new.startswith(unused)}
+    inner = "vision_tower.vision_model." if any("vision_model." in name for name in wanted) else "vision_tower."
+    placed = {name: new.replace("vision_tower.", inner, 1) for name, new in placed.items()}
+    told = {"missing": set(wanted) - set(placed.values()), "left over": set(placed.values()) - set(wanted)}
+    fixed = {new: shapes[name] for name, new in placed.items() if name not in _GROWING}
+    told["of another shape"] = {new for new, shape in fixed.items() if wanted.get(new, shape) != shape}
+    if any(told.values()):
         said = "; ".join(f"{len(names)} {why} ({min(names)}, ...)" for why, names in told.items() if names)
         raise UnsupportedModel(f"the weights do not fill the target class: {said}", fix="give a complete checkpoint")
     return placed
 
 
+def check(config: Mapping[str, Any]) -> None:
+    """UnsupportedModel for checkpoints that the LLaVA-OneVision class of transformers cannot express."""
+    classes = config.get("architectures") or ["(none named)"]
+    if CLASS not in classes:
+        told = f"a checkpoint of class {', '.join(classes)} cannot be converted"
+        raise UnsupportedModel(told, fix=f"supported: {CLASS} (LLaVA-OneVision and LLaVA-Video with Qwen2)")
+    for name, allowed in _EXPECTED.items():
+        if config.get(name) not in allowed:
+            fix = f"only {allowed[0]!r} can be converted; run such a model with the llava package (docs/llava.md)"
+            raise UnsupportedModel(f"{name} is {config.get(name)!r} in this checkpoint's config", fix=fix)
+
+
+def renamed(name: str) -> str | None:
+    """The name in transformers of an original weight; None for weights that are not used (SigLIP's pooling head, cached
+    frequencies). Raises UnsupportedModel for a weight of unknown purpose."""
+    if name.startswith(f"{TOWER}head.") or name.endswith((".inv_freq", ".position_ids")):
+        return None
+    for pattern, replacement in _RENAMED.items():
+        if re.match(pattern, name):
+            return re.sub(f"^{pattern}", replacement, name)
+    raise UnsupportedModel(f"the weight {name} has no place in the LLaVA-OneVision class", fix="give a full checkpoint")
+
+
+def vision_settings(shapes: Mapping[str, tuple[int, ...]], tower: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """SiglipVisionConfig's arguments from the shapes of the checkpoint's weights.
+
+    tower: the config's ``mm_vision_tower``; given: that tower's own ``vision_config`` where it is at hand. Of a whole
+    tower (with its pooling head) the last layer is left out, as that repository does at loading.
+    """
+    known = next((heads for name, heads in HEADS.items() if tower.rstrip("/").endswith(name)), None)
+    heads = given.get("num_attention_heads", known)
+    if heads is None:
+        fix = f"known: {', '.join(HEADS)}; or let mm_vision_tower name a local folder with a config.json"
+        raise UnsupportedModel(f"the number of attention heads of the vision tower {tower!r} is not known", fix=fix)
+    width, channels, _, size = shapes[PATCHES]
+    layers = 1 + max(int(m[1]) for n in shapes if (m := re.match(re.escape(TOWER) + r"encoder\.layers\.(\d+)\.", n)))
+    return {
+        "hidden_size": width, "intermediate_size": shapes[INNER][0], "num_attention_heads": heads,
+        "num_hidden_layers": layers - int(any(name.startswith(f"{TOWER}head.") for name in shapes)),
+        "num_channels": channels, "patch_size": size, "vision_use_head": False,
+        "image_size": round(shapes[PLACES][0] ** 0.5) * size + given.get("image_size", 384) % size,
+    }  # fmt: skip
+
+
 def _write(shards: Sequence[Path], target: Path, placed: dict[str, str], rows: int, size: int) -> torch.dtype:
     """Write the weights, one output file per input file, and the index; returns the dtype of the embeddings."""
-    where, dtype = {}, torch.float32
+    where, dtype, total = {}, torch.float32, 0
     with tqdm(total=size, unit="B", unit_scale=True, desc="convert", disable=size < 2**28) as bar:
         for number, shard in enumerate(shards, start=1):
-            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            tensors = dict(_renamed(shard, placed, rows))
-            if "model.language_model.embed_tokens.weight" in tensors:
-                dtype = tensors["model.language_model.embed_tokens.weight"].dtype
+            tensors = {}
+            with safe_open(shard, framework="pt") as file:
+                for name in placed.keys() & set(file.keys()):
+                    weight = file.get_tensor(name)
+                    dtype = weight.dtype if name == WORDS else dtype
+                    if name in _GROWING and len(weight) < rows:
+                        mean = weight.float().mean(0, keepdim=True).to(weight.dtype)
+                        weight = torch.cat([weight, mean.expand(rows - len(weight), -1)])
+                    tensors[placed[name]] = weight.contiguous()
             if tensors:
+                name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
                 save_file(tensors, target / name, metadata={"format": "pt"})
                 where |= dict.fromkeys(tensors, name)
+                total += (target / name).stat().st_size
             bar.update(shard.stat().st_size)
-    index = {"metadata": {"total_size": sum((target / n).stat().st_size for n in set(where.values()))}}
-    (target / INDEX).write_text(json.dumps(index | {"weight_map": where}, indent=2) + "\n")
+    _put(target / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
     return dtype
 
 
-def _renamed(shard: Path, placed: dict[str, str], rows: int) -> Iterator[tuple[str, torch.Tensor]]:
-    with safe_open(shard, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118
-            if name not in placed:
-                continue
-            weight = file.get_tensor(name)
-            if name in ("model.embed_tokens.weight", "lm_head.weight") and len(weight) < rows:
-                mean = weight.float().mean(0, keepdim=True).to(weight.dtype)
-                weight = torch.cat([weight, mean.expand(rows - len(weight), -1)])
-            yield placed[name], weight.contiguous()
-
-
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """The command line."""
     about = "A checkpoint of the original LLaVA-NeXT format for transformers, shard by shard, without the hub."
-    parser = Parser(prog="./reproduce.sh convert", description=about)
+    parser = argparse.ArgumentParser(prog="./reproduce.sh convert", description=about)
     parser.add_argument("--from", dest="source", type=Path, required=True, metavar="DIR", help="the original folder")
     parser.add_argument("--to", dest="target", type=Path, required=True, metavar="DIR", help="a folder to be made")
-    parser.add_argument(
-        "--pool",
-        choices=("average", "bilinear"),
-        help="how the frames are pooled; default: as the checkpoint's config says. The papers and lmms-eval run "
-        "LLaVA-Video with average (13 x 13 tokens a frame)",
+    pool = (
+        "how frames are pooled; default: as the config says. The papers run LLaVA-Video with average (13 x 13 tokens)"
     )
-    args = parser.parse_args(words)
+    parser.add_argument("--pool", choices=("average", "bilinear"), help=pool)
+    args = parser.parse_args(argv)
     told = convert(args.source, args.target, args.pool)
     where = {"end": "one after the video", "row": "one after every row", "none": "none"}[told["newlines"]]
-    sys.stdout.write(
-        f"{args.target}: {told['weights']} weights ({told['dtype']}), pooling {told['pooling']}, newlines: {where}\n"
-    )
+    print(f"{args.target}: {told['weights']} weights ({told['dtype']}), pooling {told['pooling']}, newlines: {where}")
     if told["newlines"] == "row" and told["pooling"] != "average":
-        sys.stdout.write("LLaVA-Video is evaluated with average pooling in the papers: --pool average\n")
+        print("LLaVA-Video is evaluated with average pooling in the papers: --pool average")
     return 0

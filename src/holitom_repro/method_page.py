@@ -193,7 +193,7 @@ def _hatched(colours: np.ndarray, carried: np.ndarray, gap: int) -> np.ndarray:
     return np.where(line[..., None], 0.4 * colours + 0.6 * 255, colours).astype(np.uint8)
 
 
-def draw_tokens(ax: Axes, seen: Walk, t: int, numbers: float = 0) -> None:
+def draw_tokens(ax: Axes, seen: Walk, t: int, numbers: float | int = 0) -> None:
     """Frame ``t`` with its tokens: kept as it is = full colour and an orange border; merged = a blue disc, with the
     count of tokens that it stands for in ``numbers`` points (0: none); static and carried by a disc = tinted and
     hatched; dropped = faded. Above it the time, and the segment with its colour."""
@@ -221,7 +221,7 @@ def draw_tokens(ax: Axes, seen: Walk, t: int, numbers: float = 0) -> None:
     colour = SEGMENT_COLOURS[seen.segment_of[t] % len(SEGMENT_COLOURS)]
     ax.add_patch(Rectangle((0, 1), 1, 0.05, transform=ax.transAxes, facecolor=colour, clip_on=False))
     words = f"{seen.frames.seconds[t]:.1f} s · S{seen.segment_of[t] + 1}"
-    ax.set_title(words, fontsize=7, fontweight="normal", loc="left", pad=8 if numbers else 5)
+    ax.set_title(words, fontsize=7, fontweight="normal", loc="left", y=1.05, pad=2)
     ax.set(xlim=(0, columns), ylim=(rows, 0))
     ax.set_axis_off()
 

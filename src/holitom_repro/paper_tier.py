@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cloudpickle
 import yaml
 from tqdm import tqdm
 
@@ -63,8 +64,6 @@ def parser() -> argparse.ArgumentParser:
 
 def measure_here(cells: Sequence[Cell], show: bool = True) -> None:
     """Measure those of the cells that are not finished, in processes of their own. CannotRun with what they say."""
-    from joblib.externals import cloudpickle
-
     words = [*shlex.split(os.environ.get(OPTIONS, "")), "--runs", str(paths.runs())]
     asked = parser().parse_args(words)
     if not asked.cpu:
@@ -75,7 +74,7 @@ def measure_here(cells: Sequence[Cell], show: bool = True) -> None:
     store = Store("paper")
     total = sum(cell.asked for cell in cells if not store.has(cell.id)) or None
     with tempfile.TemporaryDirectory() as told, tqdm(total=total, unit="question", disable=not show) as bar:
-        environment = {**os.environ, **paths.caches(), "HOLITOM_TOLD": told}
+        environment = {**os.environ, **paths.caches(), "HOLITOM_TOLD": told, "PYTHONSAFEPATH": "1"}
         process = subprocess.Popen(command(asked, [str(path), *words]), env=environment)
         code = None
         try:
@@ -244,7 +243,9 @@ def first_question(cell: Cell, options: sweep.Options) -> str:
 
     from holitom.video import load_frames
 
-    found: Any = get_task_dict([cell.benchmark], sweep.task_manager("", options.tasks, cell.protocol.variant), "simple")
+    found: Any = get_task_dict(
+        [cell.benchmark], sweep.task_manager(cell.kind.folder, options.tasks, cell.protocol.variant), "simple"
+    )
     while isinstance(found, dict):
         found = next(iter(found.values()))
     doc = found.eval_docs[0]
@@ -300,8 +301,8 @@ def _gib(repository: str, kind: str, revision: str | None) -> float | None:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """One process of the tier. Returns the exit code; what stopped it is told once, by the first process."""
-    from joblib.externals import cloudpickle
+    """One process of the tier. Returns the exit code; what stopped it is left for who started it, or said."""
+    import torch
 
     told, rank = os.environ.get("HOLITOM_TOLD"), os.environ.get("RANK", "0")
     asked = parser().parse_args(words)
@@ -318,15 +319,19 @@ def main(words: Sequence[str] | None = None) -> int:
         if asked.plan is None or not asked.plan.is_file():
             raise BadUsage(f"there is no plan {asked.plan}", fix="--dry-run of a notebook at the paper tier writes it")
         measure(cloudpickle.loads(asked.plan.read_bytes()), asked, progress)
-    except KitError as error:
-        if rank == "0" and told:
-            write_atomic(Path(told) / "error.json", json.dumps([error.what, error.fix]))
-        elif rank == "0":
-            print(f"paper tier: {error}", file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
         return 130
-    return 0
+    except torch.OutOfMemoryError:
+        stopped = CannotRun("the model does not fit on this GPU", fix="spread it over all of them: --device-map auto")
+    except KitError as error:
+        stopped = error
+    else:
+        return 0
+    if told:
+        write_atomic(Path(told) / "error.json", json.dumps([stopped.what, stopped.fix]))
+    else:
+        print(f"paper tier{f', process {rank}' if rank != '0' else ''}: {stopped}", file=sys.stderr)
+    return stopped.exit_code
 
 
 if __name__ == "__main__":

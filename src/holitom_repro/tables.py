@@ -142,4 +142,4 @@ def save(table: pd.DataFrame, name: str, tier: str = "tiny", out: str | Path = "
     """Write <name>.csv and <name>.md where ``style.save_figure`` writes; the path of the Markdown."""
     target, flat = folder(table, tier, out), flattened(table)
     write_csv(target / f"{name}.csv", table)
-    return write_atomic(target / f"{name}.md", flat.to_markdown(index=False, floatfmt=".1f", missingval="–") + "\n")
+    return write_atomic(target / f"{name}.md", flat.astype(object).where(flat.notna(), "–").to_markdown(index=False, floatfmt=".1f") + "\n")

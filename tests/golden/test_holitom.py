@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from golden.loader import Golden, cases, grid_of
+from loader import Golden, cases, grid_of
 
 from holitom.methods.fastv import FastV
 from holitom.methods.holitom import HoliTom, HoliTomMerge

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from golden.loader import Golden, cases, grid_of
+from loader import Golden, cases, grid_of
 from holitom.methods.prunevid import PruneVid, refine_runs
 from holitom.types import VideoFeatures
 

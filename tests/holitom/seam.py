@@ -73,7 +73,9 @@ class Host:
         if self.name == "qwen2_5_vl":
             return core.visual(self.clips[i], grid_thw=torch.tensor([GRIDS[i]])).pooler_output
         if self.name != "llava_video":
-            return core.get_video_features(self.clips[i][None]).pooler_output[0].flatten(0, -2)
+            rows = core.get_video_features(self.clips[i][None]).pooler_output[0].flatten(0, -2)
+            bare = self.name == "llava_onevision" and len(rows) == FRAMES * 16  # before transformers 5.19
+            return torch.cat([rows, core.image_newline[None]]) if bare else rows
         states = core.vision_tower(self.clips[i], output_hidden_states=True).hidden_states
         maps = core.multi_modal_projector(states[self.model.config.vision_feature_layer]).unflatten(1, (7, 7))
         means = maps[:, :6, :6].unflatten(2, (3, 2)).unflatten(1, (3, 2)).mean((2, 4))

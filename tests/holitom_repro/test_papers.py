@@ -31,6 +31,7 @@ def test_printed_keys_are_those_of_the_presets(table: str) -> None:
         key_of("all tokens" if row in ("Vanilla", "all tokens") else row, budget)
         for _, row, budget, _ in preset_names(table)
     }
+    runs = {key for key in runs if " (text)" not in key}  # HoliTom as its text reads is printed nowhere
     assert runs <= set(printed(table)["key"]) | ({"all tokens"} if table == "fig-inner" else set())
 
 

@@ -62,12 +62,6 @@ def test_a_damaged_cell_is_listed_and_counts_as_not_finished(tmp_path: Path, suf
     assert not list(store.folder.iterdir())
 
 
-def test_a_samples_file_of_another_record_is_damage(tmp_path: Path) -> None:
-    store = Store("tiny", tmp_path)
-    store.save("abc", record(), SAMPLES[:3])
-    assert store.load("abc") is None and store.damaged
-
-
 @pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "checkout of your own")])
 def test_a_file_that_cannot_be_written_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str

@@ -12,9 +12,7 @@ import pytest
 from holitom.errors import BadUsage, CannotRun
 from holitom.methods import HoliTom, RandomDrop, UniformStride
 from holitom.types import Reduction
-from holitom_repro import scores as kit
 from holitom_repro.evaluation import sweep
-from holitom_repro.evaluation.cells import Cell
 from holitom_repro.evaluation.statistics import balanced, interval, paired_difference
 from holitom_repro.records import Store
 from holitom_repro.scores import compare, evaluate, fewer_frames, layers_of, paired, printed_settings, samples
@@ -132,12 +130,6 @@ def test_a_method_of_ones_own(measured: list) -> None:
     assert frame.set_index(["key", "benchmark"]).loc[("mine@0.50", "average"), "kept_pct"] == pytest.approx(25, abs=2)
 
 
-def test_a_trial_is_another_cell_and_the_average_takes_all_benchmarks(measured: list, monkeypatch) -> None:
-    """What a limit or a benchmark left out must never be taken for: the same number."""
-    cells = [Cell("all tokens", Reduction("all tokens"), "onevision", "tiny_ego", 8, limit) for limit in (3, 4, None)]
-    assert len({cell.id for cell in cells}) == 3
-
-
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -165,4 +157,3 @@ def test_the_printed_rows_of_a_table() -> None:
     assert {("HoliTom", 0.10), ("VisionZip", 0.25), ("FastV", 1.0)} <= set(found)
     assert all(stage.layer < 6 for made in found.values() for stage in made.inner)
     assert ("HoliTom", 0.15) in printed_settings("table2", "video-7b", 6)
-    assert kit.AVERAGE == "average"

@@ -63,7 +63,8 @@ def check_stages(adapter: Any, reduction: Reduction) -> None:
     layers, config = [stage.layer for stage in inner], adapter.text.config
     if layers != sorted(set(layers)):
         raise BadUsage(f"inner stages at layers {layers}", fix="give each a layer of its own, in ascending order")
-    usual = ["full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"]
+    slides = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    usual = ["sliding_attention" if slides else "full_attention"]  # of decoders that do not tell their layers
     odd = set(getattr(config, "layer_types", None) or usual) - {"full_attention"}
     if not config._attn_implementation.startswith(("eager", "sdpa", "flash_attention")):
         odd.add(config._attn_implementation)

@@ -33,7 +33,7 @@ from torch import Tensor
 from holitom.errors import BadUsage
 from holitom.methods.base import budget_tokens, every_token, on_host, token_set
 from holitom.ops.clusters import peak_scores, separation, squared_distances
-from holitom.ops.tensors import frame_mean, group_mean, ids_of, neighbour_cosine, on, row_norms, top_mask, workspace
+from holitom.ops.tensors import frame_mean, group_mean, ids_of, neighbour_cosine, on, top_mask, workspace
 from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures
 
 NEIGHBOURS, EXTRA, LIMITS = 7, 0.1, (0.05, 0.95)
@@ -60,10 +60,10 @@ class MMGVid:
 
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
         """Reduce one video. Two copies to the host: where to cut, and the gains."""
-        wanted, norms, means = budget_tokens(video, budget), row_norms(video.tokens), frame_mean(video.tokens)
-        lengths = self._cut(means, norms)
-        frames = torch.arange(video.frames, device=norms.device)
-        gains = marginal_gains(group_mean(means, frames, on(lengths, norms)), self.gain)
+        wanted, means = budget_tokens(video, budget), frame_mean(video.tokens)
+        lengths = self._cut(means)
+        frames = torch.arange(video.frames, device=means.device)
+        gains = marginal_gains(group_mean(means, frames, on(lengths, means)), self.gain)
         if budget == 1:
             kept = every_token(video)
         else:
@@ -71,20 +71,20 @@ class MMGVid:
             shares = share_out(sizes, keep_ratios(budget, gains.cpu().numpy()), wanted)
             counts = shares // lengths  # of every frame
             counts[shares.argmax()] += not counts.any()
-            mask = _guided_peaks(video.tokens, norms, lengths, counts)
+            mask = _guided_peaks(video.tokens, lengths, counts)
             kept = token_set(video, ids_of(mask.flatten(), int((lengths * counts).sum())))
-        group = on(np.repeat(np.arange(len(lengths)), lengths), norms)[kept.frame]
+        group = on(np.repeat(np.arange(len(lengths)), lengths), means)[kept.frame]
         return replace(kept, group=group, gain=gains[group])
 
     def segments(self, video: VideoFeatures) -> np.ndarray:
         """[G] the lengths of the segments, in frames."""
-        return self._cut(frame_mean(video.tokens), row_norms(video.tokens))
+        return self._cut(frame_mean(video.tokens))
 
-    def _cut(self, means: Tensor, norms: Tensor) -> np.ndarray:
-        """Step 1, from the mean tokens of the frames [T, D]; norms: row_norms of the video's tokens."""
+    def _cut(self, means: Tensor) -> np.ndarray:
+        """Step 1, from the mean tokens of the frames [T, D], which are non-finite where a token is."""
         similar, frames = neighbour_cosine(means[:, None])[:, 0], len(means)
         alike = torch.cat([similar < float(np.float32(self.tau)), similar[:-1] >= similar[1:]])
-        changes, more_like_before = np.split(on_host(alike, tokens=norms), [frames - 1])
+        changes, more_like_before = np.split(on_host(alike, tokens=means), [frames - 1])
         begins = np.concatenate([[True], changes, [True]])
         left = np.concatenate([[False], more_like_before, [True]])  # the neighbour that a single frame would join
         for t in np.flatnonzero(begins[:-1] & begins[1:]) if frames > 1 else ():
@@ -94,23 +94,23 @@ class MMGVid:
 
 
 @torch.no_grad()
-def _guided_peaks(tokens: Tensor, norms: Tensor, lengths: np.ndarray, counts: np.ndarray) -> Tensor:
-    """Step 3 -> mask [T, N] of the tokens kept, ``counts[g]`` in every frame of segment g; norms: row_norms(tokens).
+def _guided_peaks(tokens: Tensor, lengths: np.ndarray, counts: np.ndarray) -> Tensor:
+    """Step 3 -> mask [T, N] of the tokens kept, ``counts[g]`` in every frame of segment g.
 
     The j-th frames of all segments together. No distances to the tokens g kept so far are formed: their mean is
     mean |x - g|^2 = |x|^2 - 2 x mean(g) + mean |g|^2.
     """
-    _, cells, dim = tokens.shape
+    frames, cells, dim = tokens.shape
     first = lengths.cumsum() - lengths
     sums, squares = (torch.zeros(len(first), n, device=tokens.device) for n in (dim, 1))  # of what a segment keeps
-    kept = torch.zeros_like(norms, dtype=torch.bool)
+    kept = torch.zeros(frames, cells, dtype=torch.bool, device=tokens.device)
     for j in range(int(lengths.max())):
         segments = np.flatnonzero(lengths > j)
         pieces = len(segments) * cells * (dim + 3 * cells) // workspace(tokens)
         for some in np.array_split(segments, min(len(segments), pieces + 1)):
             g, t, m = (on(array, tokens) for array in (some, first[some] + j, counts[some]))
             x = tokens.index_select(0, t).float()
-            distances, square = squared_distances(x), norms[t].square()
+            distances, square = squared_distances(x), torch.linalg.vector_norm(x, dim=-1).square()
             if j:
                 n = (m * j).clamp_min(1)[:, None]
                 apart = square - 2 * (x @ (sums[g] / n)[..., None])[..., 0] + squares[g] / n

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +63,15 @@ def register(benchmark: Benchmark) -> None:
 
 
 _LMMS_EVAL = f"lmms-eval {version('lmms-eval')}"
-for _name, _questions, _parts in (
-    ("mvbench", 200, 20),
-    ("egoschema_subset", 500, 1),
-    ("longvideobench_val_v", 1337, 1),
-    ("videomme", 2700, 1),
+_FOUND = find_spec("lmms_eval")
+_TASKS = Path(_FOUND.origin).parent / "tasks" if _FOUND and _FOUND.origin else Path()
+for _name, _questions, _parts, _folder in (
+    ("mvbench", 200, 20, "mvbench"),
+    ("egoschema_subset", 500, 1, "egoschema"),
+    ("longvideobench_val_v", 1337, 1, "longvideobench"),
+    ("videomme", 2700, 1, "videomme"),
 ):
-    register(Benchmark(_name, "paper", _questions, _LMMS_EVAL, _parts))
+    register(Benchmark(_name, "paper", _questions, _LMMS_EVAL, _parts, str(_TASKS / _folder)))
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Cell:
 
     @property
     def kind(self) -> Benchmark:
-        return BENCHMARKS.get(self.benchmark) or Benchmark(self.benchmark, "paper", 0, _LMMS_EVAL)
+        return BENCHMARKS.get(self.benchmark) or Benchmark(self.benchmark, "paper", 0, _LMMS_EVAL, folder=str(_TASKS))
 
     @property
     def asked(self) -> int:
@@ -187,15 +191,17 @@ def layers_of(model: str) -> int:
 
 
 def _config(path: str) -> dict[str, Any]:
-    file = Path(path) / "config.json"
-    if not file.is_file():
-        from huggingface_hub import try_to_load_from_cache
+    file = Path(path) / "config.json" if Path(path).is_dir() else _fetched(path)
+    return json.loads(file.read_text(encoding="utf-8")) if file else {}
 
-        found = try_to_load_from_cache(path, "config.json")
-        if not isinstance(found, str):
-            return {}
-        file = Path(found)
-    return json.loads(file.read_text(encoding="utf-8"))
+
+def _fetched(repository: str) -> Path | None:
+    """The config of a hub's model where it has been fetched, in the folder of its snapshot."""
+    from huggingface_hub import try_to_load_from_cache
+
+    home = os.environ.get("HF_HOME") or str(paths.runs("cache", "huggingface"))
+    found = try_to_load_from_cache(repository, "config.json", cache_dir=f"{home}/hub")
+    return Path(found) if isinstance(found, str) else None
 
 
 def _newlines(path: str) -> str | None:
@@ -203,15 +209,25 @@ def _newlines(path: str) -> str | None:
 
 
 def revision(model: str) -> str:
-    """What identifies the weights: a hash over a folder's files, or a hub id and its snapshot ("main" if not here)."""
-    folder = Path(model_path(model))
-    if folder.is_dir():
-        files = sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)})
+    """What identifies the weights: a hash over a folder's files, or a hub id and its commit, as it was fetched or else
+    as the hub would give it now ("main": nobody can be asked)."""
+    place = model_path(model)
+    if Path(place).is_dir():
+        files = sorted({path for pattern in _WEIGHTS for path in Path(place).glob(pattern)})
         return _hash_of(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in files))
-    from huggingface_hub import try_to_load_from_cache
+    fetched = _fetched(place)
+    return f"{place}@{fetched.parent.name if fetched else _commit(place)}"
 
-    config = try_to_load_from_cache(str(model_path(model)), "config.json")
-    return f"{model_path(model)}@{Path(config).parent.name if isinstance(config, str) else 'main'}"
+
+@cache
+def _commit(repository: str) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return HfApi().model_info(repository, timeout=10).sha or "main"
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
+        return "main"
 
 
 @cache

@@ -33,10 +33,10 @@ class Protocol:
     """conversation: the prompt with ``{video}`` and ``{question}``, None: what the model's own tokenizer says;
     sampling: which frames; frames: how many the papers' scores are printed at; dtype, batch: of the answers; variant:
     the name by which lmms-eval's task files choose their wording; pool, newlines: what the model's config must say;
-    new_tokens: by task, where the release's task file allows more than today's; stops: whether answers end at the task's stop
-    strings (the releases ignore them); broken: what happens to a question about a video that cannot be read and may
-    be skipped: it is asked without the video ("text"), or answered with a sentence that names the file ("sentence").
-    """
+    new_tokens: by task, where the release's task file allows more than today's; stops: whether answers end at the
+    task's stop strings (the releases ignore them); broken: what happens to a question about a video that cannot be
+    read and may be skipped: it is asked without the video ("text"), or answered with a sentence that names the file
+    ("sentence")."""
 
     name: str
     version: int

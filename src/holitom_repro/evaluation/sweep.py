@@ -81,7 +81,7 @@ def measure_tiny(cells: Sequence[Cell], show: bool = True) -> None:
     count = max(1, min(machine.cores(), int(machine.available_gib() / GIB_EACH)))
     environment = OFFLINE | paths.caches() | {"TQDM_DISABLE": "1", "PYTHONSAFEPATH": "1"}
     environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    executor = get_reusable_executor(count, timeout=60, env=environment, initializer=_start, initargs=(os.getpid(),))
+    executor = get_reusable_executor(count, timeout=180, env=environment, initializer=_start, initargs=(os.getpid(),))
     total, code, left = sum(cell.asked for cell in cells), code_hash((), MEASURING), set()
     try:
         with tempfile.TemporaryDirectory() as told, tqdm(total=total, unit="question", disable=not show) as bar:
@@ -200,11 +200,12 @@ def _loaded(cell: Cell, options: Options) -> Any:
 
 @cache
 def task_manager(folder: str, before: tuple[str, ...], variant: str) -> Any:
-    """lmms-eval's index of task files, read once (seconds); of equal names the first folder's counts."""
+    """lmms-eval's index of the task files in these folders; of equal names the first one counts."""
     import lmms_eval.tasks
 
-    folders = [*before, folder or f"{Path(lmms_eval.tasks.__file__).parent}/"]
-    return lmms_eval.tasks.TaskManager(include_path=folders, include_defaults=False, model_name=variant)
+    return lmms_eval.tasks.TaskManager(
+        include_path=[f"{one}/" for one in (*before, folder)], include_defaults=False, model_name=variant
+    )
 
 
 def _evaluated(lm: Any, cell: Cell, sheet: Any, tasks: Any) -> tuple[Record, list[Sample]]:

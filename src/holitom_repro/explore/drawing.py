@@ -60,7 +60,7 @@ def paint(pictures: np.ndarray, found: Outcome, frame: int | None, line: int) ->
 
 
 @lru_cache(maxsize=256)
-def _pictures(clip: Clip, frame: int | None, width: float, height: float) -> np.ndarray:
+def _pictures(clip: Clip, frame: int | None, width: float | int, height: float | int) -> np.ndarray:
     """A frame, or all, of about this size in CSS pixels, their sides multiples of the grid in pixels of the device."""
     rows, columns = clip.video.grid
     size = columns * max(1, round(width * SCALE / columns)), rows * max(1, round(height * SCALE / rows))
@@ -76,7 +76,7 @@ def _uri(pixels: np.ndarray, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _frame(found: Outcome, t: int, picture: np.ndarray, width: float, height: float, disc: float) -> str:
+def _frame(found: Outcome, t: int, picture: np.ndarray, width: float | int, height: float | int, disc: int) -> str:
     """A painted frame, and a disc of at most this size on every token that stands for several cells; a large one says
     for how many."""
     rows, columns = found.clip.video.grid
@@ -155,7 +155,7 @@ def _segments(found: Outcome) -> str:
     return f'<div style="display:flex">{parts}</div>'
 
 
-def _bars(bars: Sequence[tuple[float, float, float, float, str]], frames: int, tall: float, style: str) -> str:
+def _bars(bars: Sequence[tuple], frames: int, tall: int, style: str) -> str:
     """Rectangles (x, y, width, height, colour) in units of one frame, and of one part of ``tall``."""
     rect = '<rect x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}" fill="{}"/>'
     body = "".join(rect.format(*bar) for bar in bars)

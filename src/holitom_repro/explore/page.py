@@ -141,7 +141,7 @@ def _row(widths: str, *parts: ui.Widget) -> ui.GridBox:
     return ui.GridBox(parts, layout=ui.Layout(grid_template_columns=columns, grid_gap="0 16px"))
 
 
-def _share(label: str, value: float, tooltip: str, **options: Any) -> Any:
+def _share(label: str, value: float | int, tooltip: str, **options: Any) -> Any:
     form = {"min": 0, "max": 1, "step": 0.01, "readout_format": ".0%"} | options
     return _control(ui.FloatSlider, label, value=value, tooltip=tooltip, **form)
 

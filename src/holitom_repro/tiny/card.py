@@ -1,7 +1,8 @@
-"""Measure the shipped tiny models on clips that nothing was chosen on, and write their model card.
+"""Measure the tiny models on clips that nothing was chosen on, and write the tables of their card.
 
-``python -m holitom_repro.tiny.card`` measures again; ``train-tiny`` does it after training. The card's clips come from a
-stream of their own; training and development never draw from it.
+``python -m holitom_repro.tiny.card`` measures again; ``train-tiny`` does it after training. The clips come from streams
+of their own; training and development never draw from them. What the tower does (where attention goes, how alike
+neighbouring frames are) decides how each method fares on a model; none of it was trained for.
 """
 
 from __future__ import annotations
@@ -11,123 +12,170 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from tqdm import tqdm
+import torch.nn.functional as F
+from torch import Tensor
 
-from holitom_repro.records import provenance
-from holitom_repro.records import write_atomic
-from holitom_repro.tiny import benchmarks, instruct
-from holitom_repro.tiny.inspection import attention_statistics, leak, similarity_statistics
-from holitom_repro.tiny.model import normalise, project, tower_states
-from holitom_repro.tiny.packing import use_block_attention
-from holitom_repro.tiny.vocabulary import PROMPT_TAIL, WORD_ID, WORDS
-from holitom_repro.tiny.world import SIZE, benchmark_rng
-from holitom.video import load_frames, sample_index
+from holitom_repro import paths
+from holitom_repro.records import provenance, write_atomic
+from holitom_repro.tiny import learning
+from holitom_repro.tiny.model import CELLS, GRID, build, normalise, project, tower_states
+from holitom_repro.tiny.vocabulary import CHANCE, QUESTION_TYPES
+from holitom_repro.tiny.world import SIZE, benchmark_rng, make_clip
 
 CLIPS = 240
-FILES = 40  # videos of each benchmark that are answered both as drawn and as decoded
 KEPT = (0.5, 0.25, 0.1)
-FILE_FRAMES = {"one_token": 32, "grid": 64}
+_GENERATED = "## Training\n"  # of the card, everything below
+_TOWER_TEXT = """Attention received in the last layer; cosine of a cell in neighbouring frames (5 / 50 / 95 %)."""
+_TOWER_HEAD = (
+    "model|attention, object over background|AUC|objects in top quarter (chance 0.25)|cosine at rest|with an object|"
+    "across a cut|above 0.65: rest / cut|above 0.8: rest / cut"
+)
 
 
 def load(folder: Path):
-    """A shipped folder in float32, ready for packed questions."""
-    from transformers import LlavaOnevisionForConditionalGeneration
+    """A shipped folder in float32, ready for packed questions; a tower alone stands in an otherwise empty model."""
+    from transformers import LlavaOnevisionForConditionalGeneration, SiglipVisionModel
 
+    if not (folder / "tokenizer.json").exists():
+        model, tower = build(), SiglipVisionModel.from_pretrained(folder, dtype=torch.float32)
+        model.model.vision_tower.load_state_dict(tower.state_dict())
+        return model.eval()
     model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    use_block_attention(model.model.language_model)
+    learning.use_block_attention(model.model.language_model)
     return model
 
 
 def measure(folder: Path) -> dict[str, Any]:
     """Everything the card says about one folder; written to ``evaluation/`` beside the folders, so that measuring a
     model does not change what identifies it."""
-    if not (folder / "tokenizer.json").exists():  # a tower alone
-        found: dict[str, Any] = {"attention": attention_statistics(_around(folder), benchmark_rng("card-frames", 0))}
-    else:
-        model = load(folder)
+    model, found = load(folder), {}
+    if (folder / "tokenizer.json").exists():
         rows = getattr(model.config, "mm_newline_position", "one_token") == "grid"
-        frames = FILE_FRAMES["grid" if rows else "one_token"]
-        found = {"frames": frames, "clips": CLIPS}
-        found["accuracy"] = instruct.accuracy(model, benchmark_rng("second-card-answers", 0), CLIPS, frames, rows)
-        found["random_kept"] = {
-            str(k): instruct.accuracy(model, benchmark_rng("second-card-answers", 1), CLIPS // 4, frames, rows, keep=k)[
-                "all"
-            ]
-            for k in KEPT
-        }
-        found["files"] = through_files(model, frames, rows)
-        found["attention"] = attention_statistics(model, benchmark_rng("card-frames", 0))
-        found["similarity"] = similarity_statistics(model, lambda i: benchmark_rng("card-clips", i))
-        found["leak_r2"] = leak(model, benchmark_rng("card-frames", 1))
-    found["provenance"] = provenance()
+        frames = 64 if rows else 32
+
+        def right(stream: int, clips: int, keep: float = 1.0) -> dict[str, float]:
+            return learning.accuracy(model, benchmark_rng("second-card-answers", stream), clips, frames, rows, keep)
+
+        found = {"frames": frames, "clips": CLIPS, "accuracy": right(0, CLIPS)}
+        found["random_kept"] = {str(keep): right(1, CLIPS // 4, keep)["all"] for keep in KEPT}
+        found["similarity"] = similarity(model)
+    found |= {"attention": attention(model), "provenance": provenance()}
     write_atomic(folder.parent / "evaluation" / f"{folder.name}.json", json.dumps(found, indent=1) + "\n")
     return found
 
 
-def _around(folder: Path):
-    """A tower-only folder inside an otherwise empty model, so that the same statistics apply."""
-    from transformers import SiglipVisionModel
-
-    from holitom_repro.tiny.model import build
-
-    model = build()
-    model.model.vision_tower.load_state_dict(
-        SiglipVisionModel.from_pretrained(folder, dtype=torch.float32).state_dict()
-    )
-    return model.eval()
+def rank_auc(score: Tensor, positive: Tensor) -> float:
+    """Chance that a positive scores above a negative; 0.5 says that the score knows nothing. Both [n]."""
+    ranks = torch.empty_like(score, dtype=torch.float64)
+    ranks[score.argsort()] = torch.arange(1, len(score) + 1, dtype=torch.float64)
+    ones = int(positive.sum())
+    return float((ranks[positive].sum() - ones * (ones + 1) / 2) / (ones * (len(score) - ones)))
 
 
 @torch.no_grad()
-def through_files(model, frames: int, rows: bool) -> dict[str, dict[str, float]]:
-    """Share of right answers on the first videos of each benchmark: from the frames as drawn, and as decoded."""
-    benchmarks.prepare(FILES * benchmarks.QUESTIONS_PER_VIDEO)
-    scores = {}
-    for name in benchmarks.BENCHMARKS:
-        right = {"drawn": 0, "decoded": 0}
-        asked = changed = 0
-        for video in tqdm(range(FILES), desc=f"{name} through files", unit="video"):
-            clip, questions = benchmarks.draw(name, video)
-            drawn = clip.frames[sample_index(len(clip.frames), frames)]
-            decoded = _shrink(load_frames(benchmarks.video_path(name, f"{video:03d}.mp4"), frames).pixels)
-            answers = {k: _answers(model, v, questions, rows) for k, v in (("drawn", drawn), ("decoded", decoded))}
-            for k, given in answers.items():
-                right[k] += sum(a == q.answer for a, q in zip(given, questions, strict=True))
-            changed += sum(a != b for a, b in zip(*answers.values(), strict=True))
-            asked += len(questions)
-        scores[name] = {k: v / asked for k, v in right.items()} | {"answers_changed": changed / asked}
-    return scores
+def attention(model, frames: int = 2000) -> dict[str, float]:
+    """How the attention received in the last tower layer tells cells with an object from background cells."""
+    drawn = learning.draw_frames(benchmark_rng("card-frames", 0), frames)
+    received = torch.cat([_received(model, part) for part in drawn.pixels.split(256)])
+    shown = drawn.looks.any(-1)
+    top = torch.zeros_like(shown).scatter(1, received.topk(CELLS // 4, 1).indices, True)
+    return {
+        "object_over_background": round(float(received[shown].mean() / received[~shown].mean()), 2),
+        "auc": round(rank_auc(received.flatten(), shown.flatten()), 3),
+        "objects_in_top_quarter": round(float((top & shown).sum() / shown.sum()), 3),
+    }
 
 
-def _shrink(pixels: np.ndarray) -> np.ndarray:
-    """The box filter of the preprocessing: uint8 [T, 4 * 32, 4 * 32, 3] -> float32 [T, 32, 32, 3] in 0..1."""
-    side = pixels.shape[1] // SIZE
-    means = pixels.reshape(len(pixels), SIZE, side, SIZE, side, 3).astype(np.float32).mean((2, 4))
-    return np.round(means) / 255
+def _received(model, pixels: Tensor) -> Tensor:
+    """Attention [F, 16] that each cell receives in the last tower layer, the mean of its four patches."""
+    tower = model.model.vision_tower
+    layer = getattr(tower, "vision_model", tower).encoder.layers[-1]
+    x = layer.layer_norm1(tower(pixels, output_hidden_states=True).hidden_states[-2])
+    query, key = (
+        p(x).unflatten(2, (layer.self_attn.num_heads, -1)).transpose(1, 2)
+        for p in (layer.self_attn.q_proj, layer.self_attn.k_proj)
+    )
+    received = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1).mean((1, 2))
+    return F.avg_pool2d(received.view(-1, 1, 2 * GRID, 2 * GRID), 2).flatten(1)
 
 
-def _answers(model, frames: np.ndarray, questions, rows: bool) -> list[str]:
-    """The most likely next word of the whole vocabulary, for every question of one clip."""
-    words = np.zeros((1, len(questions), instruct.QUESTION_LENGTH), np.int64)
-    ends = np.zeros((1, len(questions)), np.int64)
-    for j, question in enumerate(questions):
-        ids = [WORD_ID[w] for w in (*question.text.split(), *PROMPT_TAIL)]
-        words[0, j, : len(ids)], ends[0, j] = ids, len(ids) - 1
-    tokens = project(model, tower_states(model, normalise(frames))[0]).flatten(0, 1)[None]
-    video = instruct.video_rows(tokens, None, model.model.image_newline, rows)
-    states = instruct.answer_states(model, video, torch.from_numpy(words))
-    best = model.lm_head(instruct.at_position(states, torch.from_numpy(ends))).argmax(-1)[0]
-    return [WORDS[i] if i < len(WORDS) else "" for i in best.tolist()]
+@torch.no_grad()
+def similarity(model, clips: int = 60, frames: int = 32) -> dict:
+    """Cosine of neighbouring frames: cells at rest (no object pixel), cells with an object, cells across a cut."""
+    values: dict[str, list[Tensor]] = {"at rest": [], "object": [], "cut": []}
+    for i in range(clips):
+        clip = make_clip(benchmark_rng("card-clips", i), frames, "general")
+        tokens = project(model, tower_states(model, normalise(clip.frames))[0])
+        same = F.cosine_similarity(tokens[:-1], tokens[1:], dim=-1)
+        shown = torch.from_numpy(learning.cell_looks(clip.labels)).any(-1)
+        cells = clip.labels.reshape(frames, GRID, SIZE // GRID, GRID, -1)
+        touched = torch.from_numpy(cells.any((2, 4)).reshape(frames, CELLS))
+        cut = torch.from_numpy(clip.scenes[1:] != clip.scenes[:-1])[:, None].expand_as(same)
+        values["cut"].append(same[cut])
+        values["object"].append(same[~cut & (shown[1:] | shown[:-1])])
+        values["at rest"].append(same[~cut & ~(touched[1:] | touched[:-1])])
+    joined, levels = {name: torch.cat(parts) for name, parts in values.items()}, torch.tensor([0.05, 0.5, 0.95])
+    above = {str(t): {k: round(float((v > t).float().mean()), 3) for k, v in joined.items()} for t in (0.65, 0.8)}
+    quantiles = {k: [round(float(q), 3) for q in v.quantile(levels)] for k, v in joined.items()}
+    return {"quantiles": quantiles, "share_above": above}
+
+
+def write_card(root: Path) -> Path:
+    """Write README.md below ``root``: the shipped one's words, and tables of what is measured there."""
+    words = paths.data("tiny", "README.md").read_text(encoding="utf-8").partition(_GENERATED)[0]
+    found = {}
+    for file in sorted((root / "evaluation").glob("*.json")):
+        made = json.loads((root / file.stem / "training.json").read_text(encoding="utf-8"))
+        found[f"`{file.stem}`"] = made, json.loads(file.read_text(encoding="utf-8"))
+    models = {name: measured for name, (_, measured) in found.items() if "accuracy" in measured}
+    tables = [_training(found), _accuracy(models), _tower(found)]
+    return write_atomic(root / "README.md", words + "\n".join(tables))
+
+
+def _table(title: str, text: str, head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join([f"## {title}\n\n{text}\n", *lines, ""])
+
+
+def _training(found: dict[str, Any]) -> str:
+    rows = []
+    for name, (made, measured) in found.items():
+        parent = made["recipe"]["parent"]
+        start = f"`{parent if isinstance(parent, str) else parent[0]}`" if parent else "scratch"
+        stages = [f"{k}: {c[-1]['step']} steps, {c[-1]['seconds'] / 60:.0f} min" for k, c in made["curves"].items()]
+        machine = f"{made['threads']} x {measured['provenance']['cpu']}" if made["device"] == "cpu" else "GPU"
+        rows.append([name, str(made["recipe"]["seed"]), start, "; ".join(stages), machine])
+    text = "The recipe is `RECIPES` in `src/holitom_repro/tiny/train.py`."
+    return _table("Training", text, ["folder", "seed", "starts from", "stages", "threads"], rows)
+
+
+def _accuracy(models: dict[str, Any]) -> str:
+    right = {kind: [m["accuracy"][kind] for m in models.values()] for kind in (*QUESTION_TYPES, "all")}
+    right |= {f"all, random {k:.0%} of the tokens": [m["random_kept"][str(k)] for m in models.values()] for k in KEPT}
+    mean = sum(CHANCE.values()) / len(CHANCE)
+    rows = [[kind, *(f"{100 * x:.1f}" for x in (CHANCE.get(kind, mean), *row))] for kind, row in right.items()]
+    text = f"Per cent right on {CLIPS} clips that nothing was chosen on (the last rows: on a quarter as many)."
+    return _table("Accuracy", text, ["question", "chance", *models], rows)
+
+
+def _tower(found: dict[str, Any]) -> str:
+    rows = []
+    for name, (_, measured) in found.items():
+        row = [name, *(f"{x:.2f}" for x in measured["attention"].values()), *[""] * 5]
+        if "similarity" in measured:
+            quantiles, above = measured["similarity"]["quantiles"], measured["similarity"]["share_above"]
+            row[4:7] = [" / ".join(f"{x:.2f}" for x in quantiles[k]) for k in ("at rest", "object", "cut")]
+            row[7:9] = [" / ".join(f"{above[t][k]:.3f}" for k in ("at rest", "cut")) for t in ("0.65", "0.8")]
+        rows.append(row)
+    return _table("Tower statistics", _TOWER_TEXT, _TOWER_HEAD.split("|"), rows)
 
 
 def main(argv: list[str]) -> int:
-    from holitom_repro import paths
-    from holitom_repro.tiny.card_text import write_card
-
     root = paths.data("tiny")
-    for folder in sorted(p.parent for p in root.glob("*/training.json") if not argv or p.parent.name in argv):
-        measure(folder)
+    for file in sorted(root.glob("*/training.json")):
+        if not argv or file.parent.name in argv:
+            measure(file.parent)
     write_card(root)
     return 0
 

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from pathlib import Path
+
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor
 
-from holitom_repro.tiny.vocabulary import END, IMAGE, PAD, START, VIDEO, VOCABULARY_SIZE, WORD_ID
+from holitom_repro.records import write_atomic
+from holitom_repro.tiny.vocabulary import END, IMAGE, PAD, START, VIDEO, VOCABULARY_SIZE, WORD_ID, tokenizer
 from holitom_repro.tiny.world import SIZE
 
 PATCH = 4
 GRID = SIZE // PATCH // 2  # cells per side after 2 x 2 pooling
 CELLS = GRID * GRID
 VISION_DIM, TEXT_DIM, LAYERS = 96, 128, 6
-
-
-def vision_config():
-    from transformers import SiglipVisionConfig
-
-    return SiglipVisionConfig(
-        hidden_size=VISION_DIM,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=3,
-        image_size=SIZE,
-        patch_size=PATCH,
-        vision_use_head=False,
-    )
+PREPROCESSOR = {
+    "image_processor_type": "SiglipImageProcessor", "do_resize": True, "size": {"height": SIZE, "width": SIZE},
+    "resample": 4, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}  # fmt: skip
+"""4: PIL's box filter, the exact inverse of nearest-neighbour enlargement."""
 
 
 def build(row_newlines: bool = False, feature_layer: int = -2):
@@ -37,64 +32,50 @@ def build(row_newlines: bool = False, feature_layer: int = -2):
     takes both from the last layer of its truncated tower. ``row_newlines`` gives the LLaVA-Video manner: average
     pooling and a newline token after every row of cells.
     """
-    from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Config
+    import transformers as hf
 
-    text = Qwen2Config(
-        vocab_size=VOCABULARY_SIZE,
-        hidden_size=TEXT_DIM,
-        intermediate_size=384,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        bos_token_id=WORD_ID[START],
-        eos_token_id=WORD_ID[END],
-        pad_token_id=WORD_ID[PAD],
-        initializer_range=0.05,
-    )
-    config = LlavaOnevisionConfig(
-        vision_config=vision_config(),
-        text_config=text,
-        vision_feature_layer=feature_layer,
-        image_token_index=WORD_ID[IMAGE],
-        video_token_index=WORD_ID[VIDEO],
-        tie_word_embeddings=True,
-        image_grid_pinpoints=[[SIZE, SIZE]],
-    )
+    vision = hf.SiglipVisionConfig(
+        hidden_size=VISION_DIM, intermediate_size=256, num_hidden_layers=3, num_attention_heads=3, image_size=SIZE,
+        patch_size=PATCH, vision_use_head=False,
+    )  # fmt: skip
+    text = hf.Qwen2Config(
+        vocab_size=VOCABULARY_SIZE, hidden_size=TEXT_DIM, intermediate_size=384, num_hidden_layers=LAYERS,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True,
+        bos_token_id=WORD_ID[START], eos_token_id=WORD_ID[END], pad_token_id=WORD_ID[PAD], initializer_range=0.05,
+    )  # fmt: skip
+    config = hf.LlavaOnevisionConfig(
+        vision_config=vision, text_config=text, vision_feature_layer=feature_layer, tie_word_embeddings=True,
+        image_token_index=WORD_ID[IMAGE], video_token_index=WORD_ID[VIDEO], image_grid_pinpoints=[[SIZE, SIZE]],
+    )  # fmt: skip
     if row_newlines:
-        config.mm_newline_position = "grid"
-        config.mm_spatial_pool_mode = "average"
+        config.mm_newline_position, config.mm_spatial_pool_mode = "grid", "average"
     config._attn_implementation = "sdpa"
-    return LlavaOnevisionForConditionalGeneration(config)
+    return hf.LlavaOnevisionForConditionalGeneration(config)
 
 
-def normalise(frames) -> Float[Tensor, "*batch 3 height width"]:
+def normalise(frames) -> Tensor:
     """Frames [..., H, W, 3] in 0..1 -> pixel values [..., 3, H, W] in -1..1, as SigLIP's preprocessor gives them."""
     return ((torch.as_tensor(frames) - 0.5) / 0.5).movedim(-1, -3).contiguous()
 
 
-def tower_states(model, pixels: Float[Tensor, "frames 3 height width"]) -> tuple[Tensor, Tensor]:
-    """Hidden states [F, 64, Dv] of the feature layer and of the last layer."""
+def tower_states(model, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels [F, 3, H, W] -> hidden states [F, 64, Dv] of the feature layer and of the last layer."""
     states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
     return states[model.config.vision_feature_layer], states[-1]
 
 
-def project(model, states: Float[Tensor, "frames patches dim"]) -> Float[Tensor, "frames cells dim2"]:
-    """Projector and 2 x 2 pooling. On an even grid bilinear pooling to half size and average pooling are the same."""
+def project(model, states: Tensor) -> Tensor:
+    """Projector and 2 x 2 pooling, [F, 64, Dv] -> [F, 16, D]. On an even grid bilinear pooling to half size and average
+    pooling are the same."""
     return model.model.apply_pooling(model.model.multi_modal_projector(states))
 
 
-def received_attention(model, states: Float[Tensor, "frames patches dim"]) -> Float[Tensor, "frames cells"]:
-    """Attention each cell receives in the last tower layer, from the states that enter it; for inspection only."""
-    tower = getattr(model.model.vision_tower, "vision_model", model.model.vision_tower)
-    layer = tower.encoder.layers[-1]
-    x = layer.layer_norm1(states)
-    frames, patches, dim = x.shape
-    heads = layer.self_attn.num_heads
-    q, k = (
-        p(x).view(frames, patches, heads, -1).transpose(1, 2) for p in (layer.self_attn.q_proj, layer.self_attn.k_proj)
-    )
-    received = (q @ k.mT / (dim // heads) ** 0.5).softmax(-1).mean((1, 2))
-    side = int(patches**0.5)
-    return F.avg_pool2d(received.view(frames, 1, side, side), 2).flatten(1)
+def export(model, folder: Path, tower_only: bool = False) -> None:
+    """Write a Hugging Face folder: bfloat16 weights, tokenizer with chat template, preprocessing. ``tower_only`` keeps
+    the vision tower alone, as a SiglipVisionModel. Raises CannotRun on a full disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = model.model.vision_tower if tower_only else model
+    copy.deepcopy(part).to("cpu", torch.bfloat16).save_pretrained(folder)
+    write_atomic(folder / "preprocessor_config.json", json.dumps(PREPROCESSOR, indent=2) + "\n")
+    if not tower_only:
+        tokenizer().save_pretrained(folder)

@@ -1,191 +1,260 @@
 """``./reproduce.sh train-tiny``: rebuild every shipped tiny model from its seed, on CPU or GPU, resumable.
 
-Steps, not minutes, define the recipe. Every step draws its own batch from (seed, stage, step), so a run that was
-stopped and continued sees the same data as one that was not.
+Steps, not minutes, define a recipe. Every step draws its own batch from (seed, stage, step), so a run that was stopped
+and continued sees the same data as one that was not.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
-from dataclasses import asdict
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
 
-from holitom_repro import paths
 from holitom.errors import BadUsage, CannotRun
-from holitom_repro.refusals import at_least_one, folder_to_write, given, present
-from holitom_repro.tiny import instruct, pretrain
-from holitom_repro.tiny.loop import Stage, decayed, length_of, run_stage
-from holitom_repro.tiny.model import build
-from holitom_repro.tiny.packing import use_block_attention
-from holitom_repro.tiny.recipes import FRAMES_PER_STEP, QUESTIONS_PER_CLIP, RECIPES, Recipe
-from holitom_repro.tiny.world import development_rng, training_rng
-from holitom_repro.usage import Parser
+from holitom_repro import paths
+from holitom_repro.records import write_atomic
+from holitom_repro.tiny import learning
+from holitom_repro.tiny.model import build, export
+from holitom_repro.tiny.world import training_rng
 
-# glibc gives every large buffer back to the system by default; keeping them makes the vision stage 3 to 5 times faster
+FRAMES_PER_STEP, QUESTIONS_PER_CLIP, SAVE_SECONDS = 256, 10, 60.0
 MALLOC = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "100000000000",
-    "MALLOC_TOP_PAD_": "268435456",
+    "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}  # fmt: skip
+"""glibc gives large buffers back to the system at once; keeping them makes the vision stage 3 to 5 times faster."""
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """One pass of question answering: peak learning rate; phases: (from this share of the steps on, frames of a clip,
+    clips of a batch); stressed: the question type whose loss counts four times, if any."""
+
+    name: str
+    steps: int
+    rate: float
+    phases: tuple[tuple[float, int, int], ...]
+    stressed: str | None = None
+
+
+GRADUAL = Lessons("text", 1700, 1.5e-3, ((0, 4, 64), (0.18, 8, 48), (0.42, 12, 32), (0.6, 16, 32), (0.85, 32, 16)))
+LONG_CLIPS = Lessons("long", 400, 1e-3, ((0, 16, 32), (0.4, 32, 16)))
+SHAPES = Lessons("shapes", 250, 1.5e-3, ((0, 8, 48), (0.4, 16, 32), (0.8, 32, 16)), stressed="shape")
+ROWS = Lessons("rows", 450, 7.5e-4, ((0, 8, 32), (0.3, 16, 24), (0.6, 32, 12), (0.8, 64, 6)))
+LONGEST = Lessons("longest", 220, 7e-4, ((0, 32, 16), (0.25, 64, 8)))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one folder of data/tiny is made: a vision stage, then passes of lessons. ``parent``: the folder that it
+    continues, after that one's last pass."""
+
+    seed: int
+    head: learning.Head = "mean"
+    vision_steps: int = 1100
+    vision_rate: float = 2e-3
+    lessons: tuple[Lessons, ...] = (GRADUAL, LONG_CLIPS, SHAPES)
+    row_newlines: bool = False
+    feature_layer: int = -2
+    parent: str | None = None
+
+
+RECIPES = {
+    "onevision": Recipe(seed=0),
+    "onevision-seed1": Recipe(seed=1),
+    "video": Recipe(2, vision_steps=0, lessons=(ROWS, LONGEST), row_newlines=True, parent="onevision-seed1"),
+    "control_tower": Recipe(3, head="none", vision_steps=300, lessons=(), feature_layer=-1),
 }
 
 
-def vision_stage(recipe: Recipe, steps: int, model, training: pretrain.VisionTraining) -> Stage:
-    return Stage(
-        name="vision",
-        steps=steps,
-        peak=recipe.vision_rate,
-        warmup=50,
-        draw=lambda step: pretrain.draw_frames(training_rng(recipe.seed, 1, step), FRAMES_PER_STEP),
-        loss=lambda batch, step: training(model, batch),
-    )
+@dataclass
+class Stage:
+    """One loop: a batch for each step, and its loss."""
+
+    name: str
+    steps: int
+    peak: float
+    warmup: int
+    draw: Callable[[int], Any]
+    loss: Callable[[Any, int], learning.Measured]
 
 
-def text_stage(recipe: Recipe, number: int, scale: float, model, dense: pretrain.DenseLabels) -> Stage:
-    name, lessons = recipe.lessons[number]
-    steps = _scaled(lessons.steps, scale)
-    longest = max(p.frames for p in lessons.phases)
-    clips_stream, drops_stream = 2 + 2 * number, 3 + 2 * number
+def vision_stage(recipe: Recipe, scale: float, model, training: learning.VisionTraining) -> Stage:
+    def draw(step: int) -> learning.Frames:
+        return learning.draw_frames(training_rng(recipe.seed, 1, step), FRAMES_PER_STEP)
 
-    def draw(step: int) -> instruct.Lessons:
-        rng = training_rng(recipe.seed, clips_stream, step)
-        phase = [p for p in lessons.phases if step / steps >= p.start][-1]
-        frames, clips = phase.frames, phase.clips
+    steps = scaled(recipe.vision_steps, scale)
+    return Stage("vision", steps, recipe.vision_rate, 50, draw, lambda batch, step: training(model, batch))
+
+
+def text_stage(recipe: Recipe, number: int, scale: float, model, dense: learning.DenseLabels) -> Stage:
+    lessons = recipe.lessons[number]
+    steps = scaled(lessons.steps, scale)
+
+    def draw(step: int) -> learning.Clips:
+        rng = training_rng(recipe.seed, 2 + 2 * number, step)
+        _, frames, clips = [phase for phase in lessons.phases if step / steps >= phase[0]][-1]
         if frames > 4 and rng.random() < 0.25:  # any length up to the present one
             shorter = int(rng.integers(4, frames + 1))
             frames, clips = shorter, min(64, clips * frames // shorter)
-        return instruct.draw_lessons(rng, clips, frames, QUESTIONS_PER_CLIP)
+        return learning.draw_clips(rng, clips, frames, QUESTIONS_PER_CLIP)
 
-    return Stage(
-        name=name,
-        steps=steps,
-        peak=lessons.rate,
-        warmup=100,
-        draw=draw,
-        loss=lambda batch, step: instruct.answering_loss(
-            model, dense, batch, training_rng(recipe.seed, drops_stream, step), recipe.row_newlines, lessons.stressed
-        ),
-        check=lambda: instruct.accuracy(model, development_rng(0), 32, longest, recipe.row_newlines),
-    )
+    def loss(batch: learning.Clips, step: int) -> learning.Measured:
+        rng = training_rng(recipe.seed, 3 + 2 * number, step)
+        return learning.answering_loss(model, dense, batch, rng, recipe.row_newlines, lessons.stressed)
+
+    return Stage(lessons.name, steps, lessons.rate, 100, draw, loss)
 
 
-def _scaled(steps: int, scale: float) -> int:
+def scaled(steps: int, scale: float) -> int:
+    """Steps of a trial run."""
     return max(2, int(steps * scale))
 
 
-def train(name: str, out: Path, work: Path, device: str, workers: int, scale: float) -> None:
-    """Make one shipped folder: vision stage, text stage, export."""
-    from holitom_repro.tiny.export import export
+def rate(step: int, steps: int, peak: float, warmup: int) -> float:
+    """Linear warm-up, flat to the half, then linear to 2 % of the peak."""
+    done = step / steps
+    return peak * min(1.0, (step + 1) / warmup) * (1.0 if done <= 0.5 else max(0.02, (1 - done) / 0.5))
 
+
+def run_stage(stage: Stage, model, heads: nn.Module, optimiser, folder: Path, device: str) -> list[dict]:
+    """Train to the last step, saving about once a minute; a stage that was begun is taken up where it is. Returns its
+    curve. CannotRun for one of another length: its learning rates and clips were others."""
+    file, step, seconds, curve = folder / f"{stage.name}.pt", 0, 0.0, []
+    parts = {"model": model, "heads": heads, "optimiser": optimiser}
+    if file.exists():
+        state = torch.load(file, map_location=device, weights_only=False)
+        if state["steps"] != stage.steps:
+            told = f"{file} is of a training of {state['steps']} steps, not of {stage.steps}"
+            raise CannotRun(told, fix=f"give another --work, or delete {folder}")
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        step, seconds, curve = state["step"], state["seconds"], state["curve"]
+    label = f"{folder.name} {stage.name}"
+    saved = last = time.monotonic()
+    with tqdm(total=stage.steps, initial=step, desc=label, unit="step", mininterval=5) as bar:
+        while step < stage.steps:
+            for group in optimiser.param_groups:
+                group["lr"] = rate(step, stage.steps, stage.peak, stage.warmup)
+            batch = stage.draw(step)
+            batch = type(batch)(**{name: value.to(device) for name, value in vars(batch).items()})
+            with torch.autocast(device, torch.bfloat16):
+                loss, measured = stage.loss(batch, step)
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], 1.0)
+            optimiser.step()
+            step, now = step + 1, time.monotonic()
+            seconds, last = seconds + now - last, now
+            bar.update()
+            bar.set_postfix({k: f"{v:.3f}" for k, v in measured.items()}, refresh=False)
+            if step % max(1, stage.steps // 10) == 0 or step == stage.steps:
+                curve.append({"step": step, "seconds": round(seconds)} | {k: round(v, 4) for k, v in measured.items()})
+            if step == stage.steps or now - saved > SAVE_SECONDS:
+                done = {"step": step, "steps": stage.steps, "seconds": seconds, "curve": curve}
+                with file.with_suffix(".part").open("wb") as stream:  # by path, torch would not name a full disk
+                    torch.save({name: part.state_dict() for name, part in parts.items()} | done, stream)
+                os.replace(file.with_suffix(".part"), file)
+                saved = last = time.monotonic()
+    return curve
+
+
+def train(name: str, out: Path, work: Path, device: str, scale: float) -> None:
+    """Make one shipped folder: vision stage, passes of lessons, export. CannotRun before its parent is trained."""
     recipe, folder = RECIPES[name], work / name
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     model = build(recipe.row_newlines, recipe.feature_layer).to(device)
-    training = pretrain.VisionTraining(recipe.head).to(device)
-    curves: dict[str, list] = {}
+    training = learning.VisionTraining(recipe.head).to(device)
+    curves = {}
     if recipe.parent:
-        parent, last = recipe.parent
-        source = work / parent / f"{last}.pt"
-        state = torch.load(source, map_location=device, weights_only=False) if source.exists() else {"step": 0}
-        steps = _scaled(dict(RECIPES[parent].lessons)[last].steps, scale)
-        if not steps == length_of(state) == state["step"]:
-            raise CannotRun(
-                f"{name} continues {parent}, which is not trained to step {steps} yet", fix=f"train {parent} first"
-            )
+        last = RECIPES[recipe.parent].lessons[-1]
+        source, steps = work / recipe.parent / f"{last.name}.pt", scaled(last.steps, scale)
+        state = torch.load(source, map_location=device, weights_only=False) if source.exists() else {}
+        if not state.get("step") == state.get("steps") == steps:
+            told = f"{name} continues {recipe.parent}, which is not trained to step {steps} yet"
+            raise CannotRun(told, fix=f"train {recipe.parent} first")
         model.load_state_dict(state["model"])
         training.dense.load_state_dict(state["heads"])
     if recipe.vision_steps:
         parts = nn.ModuleList([model.model.vision_tower, model.model.multi_modal_projector, training])
         optimiser = torch.optim.AdamW(parts.parameters(), weight_decay=0.02, betas=(0.9, 0.98))
-        stage = vision_stage(recipe, _scaled(recipe.vision_steps, scale), model, training)
-        curves["vision"] = run_stage(stage, model, training, optimiser, folder, device, workers)
-    for number, (stage_name, _) in enumerate(recipe.lessons):
+        stage = vision_stage(recipe, scale, model, training)
+        curves[stage.name] = run_stage(stage, model, training, optimiser, folder, device)
+    for number in range(len(recipe.lessons)):
         model.model.vision_tower.requires_grad_(False)
-        use_block_attention(model.model.language_model)
-        groups = decayed([*model.parameters(), *training.dense.parameters()], 0.05)
+        learning.use_block_attention(model.model.language_model)
+        weights = [p for p in (*model.parameters(), *training.dense.parameters()) if p.requires_grad]
+        matrices, vectors = [p for p in weights if p.ndim > 1], [p for p in weights if p.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
         optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98))
         stage = text_stage(recipe, number, scale, model, training.dense)
-        curves[stage_name] = run_stage(stage, model, training.dense, optimiser, folder, device, workers)
+        curves[stage.name] = run_stage(stage, model, training.dense, optimiser, folder, device)
     model.model.language_model.set_attn_implementation("sdpa")
-    export(model, out / name, tower_only=not recipe.lessons)
-    log = {
-        "recipe": asdict(recipe),
-        "scale": scale,
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "curves": curves,
-    }
-    (out / name / "training.json").write_text(json.dumps(log, indent=1) + "\n")
-
-
-def _share(text: str) -> float:
     try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 < share < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 (1: all steps of the recipe)")
-    return share
+        export(model, out / name, tower_only=not recipe.lessons)
+    except SafetensorError as error:
+        fix = "free some space and run the same command again: nothing is trained twice"
+        raise CannotRun(f"{out / name} cannot be written ({error})", fix=fix) from error
+    log = {"recipe": asdict(recipe), "scale": scale, "device": device, "threads": torch.get_num_threads()}
+    write_atomic(out / name / "training.json", json.dumps(log | {"curves": curves}, indent=1) + "\n")
 
 
-def _count(text: str) -> int:
-    return 0 if text.strip() == "0" else at_least_one(text)
-
-
-def parser() -> argparse.ArgumentParser:
-    p = Parser(prog="./reproduce.sh train-tiny", description="Rebuild the tiny models from their seeds (resumable).")
-    p.add_argument(
-        "--only", nargs="+", metavar="NAME", help=f"one or more of: {', '.join(RECIPES)} (default: all, in order)"
-    )
-    p.add_argument("--out", type=given, help="where the finished models go (default: data/tiny; a trial: --work)")
-    p.add_argument("--work", type=given, help="where unfinished training is kept (default: runs/train; a trial below)")
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    about = "Rebuild the tiny models from their seeds (resumable)."
+    p = argparse.ArgumentParser(prog="./reproduce.sh train-tiny", description=about)
+    p.add_argument("--only", nargs="+", choices=RECIPES, default=list(RECIPES), help="default: all, in this order")
+    p.add_argument("--out", help="where the finished models go (default: data/tiny; a trial: --work)")
+    p.add_argument("--work", help="where unfinished training is kept (default: runs/train; a trial below)")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--threads", type=at_least_one, default=os.cpu_count(), help="CPU threads (default: all cores)")
-    p.add_argument("--workers", type=_count, default=0, help="processes that draw clips ahead (useful with a GPU)")
-    p.add_argument(
-        "--steps", type=_share, default=1.0, metavar="SHARE", help="share of the recipe's steps, for a trial run"
-    )
-    return p
+    p.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all cores)")
+    p.add_argument("--steps", type=float, default=1.0, metavar="SHARE", help="share of the steps, for a trial run")
+    args = p.parse_args(argv)
+    if not (0 < args.steps < float("inf") and args.threads > 0):
+        raise BadUsage(f"--steps {args.steps} --threads {args.threads}", fix="give numbers above 0")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise CannotRun("no CUDA device here", fix="give --device cpu")
+    trial = [] if args.steps == 1 else [f"steps-{args.steps:g}"]
+    args.work = Path(args.work or paths.runs("train", *trial))
+    args.out = Path(args.out or (args.work / "models" if trial else paths.data("tiny")))
+    return args
 
 
 def main(argv: list[str]) -> int:
-    args = parser().parse_args(argv)
-    names = args.only or list(RECIPES)
-    if unknown := [n for n in names if n not in RECIPES]:
-        raise BadUsage(f"no tiny model is called {unknown[0]!r}", fix=f"choose from {', '.join(RECIPES)}")
-    present(args.device)
-    trial = [] if args.steps == 1 else [f"steps-{args.steps:g}"]
-    work = folder_to_write(args.work or paths.runs("train", *trial), "--work")
-    out = folder_to_write(args.out or (work / "models" if trial else paths.data("tiny")), "--out")
-    for name in names:  # found now, not after hours of training
-        folder_to_write(out / name, "--out")
-        folder_to_write(work / name, "--work")
+    args = _arguments(argv)
+    for folder in (root / name for root in (args.out, args.work) for name in args.only):
+        try:  # told now, not after hours of training
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise CannotRun(f"{folder} cannot be written ({error.strerror})", fix="name other folders") from error
     if args.device == "cpu" and any(os.environ.get(k) != v for k, v in MALLOC.items()):
         # glibc reads these when a process starts; through the command line, which puts errors and ctrl-C into words
         debug = ["--debug"] if "--debug" in sys.argv else []
         command = [sys.executable, "-P", "-m", "holitom_repro", "train-tiny", *argv, *debug]
         sys.stdout.flush()
         os.execve(sys.executable, command, os.environ | MALLOC)
-    from holitom_repro.tiny.card import measure
-    from holitom_repro.tiny.card_text import write_card
+    from holitom_repro.tiny import card
 
     torch.set_num_threads(args.threads)
     try:
-        for name in names:
-            train(name, out, work, args.device, args.workers, args.steps)
+        for name in args.only:
+            train(name, args.out, args.work, args.device, args.steps)
     except KeyboardInterrupt as stop:
-        for bar in list(getattr(tqdm, "_instances", ())):
-            bar.close()  # or the message stands in the bar's line, and the bar is drawn again below it
         raise KeyboardInterrupt("stopped; the last minute at most is lost; run the same command to continue") from stop
-    for name in names:
-        measure(out / name)
-    write_card(out)
+    for name in args.only:
+        card.measure(args.out / name)
+    card.write_card(args.out)
     return 0

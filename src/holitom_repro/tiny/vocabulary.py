@@ -11,18 +11,10 @@ PLACES = ("topleft", "topright", "bottomleft", "bottomright")
 NUMBERS = ("one", "two", "three", "four")
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "color": COLORS,
-    "shape": SHAPES,
-    "where": PLACES,
-    "motion": DIRECTIONS,
-    "change": COLORS,
-    "order": SHAPES,
-    "count": NUMBERS,
-    "scenes": NUMBERS,
-    "scene_of": SCENES,
-    "needle": COLORS,
-    "needle_scene": SCENES,
-}
+    "color": COLORS, "shape": SHAPES, "where": PLACES, "motion": DIRECTIONS, "change": COLORS, "order": SHAPES,
+    "count": NUMBERS, "scenes": NUMBERS, "scene_of": SCENES, "needle": COLORS, "needle_scene": SCENES,
+}  # fmt: skip
+"""Question type -> the answers that it admits."""
 QUESTION_TYPES = tuple(CHOICES)
 CHANCE = {kind: 1 / len(choices) for kind, choices in CHOICES.items()}
 

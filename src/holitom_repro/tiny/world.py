@@ -8,7 +8,7 @@ of 64 or 128 frames look like a clip of 32: whatever is asked about is visible i
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -49,22 +49,16 @@ class Clip:
     labels: np.ndarray
     scenes: np.ndarray
     questions: list[Question]
-    meta: dict[str, Any] = field(default_factory=dict)
 
 
-def _sprites() -> list[tuple[np.ndarray, np.ndarray]]:
-    y, x = np.mgrid[-RADIUS : RADIUS + 1, -RADIUS : RADIUS + 1].astype(np.float32)
-    masks = [
-        x * x + y * y <= RADIUS * RADIUS + 1,
-        (abs(x) <= 3) & (abs(y) <= 3) & ~((abs(x) <= 1) & (abs(y) <= 1)),
-        (y <= 3) & (abs(x) <= (y + RADIUS) / 2 + 0.3),
-        (abs(x) <= 1) | (abs(y) <= 1),
-        abs(abs(x) - abs(y)) <= 0.9,
-    ]
-    return [np.nonzero(mask) for mask in masks]
-
-
-SPRITES = _sprites()
+_y, _x = np.mgrid[-RADIUS : RADIUS + 1, -RADIUS : RADIUS + 1].astype(np.float32)
+SPRITES = [  # rows and columns of the five shapes, the needle last
+    np.nonzero(_x * _x + _y * _y <= RADIUS * RADIUS + 1),
+    np.nonzero((abs(_x) <= 3) & (abs(_y) <= 3) & ~((abs(_x) <= 1) & (abs(_y) <= 1))),
+    np.nonzero((_y <= 3) & (abs(_x) <= (_y + RADIUS) / 2 + 0.3)),
+    np.nonzero((abs(_x) <= 1) | (abs(_y) <= 1)),
+    np.nonzero(abs(abs(_x) - abs(_y)) <= 0.9),
+]
 
 
 def stamp(frame: np.ndarray, label: np.ndarray, shape: int, color: int, x: int, y: int) -> None:
@@ -134,19 +128,15 @@ def make_clip(rng: np.random.Generator, frames: int, kind: Kind = "general") -> 
     if rng.random() < needle:
         length = visible(frames)
         begin, color = int(rng.integers(frames - length + 1)), int(rng.integers(6))
-        scene_index = int(np.searchsorted(starts, begin, side="right")) - 1
-        length = min(length, int(starts[scene_index + 1]) - begin)
-        if length < visible(frames):  # keep the whole instant inside one scene
-            begin, length = int(starts[scene_index + 1]) - visible(frames), visible(frames)
+        scene = int(np.searchsorted(starts, begin, side="right")) - 1
+        begin = min(begin, int(starts[scene + 1]) - length)  # the whole instant lies inside one scene
         x, y = map(int, rng.integers(RADIUS, SIZE - RADIUS, 2))
         for t in range(begin, begin + length):
             stamp(pixels[t], labels[t], len(SHAPES), color, x, y)
-        star = {"begin": begin, "length": length, "color": color, "scene": scene_index}
+        star = {"color": color, "scene": scene}
     add_noise(pixels, rng)
-    per_frame = np.repeat(scenes, np.diff(starts))
     questions = _questions(frames, kind, scenes, objects, star)
-    meta = {"kind": kind, "cuts": [int(c) for c in starts[1:-1]], "objects": len(objects), "needle": star is not None}
-    return Clip(pixels, labels, per_frame, questions, meta)
+    return Clip(pixels, labels, np.repeat(scenes, np.diff(starts)), questions)
 
 
 def _scenes(rng: np.random.Generator, frames: int, most: int, least: int) -> tuple[np.ndarray, np.ndarray]:
@@ -196,24 +186,17 @@ def _objects(rng, frames, starts, motion, change, glide) -> list[dict[str, Any]]
         if length >= 4 * seen and rng.random() < change:
             later = int(rng.choice([c for c in range(6) if c not in colors]))
             paint[int(rng.integers(2 * seen, length - seen)) :] = later
-        objects.append(
-            {
-                "shape": int(shape),
-                "color": int(color),
-                "later": later,
-                "direction": direction,
-                "quadrant": int(quadrant),
-            }
-            | {"scene": scene, "begin": begin, "x": x, "y": y, "colors": paint}
-        )
+        what = {"shape": int(shape), "color": int(color), "later": later}
+        where = {"scene": scene, "begin": begin, "direction": direction, "quadrant": int(quadrant)}
+        objects.append(what | where | {"x": x, "y": y, "colors": paint})
     return objects
 
 
 def _questions(frames: int, kind: str, scenes: np.ndarray, objects: list[dict], star: dict | None) -> list[Question]:
     asked: list[Question] = []
 
-    def ask(type_: str, text: str, answer: str) -> None:
-        asked.append(Question(type_, text, answer))
+    def ask(*question: str) -> None:
+        asked.append(Question(*question))
 
     several = len(scenes) > 1
     for o in objects:

@@ -14,13 +14,12 @@ class QuestionTask(ConfigurableTask):
     """A task whose documents come from ``holitom_repro.tiny.benchmarks``, not from a hub or an absolute path."""
 
     def __init__(self, config: dict[str, Any], model_name: str | None = None) -> None:
-        config = {key: value for key, value in config.items() if key != "class"}  # TaskConfig does not know it
-        super().__init__(config=config, model_name=model_name)
+        known = {key: value for key, value in config.items() if key != "class"}  # TaskConfig does not know it
+        super().__init__(config=known, model_name=model_name)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
         """Nothing is downloaded: the questions are drawn on the first call and read from the cache afterwards."""
-        name = self.config.task
-        docs = [doc | {"benchmark": name} for doc in benchmarks.questions(name)]
+        docs = [doc | {"benchmark": self.config.task} for doc in benchmarks.questions(self.config.task)]
         self.dataset = DatasetDict({self.config.test_split: Dataset.from_list(docs)})
         self.dataset_no_image = self.dataset  # there are no pictures in the documents
 
@@ -36,5 +35,4 @@ def doc_to_text(doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] |
 
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """1 when the answer is the one right word, else 0."""
     return {"acc": float(results[0].strip().lower() == doc["answer"])}

@@ -1,0 +1,230 @@
+"""A tiny checkpoint written in the original repository's names: converted, it is the same model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from holitom.errors import BadUsage, CannotRun, UnsupportedModel
+from holitom.models import adapter_for
+from holitom.models.inputs import VideoProcessor, load_model
+from holitom_repro.convert import convert, main
+
+WIDTH, WORDS = 16, 260
+TOWER = "model.vision_tower.vision_tower.vision_model."
+
+
+NAMES = {
+    "model.vision_tower.": TOWER, "model.multi_modal_projector.linear_1.": "model.mm_projector.0.",
+    "model.multi_modal_projector.linear_2.": "model.mm_projector.2.", "model.language_model.": "model.",
+}  # fmt: skip
+"""Transformers' beginnings of names -> those of LlavaQwenForCausalLM's state dict; all others are the same."""
+
+
+@cache
+def reference():
+    """The model that is to come out; the last 60 rows of its vocabulary are the mean of the others."""
+    torch.manual_seed(0)
+    vision = hf.SiglipVisionConfig(
+        hidden_size=WIDTH, intermediate_size=24, num_hidden_layers=2, num_attention_heads=16, image_size=384,
+        patch_size=14, vision_use_head=False,
+    )  # fmt: skip
+    text = hf.Qwen2Config(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=WORDS + 60, rope_theta=1e6, max_position_embeddings=4096, tie_word_embeddings=False,
+    )  # fmt: skip
+    config = hf.LlavaOnevisionConfig(
+        vision_config=vision, text_config=text, image_token_index=WORDS, video_token_index=WORDS + 1,
+        vision_feature_layer=-1, vision_feature_select_strategy="full", tie_word_embeddings=False,
+    )  # fmt: skip
+    config.mm_newline_position, config.mm_spatial_pool_mode = "grid", "average"
+    model = hf.LlavaOnevisionForConditionalGeneration(config).eval()
+    for weight in model.parameters():
+        weight.data = (torch.randn(weight.shape) * 0.15).bfloat16().float()
+    for table in (model.lm_head.weight.data, model.get_input_embeddings().weight.data):
+        table[WORDS:] = table[:WORDS].mean(0).bfloat16()
+    return model
+
+
+@cache
+def weights():
+    """The reference as the original repository would have saved it."""
+    found = {}
+    for name, weight in reference().state_dict().items():
+        start = next((old for old in NAMES if name.startswith(old)), "")
+        weight = weight[:WORDS] if weight.shape[0] == WORDS + 60 else weight
+        found[NAMES.get(start, "") + name.removeprefix(start).removeprefix("vision_model.")] = weight.bfloat16()
+    return found
+
+
+CONFIG = {
+    "architectures": ["LlavaQwenForCausalLM"], "model_type": "llava", "hidden_size": 32, "intermediate_size": 48,
+    "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": WORDS,
+    "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "rope_scaling": None,
+    "hidden_act": "silu", "eos_token_id": 2, "use_sliding_window": False, "tie_word_embeddings": False,
+    "mm_vision_tower": "google/siglip-so400m-patch14-384", "mm_projector_type": "mlp2x_gelu", "mm_hidden_size": WIDTH,
+    "mm_patch_merge_type": "spatial_unpad", "mm_spatial_pool_mode": "bilinear", "mm_spatial_pool_stride": 2,
+    "mm_newline_position": "grid", "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch",
+    "add_faster_video": False, "image_aspect_ratio": "anyres_max_9", "image_grid_pinpoints": [[384, 384], [768, 768]],
+}  # fmt: skip
+
+
+def tokenizer(folder):
+    """Byte-level words; no room for two more tokens in a vocabulary of 260 rows."""
+    alphabet = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    core = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    names = ["<|im_start|>", "<fill>"]
+    words = hf.PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<|endoftext|>", eos_token="<|im_end|>", extra_special_tokens=names
+    )
+    assert len(words) == WORDS
+    words.save_pretrained(folder)
+
+
+def write(folder, tensors=None, shards=2, **changes):
+    tensors = weights() if tensors is None else tensors
+    folder.mkdir(exist_ok=True)
+    tokenizer(folder)
+    (folder / "config.json").write_text(json.dumps(CONFIG | changes), encoding="utf-8")
+    names = sorted(tensors)
+    where = {}
+    for i in range(shards):
+        name = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
+        mine = names[i::shards]
+        save_file({n: tensors[n] for n in mine}, folder / name, metadata={"format": "pt"})
+        where |= dict.fromkeys(mine, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("original"))
+
+
+def test_load_model_points_to_convert(original):
+    for load in (load_model, VideoProcessor.from_pretrained):
+        with pytest.raises(UnsupportedModel, match="original LLaVA-NeXT") as caught:
+            load(original)
+        assert f"python -m holitom_repro convert --from {original}" in caught.value.fix
+
+
+@torch.no_grad()
+def test_the_converted_model_is_the_same(original, tmp_path, capsys):
+    target = tmp_path / "converted"
+    assert main(["--from", str(original), "--to", str(target), "--pool", "average"]) == 0
+    assert "pooling average, newlines: one after every row" in capsys.readouterr().out
+    assert not target.with_name("converted.partial").exists()
+    model, processor = load_model(target, device="cpu"), VideoProcessor.from_pretrained(target)
+    assert model.dtype == torch.bfloat16
+    expected = reference()
+    assert model.state_dict().keys() == expected.state_dict().keys()
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name].float(), weight), name
+    frames = np.random.default_rng(0).integers(0, 256, (2, 40, 60, 3), dtype=np.uint8)
+    inputs = processor(frames, "What happens?")
+    assert int((inputs["input_ids"] == WORDS + 1).sum()) == 2 * 13 * 14
+    video, other = (adapter_for(m.float()).encode(inputs["pixel_values_videos"]).videos[0] for m in (model, expected))
+    assert video.grid == (13, 13) and torch.equal(video.tokens, other.tokens)
+    ids = torch.arange(20)[None]
+    torch.testing.assert_close(model(input_ids=ids).logits, expected(input_ids=ids).logits)
+
+
+def test_a_tied_head_and_a_whole_tower(tmp_path):
+    """No lm_head in the file: tied. With the tower's pooling head there is a layer too many, which is left out."""
+    tensors = dict(weights())
+    tensors.pop("lm_head.weight")
+    tensors[f"{TOWER}head.probe"] = torch.zeros(1, 1, WIDTH)
+    told = convert(write(tmp_path / "a", tensors, shards=1), tmp_path / "b")
+    assert told["pooling"] == "bilinear" and told["placeholders"] == {"image": WORDS, "video": WORDS + 1}
+    model = load_model(tmp_path / "b", device="cpu")
+    assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    assert model.config.vision_config.num_hidden_layers == 1
+    stored = load_file(tmp_path / "b" / "model-00001-of-00001.safetensors")
+    assert not any("head" in name or (".layers.1." in name and "vision" in name) for name in stored)
+
+
+def changed(**values):
+    return lambda folder: write(folder, **values)
+
+
+def without(name):
+    return lambda folder: write(folder, {n: w for n, w in weights().items() if n != name})
+
+
+def extra(folder):
+    return write(folder, weights() | {"model.vision_resampler.x": torch.zeros(1)})
+
+
+def truncated(folder):
+    write(folder)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    return folder
+
+
+def damaged(change):
+    def make(folder):
+        shard = write(folder) / "model-00002-of-00002.safetensors"
+        shard.write_bytes(change(shard.read_bytes()))
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (changed(architectures=["LlavaLlamaForCausalLM"]), UnsupportedModel, "class LlavaLlamaForCausalLM"),
+        (changed(mm_projector_type="linear"), UnsupportedModel, "mm_projector_type is 'linear'"),
+        (changed(add_faster_video=True), UnsupportedModel, "add_faster_video"),
+        (changed(mm_spatial_pool_mode="max"), UnsupportedModel, "mm_spatial_pool_mode 'max'"),
+        (changed(mm_vision_tower="someone/tower"), UnsupportedModel, "attention heads of the vision tower"),
+        (without("model.image_newline"), UnsupportedModel, r"1 missing \(model.image_newline"),
+        (extra, UnsupportedModel, "vision_resampler.x has no place"),
+        (truncated, CannotRun, "lacks model-00002-of-00002.safetensors"),
+        (without("model.embed_tokens.weight"), UnsupportedModel, r"lacks model\.embed_tokens\.weight"),
+        (without(f"{TOWER}embeddings.position_embedding.weight"), UnsupportedModel, r"lacks .*position_embedding"),
+        (damaged(lambda whole: whole[:-10]), CannotRun, r"model-00002-of-00002\.safetensors holds no whole .*lfs pull"),
+        (damaged(lambda whole: b"version https://git-lfs.github.com/spec/v1\n"), CannotRun, "00002.*git lfs pull"),
+        (damaged(lambda whole: b""), CannotRun, r"00002.*holds no whole"),
+    ],
+)
+def test_what_cannot_be_converted(tmp_path, make, error, match):
+    with pytest.raises(error, match=match):
+        convert(make(tmp_path / "a"), tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_folders_that_are_something_else(original, tmp_path):
+    with pytest.raises(BadUsage, match="exists"):
+        convert(original, tmp_path)
+    with pytest.raises(BadUsage, match=r"no config\.json"):
+        convert(tmp_path, tmp_path / "b")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}), encoding="utf-8")
+    with pytest.raises(BadUsage, match="'qwen2' model, not a checkpoint of the original"):
+        convert(tmp_path, tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "match"),
+    [
+        ("config.json", "{", r"config\.json is not JSON"),
+        ("config.json", "[]", r"config\.json holds no JSON object"),
+        ("model.safetensors.index.json", "{}", "has no weight_map"),
+        ("model.safetensors.index.json", '{"weight_map": [1]}', "has no weight_map"),
+    ],
+)
+def test_a_damaged_file_is_named(original, tmp_path, file, text, match):
+    shutil.copytree(original, tmp_path / "a")
+    (tmp_path / "a" / file).write_text(text, encoding="utf-8")
+    with pytest.raises(CannotRun, match=match):
+        convert(tmp_path / "a", tmp_path / "b")

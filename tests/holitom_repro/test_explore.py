@@ -1,0 +1,417 @@
+"""The explorer: what every token stands for, the picture and the table of a state, the widgets, and the notebook in a
+real JupyterLab."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from html import unescape
+from typing import ClassVar
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+
+from holitom.errors import BadUsage, BadVideo, CannotRun, KitError
+from holitom.flops import paper_flops
+from holitom.methods import AveragePool, FastV, FastVID, HoliTom, HoliTomMerge
+from holitom.types import TokenSet, VideoFeatures
+from holitom.video import Frames, write_video
+from holitom_repro import method_page, paths
+from holitom_repro.explore import METHODS, Explorer, Side, State, view
+from holitom_repro.explore.clips import Clip, open_clip, shipped, tiny_model
+from holitom_repro.explore.drawing import ORANGE, page, paint
+from holitom_repro.explore.outcome import Outcome, outcome
+from holitom_repro.explore.settings import INNER
+from holitom_repro.explore.sources import NOBODY, _recorded, reduce_with_sources
+from holitom_repro.explore.view import table_html
+from holitom_repro.method_page import ALONE, CARRIED, DROPPED, MERGED
+from holitom_repro.style import LOOKS
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return open_clip("three_shots", 16)
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Clip:
+    """Eight frames of noise with one cut, 4 x 6 cells: the first four frames are equal, and so are the others."""
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 48, 72, 3), dtype=np.uint8).repeat(4, axis=0)
+    frames = Frames(pixels, np.arange(8), np.arange(8) / 2, 4.0, 8)
+    return Clip("drawn", frames, method_page.colour_features(pixels, (4, 6)), "noise")
+
+
+@pytest.fixture(scope="module")
+def noise() -> VideoFeatures:
+    """Random features, wide enough for every method."""
+    draw = torch.Generator().manual_seed(1)
+    tokens = torch.randn(12, 36, 16, generator=draw)
+    tokens[1:6] = tokens[0] + 0.05 * torch.randn(5, 36, 16, generator=draw)
+    saliency, keys = torch.rand(12, 36, generator=draw), torch.randn(12, 36, 8, generator=draw)
+    return VideoFeatures(tokens, (6, 6), saliency=saliency, keys=keys)
+
+
+# --- what a token stands for
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_watching_a_method_does_not_change_it_and_its_tokens_are_sums_under_the_weights_found(name, noise):
+    method = METHODS[name]()
+    alone = method(noise, 0.3)
+    watched, owner = reduce_with_sources(method, noise, 0.3)
+    if name in ("HoliTom", "ToMe"):  # which tell the sizes themselves
+        assert np.bincount(owner[owner != NOBODY], minlength=len(alone)).tolist() == alone.size.tolist()
+    assert torch.equal(alone.tokens, watched.tokens) and torch.equal(alone.cell, watched.cell)
+    assert owner.shape == noise.tokens.shape[:2] and not watched.tokens.requires_grad
+    assert torch.equal(owner[watched.frame, watched.cell], torch.arange(len(watched)))
+    assert int(owner.min()) >= NOBODY and int(owner.max()) < len(watched)
+    kept, leaf = _recorded(method, noise, 0.3)
+    mix = torch.rand(len(kept), generator=torch.Generator().manual_seed(0))
+    (weights,) = torch.autograd.grad(kept.tokens, leaf, mix[:, None].expand_as(kept.tokens))
+    rebuilt, total = (weights * leaf.detach()).sum((0, 1)), (kept.tokens.detach() * mix[:, None]).sum(0)
+    assert (rebuilt - total).abs().max() / mix.sum() < 1e-5
+
+
+def test_a_source_of_several_tokens_goes_to_the_heaviest_then_the_nearest(noise):
+    """FastVID: every token that is not kept joins an anchor in each anchor frame of its segment."""
+    kept, owner = reduce_with_sources(FastVID(tau=-1.0, segments=1, head="substitute"), noise, 0.3)
+    merged = torch.bincount(owner[owner != NOBODY], minlength=len(kept)) > 1
+    assert int(merged.sum()) > 1 and not (owner == NOBODY).any() and len(kept.frame[merged].unique()) > 1
+    kept, owner = reduce_with_sources(AveragePool(), noise, 0.3)
+    used = owner != NOBODY
+    at = torch.arange(12)[:, None].expand(12, 36)[used]
+    away = (kept.cell[owner[used]] // 6 - (torch.arange(36) // 6).expand(12, 36)[used]).abs()
+    assert torch.equal(kept.frame[owner[used]], at) and int(away.max()) <= 2, "overlapping pools: the nearest"
+
+
+@dataclass(frozen=True)
+class Twice:
+    """Keeps the first two frames' mean: a method that nobody has seen before."""
+
+    requires: ClassVar[frozenset[str]] = frozenset()
+    positions: ClassVar[str] = "contiguous"
+    fidelity: ClassVar[str] = "control"
+
+    def __call__(self, video, budget):
+        cells = torch.arange(video.cells)
+        return TokenSet(video.tokens[:2].mean(0), torch.zeros_like(cells), cells)
+
+
+def test_a_method_of_ones_own(noise, clip, monkeypatch):
+    _, owner = reduce_with_sources(Twice(), noise, 0.3)
+    assert torch.equal(owner[:2], torch.arange(36).expand(2, 36)) and bool((owner[2:] == NOBODY).all())
+    monkeypatch.setitem(METHODS, "mine", Twice)
+    found = outcome(clip, Side("mine"))
+    assert found.segments[0] == (0, 1) and found.side.label in page([found], 0)
+
+
+# --- outcomes
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_cell_has_one_fate(name, clip):
+    found = outcome(clip, Side(name, 0.3))
+    counts = [int(found.per_frame(fate).sum()) for fate in (DROPPED, CARRIED, ALONE, MERGED)]
+    assert sum(counts) == found.owner.size and counts[ALONE] + counts[MERGED] == len(found.kept)
+    assert int(found.size.sum()) == found.owner.size - counts[DROPPED]
+    frames = [t for first, last in found.segments for t in range(first, last + 1)]
+    assert frames in ([], list(range(16))) and len(np.unique(found.segment_of)) == max(1, len(found.segments))
+
+
+def test_segments_are_the_methods_own_or_end_where_no_token_reaches_on(clip, drawn):
+    assert list(outcome(clip, Side()).segments) == HoliTom(tau=0.8).segments(clip.video).pairs
+    assert outcome(clip, Side("VisionZip")).segments == () and outcome(clip, Side("MMG-Vid", 0.3)).segments[0][0] == 0
+    reaching = outcome(drawn, Side("PruneVid", 0.2)).segments
+    assert (0, 3) in reaching and reaching[-1][1] == 7
+    equal = outcome(drawn, Side(budget=0.25))
+    assert equal.segments == ((0, 3), (4, 7)) and set(equal.kept.frame.tolist()) == {0, 4}
+    assert (equal.owner[0] == equal.owner[3]).all() and not (equal.owner[3] == equal.owner[4]).any()
+
+
+def test_touching_groups_have_different_colours(clip):
+    found = outcome(clip, Side())
+    owner = found.owner.reshape(-1, 14, 14)
+    a, b = owner[:, :, 1:].ravel(), owner[:, :, :-1].ravel()
+    grouped = (a != b) & (a >= 0) & (b >= 0) & (found.size[a] > 1) & (found.size[b] > 1)
+    assert (found.tint[a] == found.tint[b])[grouped].mean() < 0.02
+
+
+# --- the picture and the table
+
+
+def test_paint_fades_frames_and_tints(drawn):
+    owner = np.full((8, 24), NOBODY)
+    owner[0, :4] = (0, NOBODY, 1, 1)
+    kept = TokenSet(torch.zeros(2, 8), torch.zeros(2, dtype=torch.long), torch.tensor([0, 2]))
+    found = Outcome(drawn, Side(), kept, owner, ())
+    assert found.fate[0, :4].tolist() == [ALONE, DROPPED, MERGED, CARRIED]
+    pictures = np.full((1, 80, 120, 3), 100, np.uint8)
+    out = paint(pictures, found, 0, 0)[0]
+    assert (out[10, 10] == 100).all() and (out[0, 0] == [int(ORANGE[k : k + 2], 16) for k in (1, 3, 5)]).all()
+    assert (out[10, 30] > 200).all(), "dropped cells fade to white"
+    assert (out[10, 50] == out[10, 70]).all() and not (out[10, 50] == 100).all(), "one token, one tint"
+    parted = paint(pictures, found, 0, 2)[0]
+    assert (parted[5, 37:42] == 255).all(1).any() and not (parted[5, 57:62] == 255).all(1).any(), "lines part groups"
+    assert (pictures == 100).all(), "the cached picture is left alone"
+
+
+def test_the_picture_says_what_it_shows_and_changes_with_every_setting(clip):
+    base = Side()
+    sides = [base, Side("ToMe"), replace(base, budget=0.2), replace(base, tau=0.6), replace(base, inner="merge")]
+    found = outcome(clip, base)
+    t = found.segments[1][0]
+    pictures = [page([outcome(clip, side)], t) for side in sides] + [page([found], t + 1)]
+    assert len(set(pictures)) == len(pictures) and pictures[0] == page([found], t)
+    words = unescape(re.sub("<[^>]+>", "", pictures[0]))
+    assert f"{len(found.kept):,} of 3,136 tokens" in words and f"frame {t + 1} of 16" in words and "S2" in words
+    numbers = [int(number) for number in re.findall(r">(\d+)</text>", pictures[0])]
+    assert numbers == found.size[(found.kept.frame.numpy() == t) & (found.size > 1)].tolist() and len(numbers) > 9
+
+
+def test_costs_are_the_papers_formula_at_the_realised_count(clip):
+    found = outcome(clip, Side("Uniform stride", 0.25, inner="merge", layer=18, ratio=0.5))
+    assert found.layer_tokens == [1568] * 18 + [784] * 10
+    whole = paper_flops([6272] * 28, 3584, 18944)
+    assert found.flops == pytest.approx(paper_flops([1568] * 18 + [784] * 10, 3584, 18944) / whole)
+
+
+def test_the_table_compares_also_a_method_with_itself():
+    shown = view(State(frames=16, first=Side(), second=Side("Random", 0.2)))
+    table = shown.table()
+    kept = len(shown.outcomes[0].kept)
+    assert list(table.iloc[0]) == ["3,136", f"{kept} ({kept / 31.36:.1f} %)", "627 (20.0 %)"]
+    assert "What changes" in table_html(table) and shown._repr_html_().startswith("<div")
+    twice = view(State(frames=16, first=Side(), second=Side(tau=0.7))).table()
+    assert list(twice.columns) == ["every token", "HoliTom (w/o M)", "HoliTom (w/o M)"] and table_html(twice)
+    assert view(State(frames=16, second=None)).table().shape[1] == 2
+
+
+# --- what can be chosen
+
+
+def test_a_side_is_a_reduction_and_every_method_has_a_look_of_its_own():
+    side = Side("HoliTom", 0.15, 0.7, "merge", 18, 0.5)
+    made = side.reduction()
+    assert made.outer == HoliTom(tau=0.7) and made.budget == 0.15 and side.label == "HoliTom"
+    assert made.inner == (HoliTomMerge(18, 0.5, causal=False, include_newlines=True),)
+    assert Side("HieraVid", inner="drop").label == "HieraVid, first stage + FastV"
+    assert (
+        Side(inner="drop").reduction(6).inner == (FastV(4, 0.5),)
+        and Side(inner="merge", ratio=0.0).reduction().inner == ()
+    )
+    for inner in INNER.values():
+        rows = [Side(method, inner=inner).row for method in METHODS]
+        assert len({LOOKS[row] for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("side", "words"),
+    [
+        (Side(budget=0.0), "budget 0.0"),
+        (Side("HoliTon"), "HoliTon"),
+        (Side(tau=2.0), "tau = 2"),
+        (Side(inner="both"), "both"),
+        (Side(inner="merge", layer=28), "K = 28"),
+        (Side("DyCoke", 0.1), "DyCoke keeps one whole frame"),
+    ],
+)
+def test_bad_settings_are_refused_in_words(side, words):
+    with pytest.raises(BadUsage, match=words):
+        view(State(frames=8, first=side, second=None))
+
+
+def test_files_of_ones_own(tmp_path):
+    with pytest.raises(BadUsage, match="no video"):
+        open_clip("  ")
+    (tmp_path / "broken.mp4").write_bytes(b"\0" * 2000)
+    for name in ("none.mp4", "broken.mp4"):
+        with pytest.raises(BadVideo, match=name):
+            open_clip(str(tmp_path / name))
+    draw = np.random.default_rng(0)
+    file = write_video(tmp_path / "clip.mp4", draw.integers(0, 255, (1, 64, 64, 3), dtype=np.uint8))
+    before = open_clip(str(file), 8)
+    assert len(before) == 1 and open_clip(str(file), 8) is before
+    for name in METHODS:  # one frame: drawn, or refused in words
+        try:
+            shown = view(State(str(file), 8, focus=90, question=7, first=Side(name, 0.5), second=None))
+            assert "one frame: no neighbour" in shown.html and shown.state.focus == 0
+        except KitError as error:
+            assert name in str(error)
+    write_video(file, np.full((6, 64, 64, 3), 200, np.uint8))
+    assert len(open_clip(str(file), 8)) == 6, "a file that is written again is read again"
+
+
+def test_the_tiny_model_answers_before_and_after(tmp_path):
+    assert "tiny_general/001" in shipped().values() and open_clip("tiny_general/001", 16).questions == ()
+    shown = view(State("tiny_general/001", first=Side(budget=1.0), second=Side("Uniform stride", 0.02)))
+    assert shown.clip.video.grid == (4, 4) and len(shown.clip.questions) == 3
+    full, same, starved = shown.table().iloc[-1]
+    assert full.startswith("✓") and same == full and re.match(r"[✓✗] \w+ \(\d+ %\)", starved)
+    assert set(shown.table(with_answers=False).iloc[-1]) == {"…"}
+    with pytest.raises(CannotRun, match="tiny model is missing"):
+        tiny_model(tmp_path)
+
+
+# --- the page
+
+
+def test_a_change_changes_picture_table_and_state_and_a_failure_leaves_them(tmp_path):
+    explorer = Explorer(State(frames=8, focus=2))
+    _ = explorer.page
+    explorer.refresh()
+    assert explorer.chosen() == State(frames=8, focus=2) and explorer.first.layer.disabled is False
+    before = explorer.picture.value, explorer.table.value
+    explorer.first.budget.value = 0.2
+    after = explorer.picture.value, explorer.table.value
+    assert explorer.state.first.budget == 0.2 and before[0] != after[0] and before[1] != after[1]
+    explorer.first.budget.value = 0.0
+    assert 'role="alert"' in explorer.message.value and "still shows" in explorer.message.value
+    assert (explorer.picture.value, explorer.table.value) == after
+    explorer.first.budget.value = 0.1
+    assert explorer.message.value == "" and "computed and drawn in" in explorer.status.value
+    explorer.second.method.value = ""
+    assert explorer.chosen().second is None and explorer.second.budget.disabled and explorer.picture.value != after[0]
+    explorer.path.value = str(write_video(tmp_path / "own.mp4", np.full((4, 64, 64, 3), 90, np.uint8)))
+    assert explorer.focus.max == 4 and "8 frames were asked" in explorer.status.value
+    explorer.clip.value = "tiny_ego/000"
+    assert explorer.path.value == "" and explorer.state.clip == "tiny_ego/000" and explorer.question.disabled
+    explorer.frames.value = 32
+    assert not explorer.question.disabled and len(explorer.question.options) == 3 and "✓" in explorer.table.value
+
+
+def test_a_change_takes_less_than_half_a_second_of_computing():
+    def change(number: int) -> float:
+        first = Side(inner="merge", budget=0.1003 + 0.002 * number)
+        started = time.process_time()
+        shown = view(State(first=first, focus=number))
+        table_html(shown.table(with_answers=False))
+        return len(shown.html) and time.process_time() - started
+
+    change(0)
+    assert sorted(change(number) for number in range(1, 6))[2] < 0.5
+
+
+# --- a real JupyterLab
+
+
+def until(what, ask, patience=180):
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        if answer := ask():
+            return answer
+        time.sleep(0.1)
+    raise AssertionError(f"after {patience} s: {what}")
+
+
+class Tab:
+    """One page of the browser, through the DevTools protocol."""
+
+    def __init__(self, address, folder):
+        self.socket = pytest.importorskip("websocket").create_connection(address, suppress_origin=True, timeout=180)
+        self.folder, self.number = folder, 0
+
+    def command(self, method, **parameters):
+        self.number += 1
+        self.socket.send(json.dumps({"id": self.number, "method": method, "params": parameters}))
+        while (answer := json.loads(self.socket.recv())).get("id") != self.number:
+            pass
+        assert "error" not in answer, answer["error"]
+        return answer["result"]
+
+    def value(self, script):
+        return self.command("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
+
+    def wait(self, script):
+        try:
+            return until(f"never true in the page: {script}", lambda: self.value(script))
+        finally:
+            data = self.command("Page.captureScreenshot", format="png")["data"]
+            (self.folder / "last.png").write_bytes(base64.b64decode(data))
+
+    def press(self, key, code):
+        text = {"text": "\r"} if key == "Enter" else {}
+        for kind in ("keyDown", "keyUp"):
+            self.command("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
+
+
+@contextmanager
+def lab(folder, notebook):
+    """A Tab that shows ``notebook`` of ``folder`` in a JupyterLab of its own; what both programs write stays there."""
+    settings = folder / ".settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}), encoding="utf-8")
+    own = {f"JUPYTER_{name}_DIR": str(folder / f".{name.lower()}") for name in ("CONFIG", "DATA", "RUNTIME")}
+    server = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.root_dir={folder}"]
+    server += [f"--LabApp.user_settings_dir={folder / '.settings'}", f"--LabApp.workspaces_dir={folder / '.spaces'}"]
+    chrome = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0"]
+    chrome += [f"--user-data-dir={folder / '.browser'}", "--window-size=1480,1500", "about:blank"]
+    port_file = folder / ".browser" / "DevToolsActivePort"
+    with ExitStack() as stack:
+
+        def start(command, name):
+            log = stack.enter_context((folder / f"{name}.log").open("w"))
+            running = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | own, cwd=folder)
+            stack.callback(running.wait)
+            stack.callback(running.terminate)
+            return running
+
+        jupyter = start([*server, "--ServerApp.port=0", "--LabApp.expose_app_in_browser=True"], "lab")
+        start(chrome, "browser")
+        told = folder / ".runtime" / f"jpserver-{jupyter.pid}.json"
+        facts = json.loads(until("JupyterLab never came up", lambda: told.is_file() and told.read_text("utf-8")))
+        port = until("the browser never came up", lambda: port_file.is_file() and port_file.read_text().split())[0]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=60) as answer:
+            address = next(one["webSocketDebuggerUrl"] for one in json.load(answer) if one["type"] == "page")
+        tab = Tab(address, folder)
+        tab.command("Page.enable")
+        tab.command("Page.navigate", url=f"{facts['url']}lab/tree/{notebook}?token={facts['token']}")
+        tab.wait("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'")
+        yield tab
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: apt-get install chromium")
+def test_in_jupyterlab_a_slider_changes_the_picture_and_a_fault_is_said(tmp_path):
+    copy = nbformat.read(paths.root() / "notebooks" / "explore.ipynb", as_version=4)
+    last = next(number for number, cell in enumerate(copy.cells) if "Explorer(state)" in cell.source)
+    copy.cells = copy.cells[: last + 1]
+    copy.cells[1].source = re.sub(r"frames: int = \d+", "frames: int = 8", copy.cells[1].source)
+    nbformat.write(copy, tmp_path / "explore.ipynb")
+    said = "document.querySelector('.holitom-explorer [role=alert]')?.innerText"
+    words = "document.querySelector('.holitom-page')?.innerText"
+    with lab(tmp_path, "explore.ipynb") as tab:
+        tab.value("jupyterapp.commands.execute('notebook:run-all-cells'), true")
+        before = tab.wait(words)
+        tab.wait("document.querySelector('.holitom-explorer caption')?.innerText === 'What changes'")
+        kept = [int(number) for number in re.findall(r"(\d+) of 1,568 tokens", before)]
+        assert "HoliTom" in before and "VisionZip" in before and len(kept) == 2
+
+        handle = "document.querySelectorAll('.holitom-explorer .noUi-handle')[1]"  # 0 is the frame, 1 the first budget
+        tab.value(f"{handle}.focus()")
+        tab.press("ArrowRight", 39)
+        after = tab.wait(f"{words} !== {json.dumps(before)} && {words}")
+        more = [int(number) for number in re.findall(r"(\d+) of 1,568 tokens", after)]
+        assert more[0] > kept[0] and more[1] == kept[1]
+        assert f"{more[0]:,} (" in tab.value("document.querySelector('.holitom-explorer table').innerText")
+
+        tab.press("Home", 36)
+        assert "Budget 0.0" in tab.wait(said)
+        assert tab.value(words) == after, "the last picture that worked stays"
+        tab.value("document.querySelector('.holitom-explorer input[type=text]').focus()")
+        tab.command("Input.insertText", text="nowhere.mp4")
+        tab.press("Enter", 13)
+        assert "no file nowhere.mp4" in tab.wait(f"{said}?.includes('nowhere') && {said}")
+        kinds = tab.value("[...document.querySelectorAll('.jp-OutputArea-output')].map(o => o.dataset.mimeType).join()")
+        assert "stderr" not in kinds and "error" not in kinds

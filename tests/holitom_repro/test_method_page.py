@@ -1,0 +1,122 @@
+"""The pictures of the method and the demo on the shipped clip: segments at the cuts, counts that add up, bad input."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from holitom.errors import BadUsage, BadVideo
+from holitom.methods.holitom import HoliTom
+from holitom.video import load_frames, write_video
+from holitom_repro import demo, method_page, paths
+from holitom_repro.method_page import ALONE, CARRIED, DROPPED, FATE_COLOURS, MERGED
+
+CLIP = paths.data("videos", "three_shots.mp4")
+
+
+@pytest.fixture(scope="module")
+def seen():
+    frames = load_frames(CLIP, 32)
+    return method_page.walk(frames, method_page.colour_features(frames.pixels), HoliTom(tau=0.8), 0.1)
+
+
+def test_segments_begin_at_the_cuts(seen):
+    begins = seen.frames.seconds[seen.segments.first]
+    before = seen.frames.seconds[seen.segments.first - 1]
+    for cut in (4.0, 9.2):
+        assert ((before < cut) & (cut <= begins)).any()
+    assert 0.6 < seen.segments.static[seen.segment_of].mean() < 0.95, "most of a shot stays the same"
+
+
+def test_every_cell_has_one_fate_and_every_token_is_drawn_once(seen):
+    counts = [int(seen.per_frame(fate).sum()) for fate in (DROPPED, CARRIED, ALONE, MERGED)]
+    assert sum(counts) == seen.fate.size == 32 * 196
+    assert counts[ALONE] + counts[MERGED] == len(seen.kept) == (seen.size > 0).sum()
+    assert np.flatnonzero(seen.per_frame(MERGED)).tolist() == seen.segments.first.tolist()
+    assert seen.size[seen.fate == MERGED].sum() == seen.segments.static[seen.segment_of].sum(), "all static cells"
+
+
+def test_the_table_is_what_is_drawn(seen):
+    table = method_page.frame_table(seen)
+    assert (table["merged"] + table["as_they_are"]).sum() == len(seen.kept)
+    assert table["segment"].tolist() == (seen.segment_of + 1).tolist()
+    share = (seen.similarity > np.float32(0.8)).mean(1)
+    assert table["share_above_tau"].to_numpy()[:-1] == pytest.approx(share)
+    ax = Figure().subplots()
+    method_page.draw_share(ax, seen)
+    assert ax.lines[0].get_ydata() == pytest.approx(100 * share), "tau acts on cells, never on a mean"
+
+
+def test_fates_have_their_colours_and_a_hatch_only_where_cells_are_carried(seen):
+    ax = Figure().subplots()
+    method_page.draw_fates(ax, seen)
+    pixels = np.asarray(ax.images[0].get_array())
+    rows = np.arange(len(pixels)) * 196 // len(pixels)
+    t = np.searchsorted(seen.edges[1:-1], np.linspace(seen.edges[0], seen.edges[-1], pixels.shape[1]), side="right")
+    fate = seen.fate[t][:, rows].T
+    for code in (DROPPED, CARRIED, ALONE, MERGED):
+        found = np.unique(pixels[fate == code][::20], axis=0)
+        assert len(found) == (2 if code == CARRIED else 1), "two colours: the ground and the lines of the hatch"
+        assert (np.abs(found - np.array(to_rgb(FATE_COLOURS[code])) * 255) < 1.5).all(1).any()
+
+
+def test_discs_and_borders_stand_for_tokens_and_large_frames_say_how_many(seen):
+    figure = Figure(figsize=(12, 4))
+    first = seen.segments.first.tolist()
+    method_page.draw_frames(figure, seen, first, columns=4)
+    for ax, t in zip(figure.axes, first, strict=True):
+        borders, discs = ax.collections
+        assert len(borders.get_paths()) == (seen.fate[t] == ALONE).sum()
+        assert len(discs.get_offsets()) == (seen.fate[t] == MERGED).sum()
+        numbers = [int(text.get_text()) for text in ax.texts]
+        assert numbers == seen.size[t][seen.fate[t] == MERGED].tolist()
+
+
+@pytest.mark.parametrize("frames", [1, 2, 9])
+def test_short_videos_and_odd_sizes_are_drawn(tmp_path, frames):
+    pixels = np.random.default_rng(0).integers(0, 255, (frames, 70, 50, 3), dtype=np.uint8)
+    clip = load_frames(write_video(tmp_path / "short.mp4", pixels), 32)
+    seen = method_page.walk(clip, method_page.colour_features(clip.pixels, (3, 5)), HoliTom(), 0.5)
+    figure = method_page.method_figure(seen, "short")
+    figure.savefig(tmp_path / "page.png", dpi=40)
+    assert len(seen.edges) == frames + 1 and (np.diff(seen.edges) > 0).all()
+
+
+def test_colour_features_are_finite_and_need_a_picture_larger_than_the_grid():
+    flat = method_page.colour_features(np.full((3, 28, 28, 3), 127, np.uint8))
+    assert flat.tokens.isfinite().all() and flat.saliency.sum(1).tolist() == pytest.approx([1.0] * 3)
+    with pytest.raises(BadVideo, match="smaller than the grid"):
+        method_page.colour_features(np.zeros((2, 8, 8, 3), np.uint8))
+
+
+def test_the_demo_writes_a_picture_and_tells_both_budgets(tmp_path, capsys):
+    assert demo.main(["--frames", "6", "--out", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"demo_three_shots.png", "demo_three_shots.csv"}
+    told = capsys.readouterr().out
+    assert "asked 10.00%, realised" in told and "6 of 330 frames" in told
+
+
+def test_the_demo_with_a_model_answers(tmp_path, capsys):
+    words = ["--model", str(paths.data("tiny", "onevision")), "--out", str(tmp_path)]
+    words += ["--question", "how many scenes are there ?"]
+    assert demo.main([str(CLIP), "--frames", "8", *words]) == 0
+    told = capsys.readouterr().out
+    assert "4x4 cells" in told and "question     how many scenes are there ?" in told and "answer " in told
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["no/such/file.mp4"], BadVideo),
+        ([str(paths.root() / "pyproject.toml")], BadVideo),
+        (["--budget", "0"], BadUsage),
+        (["--frames", "0"], BadUsage),
+        (["--tau", "2"], BadUsage),
+        (["--question", "what?"], BadUsage),
+        (["--budget", "much"], Exception),
+    ],
+)
+def test_bad_input_is_refused_in_words(words, error):
+    with pytest.raises(error) as refused:
+        demo.main(words)
+    assert str(refused.value)

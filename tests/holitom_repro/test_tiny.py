@@ -1,0 +1,335 @@
+"""The tiny world, its benchmarks, the training of its models, and the shipped models and their card."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from holitom.errors import BadUsage, CannotRun
+from holitom.video import load_frames, sample_index
+from holitom_repro import paths
+from holitom_repro.evaluation.cells import BENCHMARKS as REGISTERED
+from holitom_repro.tiny import benchmarks, card, learning, train, world
+from holitom_repro.tiny.model import CELLS, GRID, build, export, project, tower_states
+from holitom_repro.tiny.vocabulary import CHOICES, COLORS, NUMBERS, PROMPT_HEAD, SHAPES, VIDEO, WORD_ID, tokenizer
+
+NAMES = tuple(benchmarks.BENCHMARKS)
+FOLDERS = sorted(path.parent.name for path in paths.data("tiny").glob("*/training.json"))
+MODELS = [name for name in FOLDERS if train.RECIPES[name].lessons]
+
+
+def clips(kind, frames, count):
+    return [world.make_clip(world.development_rng(i), frames, kind) for i in range(count)]
+
+
+# The world
+
+
+@pytest.mark.parametrize("kind", world.KINDS)
+@pytest.mark.parametrize("frames", [4, 9, 32, 128])
+def test_questions_are_answerable_words(kind, frames):
+    for clip in clips(kind, frames, 8):
+        assert clip.frames.shape == (frames, 32, 32, 3) and clip.frames.min() >= 0 and clip.frames.max() <= 1
+        assert clip.questions
+        for q in clip.questions:
+            assert q.answer in q.choices == CHOICES[q.type]
+            assert all(word in WORD_ID for word in (*q.text.split(), q.answer))
+        if kind == "ego":  # a gliding camera shows one scene
+            assert len(set(clip.scenes)) == 1
+            assert {q.type for q in clip.questions} <= {"color", "shape", "change", "order", "count", "needle"}
+
+
+def test_streams_are_repeatable_and_never_meet():
+    streams = [
+        (world.benchmark_rng, "tiny_long", 0), (world.benchmark_rng, "tiny_long", 1), (world.benchmark_rng, "x", 0),
+        (world.training_rng, 2026, 1, 0), (world.training_rng, 2026, 2, 0), (world.development_rng, 2026),
+    ]  # fmt: skip
+    drawn = [tuple(stream(*words).random(4)) for stream, *words in streams]
+    assert drawn == [tuple(stream(*words).random(4)) for stream, *words in streams]
+    assert len(set(drawn)) == len(drawn)
+
+
+@pytest.mark.parametrize(("kind", "frames"), [("long", 128), ("general", 64), ("ego", 64), ("actions", 64)])
+def test_32_samples_miss_nothing_that_is_asked(kind, frames):
+    index = sample_index(frames, 32)
+    for clip in clips(kind, frames, 25):
+        seen = set(np.unique(clip.labels[index]))
+        shown = {(value - 1) // 6 for value in np.unique(clip.labels) if value} - {len(SHAPES)}
+        for q in clip.questions:
+            if q.type == "needle":
+                assert 1 + 6 * len(SHAPES) + COLORS.index(q.answer) in seen
+            if q.type == "change":
+                assert 1 + 6 * SHAPES.index(q.text.split()[4]) + COLORS.index(q.answer) in seen
+            if q.type == "scenes":
+                assert len(set(clip.scenes[index])) == NUMBERS.index(q.answer) + 1
+            if q.type == "count":  # the needle is no shape; a shape may lie under another one
+                assert NUMBERS.index(q.answer) + 1 >= len(shown)
+
+
+def test_motion_goes_where_the_answer_says():
+    checked = 0
+    for clip in clips("actions", 32, 40):
+        for q in (q for q in clip.questions if q.type == "motion"):
+            shape = SHAPES.index(q.text.split()[4])
+            mine = (clip.labels > 6 * shape) & (clip.labels <= 6 * shape + 6)
+            whole = [t for t in range(32) if mine[t].sum() >= 20]
+            if len(whole) >= 2:
+                (y0, x0), (y1, x1) = (np.argwhere(mine[t]).mean(0) for t in (whole[0], whole[-1]))
+                moved = {"left": x0 - x1, "right": x1 - x0, "up": y0 - y1, "down": y1 - y0}
+                assert max(moved, key=moved.get) == q.answer
+                checked += 1
+    assert checked > 20
+
+
+# The benchmarks
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_questions_are_complete_balanced_and_not_answered_by_guessing(name):
+    docs = benchmarks.questions(name)
+    assert [doc["doc_id"] for doc in docs] == list(range(300)) and REGISTERED[name].questions == 300
+    assert [doc["video"] for doc in docs] == [f"{k // 3:03d}.mp4" for k in range(300)]
+    counts = Counter(doc["type"] for doc in docs)
+    assert set(counts) == set(benchmarks.BENCHMARKS[name].types) and max(counts.values()) - min(counts.values()) <= 1
+    assert all(doc["answer"] in doc["choices"] for doc in docs)
+    # the best that a model can do without looking: always the commonest answer to these very words
+    commonest = Counter((doc["question"], doc["answer"]) for doc in docs)
+    best = {question: max(n for (q, _), n in commonest.items() if q == question) for question, _ in commonest}
+    assert sum(best.values()) / len(docs) < 0.5
+
+
+RECORDED = {
+    "tiny_actions": (165948320, ["red", "circle", "topright"]),
+    "tiny_ego": (132678496, ["circle", "square", "white"]),
+    "tiny_long": (361793136, ["forest", "desert", "three"]),
+    "tiny_general": (121129936, ["night", "green", "circle"]),
+}
+
+
+def test_the_videos_are_those_of_the_recorded_cells():
+    """A sum of pixels, and the words, of one video of each benchmark, as they were in the first edition."""
+    drawn = {name: benchmarks.draw(name, 7) for name in NAMES}
+    found = {
+        name: (int(benchmarks.pixels(clip).sum()), [q.answer for q in asked]) for name, (clip, asked) in drawn.items()
+    }
+    assert found == RECORDED
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_frame_survives_the_mp4(name, tmp_path):
+    clip, _ = benchmarks.draw(name, 0)
+    path = benchmarks.video_path(name, "000.mp4", tmp_path)
+    frames, rendered = load_frames(path, 32), benchmarks.rendered_frames(path, 32)
+    assert frames.total == benchmarks.BENCHMARKS[name].frames and frames.notes == ()
+    back = frames.pixels.reshape(len(frames), 32, benchmarks.SCALE, 32, benchmarks.SCALE, 3).mean((2, 4))
+    error = np.abs(back - 255 * clip.frames[frames.index])
+    assert error.mean() < 0.8 and error.max() < 6  # of 255; the noise of the world itself has a deviation of 5
+    assert np.array_equal(rendered.index, frames.index) and np.allclose(rendered.seconds, frames.seconds)
+    assert rendered.total == frames.total and rendered.duration == frames.duration
+    assert np.array_equal(rendered.pixels, benchmarks.pixels(clip)[frames.index])
+
+
+def test_prepare_writes_only_what_is_missing_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    def ask():
+        return benchmarks.prepare(limit=4, names=["tiny_ego"], root=tmp_path, progress=False)["tiny_ego"]
+
+    folder = ask()
+    assert folder == tmp_path / benchmarks.recipe_hash() / "tiny_ego"
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert sorted(before) == ["000.mp4", "001.mp4", "questions.jsonl"]
+    (folder / "001.mp4").unlink()
+    with monkeypatch.context() as patch, pytest.raises(CannotRun, match=r"001.mp4.*No space left.*Free"):
+        patch.setattr("holitom.video.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, os.strerror(28))))
+        ask()
+    assert sorted(path.name for path in folder.iterdir()) == ["000.mp4", "questions.jsonl"]
+    ask()
+    assert {path.name for path in folder.iterdir() if path.stat().st_mtime_ns != before[path.name]} == {"001.mp4"}
+
+
+def test_an_unknown_benchmark_names_the_four():
+    with pytest.raises(BadUsage, match="tiny_actions, tiny_ego, tiny_long, tiny_general"):
+        benchmarks.prepare(names=["tiny_sports"])
+    with pytest.raises(BadUsage, match="limit=0"):
+        benchmarks.prepare(limit=0)
+
+
+# Training
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(5)
+    return build().eval()
+
+
+@torch.no_grad()
+def test_packed_questions_equal_the_plain_forward(model):
+    batch = learning.draw_clips(world.training_rng(9, 2, 0), 2, 6, 4)
+    tokens = project(model, tower_states(model, batch.pixels.flatten(0, 1))[0]).reshape(2, 6 * CELLS, -1)
+    learning.use_block_attention(model.model.language_model)
+    video = learning.video_rows(tokens, None, model.model.image_newline, rows=False)
+    packed = model.lm_head(learning.at(learning.question_states(model, video, batch.words), batch.answer_at))
+    model.model.language_model.set_attn_implementation("sdpa")
+    for clip in range(2):
+        for question in range(4):
+            words = batch.words[clip, question, : batch.answer_at[clip, question] + 1].tolist()
+            ids = [WORD_ID[w] for w in PROMPT_HEAD] + [WORD_ID[VIDEO]] * (6 * CELLS + 1) + words
+            plain = model(input_ids=torch.tensor([ids]), pixel_values_videos=batch.pixels[clip][None]).logits[0, -1]
+            torch.testing.assert_close(packed[clip, question], plain, atol=1e-5, rtol=0)
+
+
+def test_a_newline_follows_every_row_that_is_not_empty():
+    tokens, newline = torch.randn(1, 5 * CELLS, 8), torch.randn(8)
+    kept = learning.random_kept(np.random.default_rng(0), 1, 5 * CELLS, 23, shared=True)
+    expected = []
+    for row in range(5 * GRID):
+        mine = [tokens[0, k] for k in kept[0].tolist() if k // GRID == row]
+        expected += [*mine, newline] if mine else []
+    assert torch.equal(learning.video_rows(tokens, kept, newline, rows=True)[0], torch.stack(expected))
+
+
+def test_the_chat_template_is_the_prompt_of_training():
+    content = [{"type": "video"}, {"type": "text", "text": "how many shapes ?"}]
+    ids = tokenizer().apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    asked = ["how", "many", "shapes", "?", "<|im_end|>", "<|im_start|>", "assistant"]
+    assert ids["input_ids"] == [WORD_ID[w] for w in (*PROMPT_HEAD, VIDEO, *asked)]
+
+
+def test_dense_labels_find_the_objects():
+    frames = learning.draw_frames(np.random.default_rng(1), 64)
+    named, shown = (frames.captions[..., 0] > 0).sum(1), frames.looks.any(1).sum(-1)
+    assert (shown <= named).all() and shown.sum() > 0.8 * named.sum()
+
+
+def test_a_stopped_run_continues_bit_for_bit(tmp_path, monkeypatch):
+    """A run of four steps against one that is stopped after two, meets a full disk, and is refused another length."""
+    monkeypatch.setattr(train, "FRAMES_PER_STEP", 8)
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0.0)
+    draw = learning.draw_frames
+
+    def run(folder, share=4 / 300, until=9):
+        drawn = iter(range(until))
+        monkeypatch.setattr(learning, "draw_frames", lambda *a: draw(*a) if next(drawn, None) is not None else stop())
+        train.train("control_tower", tmp_path / folder / "out", tmp_path / folder, "cpu", share)
+        return (tmp_path / folder / "out/control_tower/model.safetensors").read_bytes()
+
+    def stop():
+        raise KeyboardInterrupt
+
+    whole = run("whole")
+    with pytest.raises(KeyboardInterrupt):
+        run("stopped", until=2)
+    saved = tmp_path / "stopped/control_tower/vision.pt"
+    if Path("/dev/full").exists():
+        saved.with_suffix(".part").symlink_to("/dev/full")
+        with pytest.raises(OSError, match="No space left"):
+            run("stopped")
+        saved.with_suffix(".part").unlink()
+    assert torch.load(saved, weights_only=False)["step"] == 2
+    with pytest.raises(CannotRun, match=r"of a training of 4 steps, not of 8.*another --work"):
+        run("stopped", 8 / 300)  # its rates and clips were those of another training
+    assert run("stopped") == whole
+
+
+@pytest.mark.parametrize("state", [{"step": 100, "steps": 250}, {"step": 2, "steps": 2}, None])
+def test_a_model_continues_no_unfinished_one(tmp_path, state):
+    (tmp_path / "onevision-seed1").mkdir()
+    if state:
+        torch.save(state, tmp_path / "onevision-seed1" / "shapes.pt")
+    with pytest.raises(CannotRun, match=r"not trained to step 250 yet.*[Tt]rain onevision-seed1"):
+        train.train("video", tmp_path / "out", tmp_path, "cpu", 1.0)
+
+
+TRIAL = ["--steps", "0.01"]
+
+
+@pytest.mark.parametrize(
+    ("words", "out", "work"),
+    [
+        ([], "data/tiny", "runs/train"),
+        (TRIAL, "runs/train/steps-0.01/models", "runs/train/steps-0.01"),
+        ([*TRIAL, "--work", "mine"], "mine/models", "mine"),
+    ],
+)
+def test_a_trial_touches_no_shipped_model(tmp_path, monkeypatch, words, out, work):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(paths, "data", lambda *parts: Path("data", *parts))
+    monkeypatch.setattr(paths, "runs", lambda *parts: Path("runs", *parts))
+    monkeypatch.setattr(os, "environ", {**os.environ, **train.MALLOC})
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    went = []
+    monkeypatch.setattr(train, "train", lambda name, out, work, *_: went.append((str(out), str(work))))
+    monkeypatch.setattr(card, "measure", lambda folder: went.append(str(folder)))
+    monkeypatch.setattr(card, "write_card", lambda folder: went.append(str(folder)))
+    assert train.main(["--only", "onevision", "--device", "cpu", *words]) == 0
+    assert went == [(out, work), f"{out}/onevision", out]
+    monkeypatch.setattr(train, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt, match="the last minute at most is lost; run the same command to continue"):
+        train.main(["--only", "onevision", "--device", "cpu", *words])
+    Path("file").touch()
+    with pytest.raises(CannotRun, match="file/onevision cannot be written"):
+        train.main(["--only", "onevision", "--out", "file"])
+
+
+def test_export_reads_back(model, tmp_path):
+    from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
+
+    export(model, tmp_path)
+    back = LlavaOnevisionForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32)
+    for name, weight in back.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name].to(torch.bfloat16).float()), name
+    words = ("what", "color", "is", "the", "star", "?")
+    assert AutoTokenizer.from_pretrained(tmp_path)(" ".join(words)).input_ids == [WORD_ID[w] for w in words]
+    shipped = paths.data("tiny", "onevision", "preprocessor_config.json")
+    assert (tmp_path / shipped.name).read_bytes() == shipped.read_bytes()
+
+
+# What is shipped
+
+
+def evaluation(name):
+    return json.loads(paths.data("tiny", "evaluation", f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_the_models_of_the_tables_are_there_in_twelve_megabytes():
+    assert {"onevision", "video", "control_tower"} <= set(FOLDERS) <= set(train.RECIPES)
+    assert sum(file.stat().st_size for file in paths.data("tiny").rglob("*") if file.is_file()) <= 12e6
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_whole_recipe_was_run(name):
+    log = json.loads(paths.data("tiny", name, "training.json").read_text(encoding="utf-8"))
+    recipe = train.RECIPES[name]
+    stages = {"vision": recipe.vision_steps} | {lessons.name: lessons.steps for lessons in recipe.lessons}
+    assert log["scale"] == 1 and log["recipe"]["seed"] == recipe.seed
+    assert {stage: curve[-1]["step"] for stage, curve in log["curves"].items()} == {
+        k: n for k, n in stages.items() if n
+    }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_card_holds_what_is_required(name):
+    accuracy = evaluation(name)["accuracy"]
+    assert accuracy["all"] >= 0.95
+    assert min(accuracy[kind] for kind in CHOICES) >= 0.85, accuracy
+
+
+def test_the_card_is_written_from_the_measurements(tmp_path, monkeypatch):
+    shipped = paths.data("tiny", "README.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(card, "write_atomic", lambda path, text: text)
+    assert card.write_card(paths.data("tiny")) == shipped
+
+
+def test_the_weights_are_those_of_the_card():
+    again = learning.accuracy(card.load(paths.data("tiny", "onevision")), world.development_rng(77), 8, 32, rows=False)
+    assert again["all"] >= evaluation("onevision")["accuracy"]["all"] - 0.04
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("onevision", 0.85, 1), ("control_tower", 0, 0.15)])
+def test_the_control_tower_looks_at_the_background(name, low, high):
+    assert low < evaluation(name)["attention"]["auc"] < high
+    assert low < card.attention(card.load(paths.data("tiny", name)), frames=100)["auc"] < high
