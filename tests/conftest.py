@@ -3,11 +3,10 @@ files may lie in another folder."""
 
 from pathlib import Path
 
+import loader
 import pytest
 import torch
 from hypothesis import settings
-
-import loader
 
 settings.register_profile("kit", deadline=None)
 settings.load_profile("kit")

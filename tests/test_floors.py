@@ -51,7 +51,9 @@ def imports(path):
 
 def edges(package):
     known = modules(package)
-    return {name: {found for found in imports(path) if found in known} - {name, package} for name, path in known.items()}
+    return {
+        name: {found for found in imports(path) if found in known} - {name, package} for name, path in known.items()
+    }
 
 
 def floor_of(package, name):

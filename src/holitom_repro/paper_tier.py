@@ -203,8 +203,9 @@ def printed_score(model: str, column: str | None) -> float | None:
 def first_contact(cells: Sequence[Cell]) -> list[str]:
     """What the checkpoints' own files say otherwise than the protocol, which is done, a line each. Raises
     UnsupportedModel and CannotRun for a checkpoint that cannot be loaded or asked as it is."""
-    from holitom.models.inputs import load_config
     from transformers.utils import cached_file
+
+    from holitom.models.inputs import load_config
 
     lines = []
     for cell in {cell.model: cell for cell in cells}.values():
@@ -238,9 +239,9 @@ def first_contact(cells: Sequence[Cell]) -> list[str]:
 
 def first_question(cell: Cell, options: sweep.Options) -> str:
     """The first question of a benchmark as the model would get it: prompt, frames with their times, tensor shapes."""
-    from holitom.models.inputs import VideoProcessor
     from lmms_eval.tasks import get_task_dict
 
+    from holitom.models.inputs import VideoProcessor
     from holitom.video import load_frames
 
     found: Any = get_task_dict(

@@ -27,7 +27,17 @@ from holitom_repro.evaluation.cells import ALL, Cell, key_of, layers_of, model_n
 from holitom_repro.evaluation.statistics import balanced, holm, interval, mcnemar, paired_difference
 from holitom_repro.records import Record, Sample, Store
 
-__all__ = ["Difference", "compare", "evaluate", "fewer_frames", "layers_of", "paired", "printed_settings", "samples", "turned"]
+__all__ = [
+    "Difference",
+    "compare",
+    "evaluate",
+    "fewer_frames",
+    "layers_of",
+    "paired",
+    "printed_settings",
+    "samples",
+    "turned",
+]
 
 AVERAGE = "average"
 FEWER = "fewer frames"

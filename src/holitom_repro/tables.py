@@ -118,7 +118,11 @@ def styled(table: pd.DataFrame, caption: str = "") -> Styler:
         if _last(column.name) == "verdict":
             return [f"color:{VERDICTS.get(str(cell)[2:], ('', 'inherit'))[1]};font-weight:600" for cell in column]
         plain = LOOK.get(_last(column.name), "")
-        best = _best(column) if isinstance(column.name, tuple) and column.name == ("average", "measured") else [False] * len(column)
+        best = (
+            _best(column)
+            if isinstance(column.name, tuple) and column.name == ("average", "measured")
+            else [False] * len(column)
+        )
         return [f"{plain};font-weight:700" if bold else plain for bold in best]
 
     return shown.style.apply(look).format(precision=1, na_rep="–").set_caption(caption)
@@ -142,4 +146,7 @@ def save(table: pd.DataFrame, name: str, tier: str = "tiny", out: str | Path = "
     """Write <name>.csv and <name>.md where ``style.save_figure`` writes; the path of the Markdown."""
     target, flat = folder(table, tier, out), flattened(table)
     write_csv(target / f"{name}.csv", table)
-    return write_atomic(target / f"{name}.md", flat.astype(object).where(flat.notna(), "–").to_markdown(index=False, floatfmt=".1f") + "\n")
+    return write_atomic(
+        target / f"{name}.md",
+        flat.astype(object).where(flat.notna(), "–").to_markdown(index=False, floatfmt=".1f") + "\n",
+    )

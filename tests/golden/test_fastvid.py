@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from loader import Golden, cases, grid_of
+
 from holitom.methods.fastvid import FastVID
 from holitom.types import VideoFeatures
 

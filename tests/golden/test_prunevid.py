@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from loader import Golden, cases, grid_of
+
 from holitom.methods.prunevid import PruneVid, refine_runs
 from holitom.types import VideoFeatures
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
+from hosts import randomise
 from llava.model.language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForCausalLM
 from llava.model.multimodal_encoder.siglip_encoder import SigLipVisionConfig, SigLipVisionModel, SigLipVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
-
-from hosts import randomise
 
 LAYERS = 5
 KINDS = {"onevision": ("bilinear", "one_token"), "video": ("average", "grid")}

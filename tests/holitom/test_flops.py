@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hosts import onevision
 
 from holitom.errors import BadUsage
 from holitom.flops import (
@@ -19,7 +20,6 @@ from holitom.flops import (
     tokens_per_layer,
     vision_flops,
 )
-from hosts import onevision
 
 OV, VIDEO = 32 * 196, 64 * 169
 FASTV, PDROP, HOLITOM = [(2, 0.2)], [(2, 0.5), (7, 0.25), (14, 0.125)], [(18, 0.5)]

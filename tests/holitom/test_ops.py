@@ -83,7 +83,9 @@ def test_padded_groups_equal_one_group_at_a_time(seed, monkeypatch):
     rows = torch.randn(sizes.sum(), 16, generator=torch.Generator().manual_seed(seed))
     centre, owner = clusters.density_peaks(rows, sizes, counts, 7)
     monkeypatch.setattr(clusters, "workspace", lambda rows: 1)
-    assert all(torch.equal(a, b) for a, b in zip(clusters.density_peaks(rows, sizes, counts, 7), (centre, owner), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(clusters.density_peaks(rows, sizes, counts, 7), (centre, owner), strict=True)
+    )
     start = 0
     for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
         centres, members = oracle.density_peaks(rows[start : start + size], count, 7)

@@ -9,7 +9,6 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
-from holitom_repro.records import Record, Store
 
 from holitom.errors import BadUsage, CannotRun
 from holitom.methods.controls import RandomDrop
@@ -19,6 +18,7 @@ from holitom.methods.presets import preset
 from holitom.types import Reduction
 from holitom_repro import checks, claims, judging, papers, paths
 from holitom_repro.claims import judge, judged, ledger, load
+from holitom_repro.records import Record, Store
 
 TINY, PAPER = tuple(papers.TINY_TASKS.values()), tuple(judging.COMPARED.values())
 BY_ID = {claim.id: claim for claim in load()}

@@ -15,10 +15,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from holitom.models.inputs import QWEN_PROMPT
 
 from holitom.errors import BadUsage, BadVideo, CannotRun, UnsupportedModel
 from holitom.methods import HoliTom, HoliTomMerge, RandomDrop, SaliencyTopK
+from holitom.models.inputs import QWEN_PROMPT
 from holitom.types import Reduction, VideoFeatures
 from holitom.video import load_frames, sample_index
 from holitom_repro import paths, tiny

@@ -63,7 +63,7 @@ def reduce_tokens(
     stages = tuple(inner) if isinstance(inner, Sequence) else (inner,)
     chosen = reduction or Reduction("custom", outer, budget, stages, decode)
     check_budget(chosen.budget)
-    check_model(model)
+    check_model(model, model.modules())
     adapter = adapter_for(model)
     check_stages(adapter, chosen)
     run = (PackageRun if hasattr(adapter, "owner") else Run)(model, adapter, chosen)

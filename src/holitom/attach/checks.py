@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -25,9 +25,9 @@ _INNER = _POSITIONS | {
 """What the attributes of a stage may be (``holitom.types``)."""
 
 
-def check_model(model: nn.Module) -> None:
-    """Training mode and compiled modules are refused."""
-    for module in model.modules():
+def check_model(model: nn.Module, parts: Iterable[nn.Module]) -> None:
+    """Training mode, and compiled modules among the parts of a model, are refused."""
+    for module in parts:
         compiled = hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
         if compiled or "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None):
             raise UnsupportedModel("the model is compiled, and token counts change every time", fix="do not compile")

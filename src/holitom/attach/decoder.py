@@ -78,9 +78,9 @@ class Decoder:
         scored = {stage.layer - 1 for stage in self.stages.values() if stage.score == "prev"}
         scored |= {self.decode.layer - 1} if self.decode is not None else set()
         handles = []
+        for layer in self.adapter.layers if self.stages or self.decode is not None else ():
+            rotation_of(layer.self_attn)
         for i, layer in enumerate(self.adapter.layers):
-            if self.stages or self.decode is not None:
-                rotation_of(layer.self_attn)
             handles.append(layer.register_forward_pre_hook(Patched(self._entering, i), with_kwargs=True))
             if i in scored:
                 handles.append(layer.self_attn.register_forward_hook(Patched(self._attended, i), with_kwargs=True))

@@ -116,22 +116,27 @@ class Run:
 
     @torch.no_grad()
     def _generate(self, original: Callable[..., Any], given: dict[str, Any]) -> Any:
-        check_generation(self._host, given)
         if given.get("inputs") is not None:
             given["input_ids"] = given.pop("inputs")
         cache, shows = given.get("past_key_values"), self._has_video(given)
         if cache is not None and cache.get_seq_length() > 0 and (shows or hasattr(cache, ON_CACHE)):
-            what = "a cache that holds a conversation can take no video, and generate cannot go on from a reduced prompt"
+            what = (
+                "a cache that holds a conversation can take no video, and generate cannot go on from a reduced prompt"
+            )
             raise BadUsage(what, fix="give the whole conversation again, with its video and without the cache")
         if not shows:
             return original(**given)
-        ids = given["input_ids"]
+        check_generation(self._host, given)
+        ids, asked = given["input_ids"], functools.partial(setting, self._host, given)
+        pad, eos = asked("pad_token_id"), asked("eos_token_id")
+        if given.get("attention_mask") is None and pad not in (None, *(eos if isinstance(eos, list) else [eos])):
+            given["attention_mask"] = (ids != pad).long()  # as generate infers it
         ours, prompt = self._spliced(given)
         rows, width = ours["inputs_embeds"].shape[:2]
         if ours["attention_mask"] is None:  # without one, generate would make one of the ids
             ours["attention_mask"] = torch.ones(rows, width, dtype=torch.long, device=ids.device)
         for name in ("max_length", "min_length"):  # generate takes the embeddings' length off
-            length = setting(self._host, given, name)
+            length = asked(name)
             if length and width != ids.shape[1]:
                 ours[name] = length + width
         self._waiting, self._full = prompt, (ids, given.get("attention_mask"))
@@ -223,13 +228,14 @@ class Run:
 
     def _spliced(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], Prompt]:
         """Encode and reduce the videos of a batch, and put them into its prompts."""
-        check_model(self._host)
-        encoded, reduction = self._videos(given), self.reduction
+        adapter, reduction = self._adapter, self.reduction
+        check_model(self._host, (self._host, adapter.core, adapter.text, *adapter.layers))
+        encoded = self._videos(given)
         device = encoded.videos[0].tokens.device
         start = clock(device)
-        placed = [reduced(video, reduction, self._adapter) for video in encoded.videos]
+        placed = [reduced(video, reduction, adapter) for video in encoded.videos]
         seconds = encoded.seconds | {"outer": between(start, clock(device))}
-        ours, prompt = splice(given, placed, self._adapter, reduction)
+        ours, prompt = splice(given, placed, adapter, reduction)
         prompt.seconds = seconds
         if reduction.outer is not None:
             self.stats.calls["outer"] += 1

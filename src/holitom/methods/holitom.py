@@ -54,7 +54,7 @@ from holitom.ops.tensors import (
     top_ids,
     top_mask,
 )
-from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures, check_budget
+from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from holitom.models.saliency import probing, received_attention
 from torch import Tensor
 
 from holitom.errors import BadUsage, CannotRun
+from holitom.models.saliency import probing, received_attention
 from holitom.types import Outer, TokenSet, VideoFeatures
 from holitom.video import Frames
 from holitom_repro import paths

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from holitom.models.inputs import VideoProcessor, load_model
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 
@@ -29,6 +28,7 @@ from holitom.errors import BadUsage, BadVideo, CannotRun
 from holitom.flops import LLMShape
 from holitom.methods.presets import preset as preset_of
 from holitom.models import adapter_for
+from holitom.models.inputs import VideoProcessor, load_model
 from holitom.types import Reduction, VideoFeatures
 from holitom.video import load_frames
 from holitom_repro.evaluation.features import FeatureStore

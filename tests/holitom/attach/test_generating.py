@@ -199,6 +199,15 @@ def test_what_reads_ids_reads_those_of_the_full_prompt(plain, name, padded):
     torch.testing.assert_close(torch.stack(ours.scores), torch.stack(stock.scores), atol=1e-5, rtol=0)
 
 
+def test_padding_without_a_mask_is_found_as_the_stock_model_finds_it(plain):
+    inputs = plain.inputs(0, 1)
+    del inputs["attention_mask"]
+    stock = plain.model.generate(**inputs, **GREEDY)
+    with reduce_tokens(plain.model, ALL):
+        ours = plain.model.generate(**inputs, **GREEDY)
+    torch.testing.assert_close(torch.stack(ours.logits), torch.stack(stock.logits), **NEAR)
+
+
 def test_lengths_count_the_full_prompt(plain):
     inputs, width = plain.inputs(0, 1), plain.inputs(0, 1)["input_ids"].shape[1]
     with reduce_tokens(plain.model, KeepEvery(), 0.3):
@@ -211,16 +220,6 @@ def test_lengths_count_the_full_prompt(plain):
         assert plain.model.generate(inputs.pop("input_ids"), **inputs, do_sample=False).shape[1] == width + 20
         with pytest.raises(ValueError, match="Input length of input_ids"):
             plain.model.generate(**plain.inputs(0, 1), max_length=width - 1)
-
-
-def test_the_same_draws_give_the_same_tokens(plain):
-    settings = {"max_new_tokens": NEW, "do_sample": True, "num_return_sequences": 3}
-    runs = []
-    with reduce_tokens(plain.model, reduction=SETTINGS["both"]):
-        for _ in range(2):
-            torch.manual_seed(0)
-            runs.append(plain.model.generate(**plain.inputs(0, 1), **settings))
-    assert torch.equal(*runs) and len({tuple(row.tolist()) for row in runs[0][:3]}) > 1
 
 
 def test_several_videos_in_a_prompt(host):
@@ -270,17 +269,6 @@ def test_features_may_be_provided_once(host):
         torch.testing.assert_close(host.model(**inputs).logits[:, -1], expected.logits[0], atol=1e-5, rtol=0)
         with pytest.raises(ValueError, match="no video came with it"):
             host.model.generate(**inputs, **GREEDY)
-
-
-def test_one_tower_pass(plain):
-    passes = []
-    handle = plain.model.model.vision_tower.register_forward_hook(lambda *_: passes.append(1))
-    try:
-        with reduce_tokens(plain.model, KeepEvery(requires=frozenset({"saliency", "keys"})), 0.3):
-            plain.model.generate(**plain.inputs(0, 1), **GREEDY, num_beams=2)
-    finally:
-        handle.remove()
-    assert passes == [1]
 
 
 def image_of(plain):

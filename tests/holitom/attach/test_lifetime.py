@@ -4,7 +4,6 @@ import copy
 import gc
 import pickle
 import threading
-import time
 import weakref
 
 import pytest
@@ -57,14 +56,6 @@ def test_a_failed_call_does_not_colour_the_next(plain):
         core = plain.model.model
         alone = core.language_model(input_ids=text["input_ids"], attention_mask=text["attention_mask"])
         assert torch.equal(alone.last_hidden_state, core(**text).last_hidden_state)
-
-
-def test_another_instance_is_untouched(plain):
-    other = copy.deepcopy(plain.model)
-    expected = other.generate(**plain.inputs(0), **GREEDY)
-    with reduce_tokens(plain.model, KeepEvery(), 0.3, Drop(2)):
-        ours = other.generate(**plain.inputs(0), **GREEDY)
-    assert torch.equal(torch.cat(ours.logits), torch.cat(expected.logits))
 
 
 @pytest.mark.parametrize("make", [copy.deepcopy, pickle.dumps])
@@ -185,7 +176,9 @@ def test_a_second_thread_is_refused_while_a_call_is_under_way(plain, where):
         handle = plain.model.model.vision_tower.register_forward_hook(meanwhile)
     settings = dict(GREEDY)
     if where == "generate":
-        processor = type("Other", (LogitsProcessor,), {"__call__": lambda self, ids, scores: (meanwhile(), scores)[1]})()
+        processor = type(
+            "Other", (LogitsProcessor,), {"__call__": lambda self, ids, scores: (meanwhile(), scores)[1]}
+        )()
         settings["logits_processor"] = [processor]
     with reduce_tokens(plain.model, Outer(), 0.3):
         ours = plain.model.generate(**inputs, **settings)
@@ -196,29 +189,6 @@ def test_a_second_thread_is_refused_while_a_call_is_under_way(plain, where):
     assert torch.equal(ours.sequences, expected.sequences)
     assert refused and all(error.what == "another thread is using this model" for error in refused)
     assert not isinstance(found[0], Exception)  # nothing is under way, so any thread may call
-
-
-def test_two_threads_are_right_or_refused(plain):
-    calls = [(plain.inputs(0), {"num_beams": 3}), (plain.inputs(1), {})]
-    settings = {"max_new_tokens": 3, "do_sample": False}
-    answers = []
-    with reduce_tokens(plain.model, KeepEvery(), 0.3, HoliTomMerge(2, 0.5)):
-        expected = [plain.model.generate(**inputs, **more, **settings) for inputs, more in calls]
-
-        def work(which):
-            for _ in range(8):
-                try:
-                    inputs, more = calls[which]
-                    answers.append(torch.equal(plain.model.generate(**inputs, **more, **settings), expected[which]))
-                except BadUsage as error:
-                    assert error.what == "another thread is using this model"
-                    time.sleep(0.01)
-
-        threads = [in_thread(lambda which=which: work(which)) for which in (0, 1)]
-        for thread, found in threads:
-            thread.join(60)
-            assert found == [None]
-    assert answers and all(answers)
 
 
 # --- models that are not plain
@@ -265,6 +235,16 @@ def test_the_inner_model_alone_takes_a_plain_forward(plain):
     assert run.stats.acted
 
 
+def apart(model):
+    """Every decoder layer by itself, in memory or on disk, and the rest in memory."""
+    places = {"model.language_model.rotary_emb": "cpu"}
+    for name, _ in model.named_parameters():
+        depth = 4 if "language_model.layers" in name else 3 if "language_model" in name else 2
+        part = ".".join(name.split(".")[: depth if name.startswith("model.") else 1])
+        places[part] = "disk" if part[-1] in "13" else "cpu"
+    return places
+
+
 @pytest.mark.parametrize("name", HOSTS)
 @pytest.mark.parametrize("where", ["tower", "all in memory", "all on disk", "layers apart"])
 def test_offloaded_weights(name, where, tmp_path):
@@ -283,12 +263,7 @@ def test_offloaded_weights(name, where, tmp_path):
     elif where == "all on disk":
         disk_offload(host.model, tmp_path, execution_device=cpu)
     else:
-        places = {f"model.language_model.layers.{i}": "disk" if i % 2 else "cpu" for i in range(len(core.language_model.layers))}
-        rest = {name.split(".")[0] if "model." not in name else ".".join(name.split(".")[:2]) for name, _ in
-                host.model.named_parameters() if "language_model" not in name}
-        places |= dict.fromkeys(rest, "cpu") | dict.fromkeys(
-            ["model.language_model.embed_tokens", "model.language_model.norm", "model.language_model.rotary_emb"], "cpu")
-        dispatch_model(host.model, places, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
+        dispatch_model(host.model, apart(host.model), main_device="cpu", offload_dir=tmp_path, force_hooks=True)
     before = marks(host.model)
     with reduce_tokens(host.model, reduction=reduction) as run:
         ours = host.model.generate(**host.inputs(0, 1), **GREEDY)

@@ -5,15 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-pytest.importorskip(
-    "llava.model.language_model.llava_qwen", reason="the original llava package is not installed here (docs/llava.md)"
-)
+pytest.importorskip("llava.model.language_model.llava_qwen", reason="needs the llava package (docs/llava.md)")
 
-from hosts import randomise
-from llava.model.language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForCausalLM
-from llava.model.multimodal_encoder.siglip_encoder import SigLipVisionConfig, SigLipVisionModel, SigLipVisionTower
-from llava.model.multimodal_projector.builder import build_vision_projector
-from seam import GREEDY, LAYERS, NEAR, NEW, Drop, Host, KeepEvery, Nearest, absolute, batch, layout, marks, words
+from llava_host import LAYERS, tiny
+from seam import GREEDY, NEAR, NEW, Drop, Host, KeepEvery, Nearest, absolute, batch, layout, marks, words
 
 from holitom.attach import reduce_tokens
 from holitom.errors import BadUsage, UnsupportedModel
@@ -21,34 +16,15 @@ from holitom.methods.holitom import HoliTom, HoliTomMerge
 from holitom.types import Reduction
 
 FRAMES, IMAGE = 2, -200
-KINDS = {"onevision": ("bilinear", "one_token", 14), "video": ("average", "grid", 13)}
+SIDES = {"onevision": 14, "video": 13}
 
 
 class Package(Host):
     """A tiny LLaVA-OneVision or LLaVA-Video of the package, with two prompts and videos as the other hosts have."""
 
     def __init__(self, kind, attention="sdpa"):
-        pool, newline, side = KINDS[kind]
-        config = LlavaQwenConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=LAYERS, num_attention_heads=4,
-            num_key_value_heads=2, vocab_size=300, max_position_embeddings=4096, pad_token_id=0, bos_token_id=1,
-            eos_token_id=2, tie_word_embeddings=False, attn_implementation=attention, mm_hidden_size=32,
-            mm_projector_type="mlp2x_gelu", mm_patch_merge_type="spatial_unpad", mm_spatial_pool_mode=pool,
-            mm_spatial_pool_stride=2, mm_newline_position=newline,
-        )  # fmt: skip
-        model, tower = LlavaQwenForCausalLM(config), SigLipVisionTower("siglip", config, delay_load=True)
-        tower.config = SigLipVisionConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=384,
-            patch_size=14,
-        )  # fmt: skip
-        tower.vision_tower = SigLipVisionModel(tower.config)
-        del tower.vision_tower.vision_model.encoder.layers[-1:]  # as load_model does
-        tower.vision_tower.vision_model.head = torch.nn.Identity()
-        tower.is_loaded = True
-        self.text = model.get_model()
-        self.text.vision_tower, self.text.mm_projector = tower, build_vision_projector(config)
-        self.text.image_newline = torch.nn.Parameter(torch.empty(32))
-        self.name, self.model, self.table = kind, randomise(model, None), self.text.embed_tokens
+        self.name, self.model, side = kind, tiny(kind, attention), SIDES[kind]
+        self.text, self.table = self.model.get_model(), self.model.get_model().embed_tokens
         self.before, self.after, self.grids = (5, 3), (7, 4), [(side, side)] * 2
         self.head = [words(n, 10 + i) for i, n in enumerate(self.before)]
         self.tail = [words(n, 20 + i) for i, n in enumerate(self.after)]
@@ -78,7 +54,7 @@ class Package(Host):
         return torch.cat([place, ends]).sort().values
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=SIDES)
 def package(request):
     return Package(request.param)
 
@@ -136,9 +112,7 @@ def test_inner_stages(attention, stages):
 
 REDUCTIONS = {
     "outer": Reduction("outer", KeepEvery(20), 0.1),
-    "both": Reduction(
-        "both", KeepEvery(20, "original"), 0.1, (Drop(1), Drop(3, score="this", positions="contiguous"))
-    ),
+    "both": Reduction("both", KeepEvery(20, "original"), 0.1, (Drop(1), Drop(3, score="this", positions="contiguous"))),
     "holitom": Reduction("holitom", HoliTom(tau=0.8), 0.1, (HoliTomMerge(layer=2, ratio=0.5),)),
 }
 

@@ -35,7 +35,14 @@ OUTER = [
     methods.SaliencyTopK(lowest=True),
     methods.AveragePool(),
 ]
-EXACT = (methods.RandomDrop, methods.UniformStride, methods.SaliencyTopK, methods.AveragePool, methods.ToMe, methods.VisionZip)
+EXACT = (
+    methods.RandomDrop,
+    methods.UniformStride,
+    methods.SaliencyTopK,
+    methods.AveragePool,
+    methods.ToMe,
+    methods.VisionZip,
+)
 INNER = [
     methods.HoliTomMerge(3, 0.5),
     methods.HoliTomMerge(3, 0.8, "mean", causal=False, include_newlines=True),

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from hosts import FRAMES, GRIDS, HOSTS, IMAGE, VIDEO, next_video, onevision, pixels, qwen
 from torch.nn import functional as F
 
 from holitom.errors import BadUsage, UnsupportedModel
 from holitom.models import ADAPTERS, Adapter, adapter_for
 from holitom.models.llava_onevision import full_length
 from holitom.models.saliency import probing, received_attention
-from hosts import FRAMES, GRIDS, HOSTS, IMAGE, VIDEO, next_video, onevision, pixels, qwen
 
 BOTH = frozenset({"saliency", "keys"})
 LLAVA = [name for name in HOSTS if name != "qwen2_5_vl"]

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hosts import onevision
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config
 
 from holitom.errors import BadUsage, BadVideo, CannotRun, UnsupportedModel
 from holitom.models import base
 from holitom.models.inputs import QWEN_PROMPT, VideoProcessor, load_config, load_model
-from hosts import onevision
 
 TINY = Path(__file__).parents[3] / "data" / "tiny" / "onevision"
 SIGLIP = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255, "resample": 3}

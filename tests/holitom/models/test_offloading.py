@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
+from hosts import HOSTS, VIDEO, onevision, pixels
 
 from holitom.errors import BadUsage, CannotRun, UnsupportedModel
 from holitom.models import adapter_for, inputs
 from holitom.models.inputs import load_model
-from hosts import HOSTS, VIDEO, onevision, pixels
 
 TINY = Path(__file__).parents[3] / "data" / "tiny" / "onevision"
 BOTH = frozenset({"saliency", "keys"})

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hosts import onevision, pixels, randomise
 from safetensors.torch import load_file, save_file
 from transformers import SiglipConfig, SiglipModel, SiglipVisionConfig, SiglipVisionModel
 
@@ -12,7 +13,6 @@ from holitom.methods.visionzip import VisionZip
 from holitom.models import adapter_for, siglip_head
 from holitom.models.llava_onevision import LlavaOnevision
 from holitom.models.siglip_head import HUB, load_pooling_head
-from hosts import onevision, pixels, randomise
 
 EVERY = frozenset({"saliency", "keys", "frame_embed", "head_saliency"})
 VISION = {
