@@ -64,7 +64,9 @@ def lock_files() -> dict[str, str]:
 def main(arguments: list[str]) -> int:
     """Write the files, or with --check name those that this environment would write differently (exit 1)."""
     stale = [
-        name for name, text in lock_files().items() if not (HERE / name).is_file() or (HERE / name).read_text(encoding="utf-8") != text
+        name
+        for name, text in lock_files().items()
+        if not (HERE / name).is_file() or (HERE / name).read_text(encoding="utf-8") != text
     ]
     if arguments == ["--check"]:
         print(

@@ -1,4 +1,4 @@
-"""The law of the two packages: ``holitom`` never imports ``holitom_repro``; no file imports a later floor; no circles."""
+"""The law of the packages: ``holitom`` never imports ``holitom_repro``; no file imports a later floor; no circles."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -57,7 +57,7 @@ def edges(package):
 
 
 def floor_of(package, name):
-    part = (name.split(".") + ["__init__"])[1]
+    part = [*name.split("."), "__init__"][1]
     found = [number for number, floor in enumerate(FLOORS[package]) if part in floor]
     assert found, f"{name} stands on no floor"
     return found[0]

@@ -1,6 +1,6 @@
 """Does an environment hold what the kit needs? Compares installed versions with pyproject.toml and the lock files.
 
-Standard library only, and runnable by path before anything is installed: ``python -P src/holitom_repro/pins.py locked``.
+Standard library only, runnable by path before anything is installed: ``python -P src/holitom_repro/pins.py locked``.
 """
 
 from __future__ import annotations

@@ -160,8 +160,8 @@ def turned(
     layer: int | None = None,
     ratio: float | None = None,
 ) -> dict[Setting, Reduction]:
-    """The settings for a decoder of ``layers`` layers: a Preset at its depth, a Reduction as it is. tau of every HoliTom
-    outer stage, layer and ratio (the paper's K, counted in this decoder, and R) of its inner merge, where they are given.
+    """The settings for a decoder of ``layers`` layers: a Preset at its depth, a Reduction as it is. tau of every
+    HoliTom outer stage, layer and ratio (the paper's K, counted in this decoder, and R) of its inner merge where given.
     At the tiny tier FastVID compares frames by their mean token: the tiny tower has no pooling head."""
     found = {}
     for setting, made in settings.items():

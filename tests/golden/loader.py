@@ -1,5 +1,5 @@
-"""Read the golden files: parameters and arrays of each run. ``pytest tests/golden --golden DIR`` reads another folder of
-the same format; what it has no file for is then skipped."""
+"""Read the golden files: parameters and arrays of each run. ``pytest tests/golden --golden DIR`` reads another folder
+of the same format; what it has no file for is then skipped."""
 
 import json
 import math

@@ -1,6 +1,6 @@
 """HoliTom as plain loops: one cell, one pair, one token at a time, straight from the description of the algorithm.
 
-Slow on purpose. The batched code must give the same tokens, and ``python -m holitom_repro bench ops`` compares speed with it.
+Slow on purpose. The batched code must give the same tokens.
 """
 
 import math

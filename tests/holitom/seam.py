@@ -1,5 +1,5 @@
-"""Building blocks of the attach tests: prompts for a tiny model of every host, stages that do exactly what a test needs,
-and the oracle: one forward without a cache over all tokens, with a mask and positions for every layer.
+"""Building blocks of the attach tests: prompts for a tiny model of every host, stages that do exactly what a test
+needs, and the oracle: one forward without a cache over all tokens, with a mask and positions for every layer.
 
 Dropping a token is the same as never reading it, so a reduced run, prefill and decoding together, must give the logits
 of that forward. It knows nothing of the code under test.
@@ -102,7 +102,7 @@ class Host:
 
     def numbers(self, i):
         """Rotary positions of the prompt: [S], or [3, S] where they are written out here: text counts on; a token of
-        the video has its time, row and column behind the text before it, and the text goes on behind the larger side."""
+        the video has its time, row and column behind the text before it, and the text goes on behind the larger."""
         if self.name != "qwen2_5_vl":
             return torch.arange(len(self.prompt(i)))
         first, (rows, columns) = self.before[i], self.grids[i]

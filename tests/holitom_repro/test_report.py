@@ -244,7 +244,8 @@ CONTRAST = """
   const light = c => c.slice(0, 3).map(v => v / 255).map(v => v <= .04 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
     .reduce((sum, v, i) => sum + v * [.21, .72, .07][i], 0);
   const ground = node => { for (; node; node = node.parentElement) {
-    const c = rgb(getComputedStyle(node).backgroundColor); if (c.length < 4 || c[3]) return c; } return [255, 255, 255]; };
+    const c = rgb(getComputedStyle(node).backgroundColor); if (c.length < 4 || c[3]) return c; }
+    return [255, 255, 255]; };
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
     const node = walker.currentNode.parentElement;

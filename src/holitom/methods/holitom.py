@@ -3,14 +3,14 @@ model, and once more inside it.
 
 Before the language model (paper 3.2, 3.3; cokeshao/HoliTom at e9b2972, holitom/llava_arch.py):
 1. A cell is redundant between neighbouring frames where the cosine of its two tokens exceeds tau. A dynamic programme
-   cuts the video into segments so that merging what is redundant throughout a segment removes most tokens (``ops.cut``).
+   cuts the video into segments so that merging what is redundant throughout a segment removes most tokens (``cut``).
 2. The budget is shared out: the same ratio of every segment's static tokens and of every frame's dynamic ones.
 3. Static tokens are averaged over their segment, then merged over space: density peaks of DPC-KNN (equation 5 is its
    delta) take in their nearest neighbours, a centre with the weight beta.
 4. Of the dynamic tokens of each frame those stay that receive most attention in the vision tower.
 5. Per segment the static tokens, then the dynamic ones.
-Inside it (paper 3.4; holitom/modeling_qwen2.py), at layer K: of the visual tokens the share R that the last prompt token
-attends to least is merged into the most similar of the others.
+Inside it (paper 3.4; holitom/modeling_qwen2.py), at layer K: the share R of the visual tokens that the last prompt
+token attends to least is merged into the most similar of the others.
 
 Four things differ between the paper and its release; here the release is followed, which its tables were measured with:
 the densest token's delta is one maximum per group of tokens (equation 5: one per token); tokens stand in the order of
@@ -160,7 +160,7 @@ class HoliTom:
 def static_means(tokens: Tensor, segments: Segments, used: np.ndarray) -> tuple[Tensor, Tensor, Tensor, np.ndarray]:
     """The static cells of the segments that are ``used`` [S], averaged over their frames: means [n, D], the flat id of
     each one's first frame [n], its number of frames [n], and how many of them every used segment has, on the host."""
-    frames, cells = tokens.shape[:2]
+    cells = tokens.shape[1]
     static = segments.static & used[:, None]
     segment, cell = static.nonzero()
     first, length = segments.first[segment] * cells + cell, segments.lengths[segment]

@@ -49,7 +49,7 @@ class StaticBySaliency(HoliTom):
     ) -> tuple[Tensor, Tensor, Tensor]:
         means, first, length, sizes = static_means(video.tokens, segments, keep > 0)
         received = static_means(saliency[..., None], segments, keep > 0)[0][:, 0]
-        place, inside = padding(sizes)
+        _, inside = padding(sizes)
         table, real = received.new_full(inside.shape, -torch.inf), on(inside, received)
         table[real] = received
         top = top_mask(table, on(keep[keep > 0], received)) & real

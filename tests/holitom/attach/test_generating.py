@@ -1,5 +1,5 @@
-"""Generation from a reduced prompt: the stock model at budget 1, one forward over explicit embeddings below it, batches,
-beams, what reads ids while generating, and prompts without video."""
+"""Generation from a reduced prompt: the stock model at budget 1, one forward over explicit embeddings below it,
+batches, beams, what reads ids while generating, and prompts without video."""
 
 from dataclasses import replace
 
@@ -124,7 +124,7 @@ def test_beams_in_a_batch_equal_beams_alone(host, name):
 @torch.no_grad()
 @pytest.mark.parametrize("name", SETTINGS)
 def test_tokens_behind_the_prompt(host, name):
-    """On the cache of a plain forward: one by one, all at once, and as ``generate`` chose them, the logits are the same."""
+    """On the cache of a plain forward: one by one, all at once, as ``generate`` chose them, the logits are the same."""
     inputs = host.inputs(0, 1)
     with reduce_tokens(host.model, reduction=SETTINGS[name]):
         out = host.model.generate(**inputs, **GREEDY)

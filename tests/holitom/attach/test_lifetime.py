@@ -228,7 +228,7 @@ def test_the_inner_model_alone_takes_a_plain_forward(plain):
     core, inputs = plain.model.model, plain.inputs(0)
     with reduce_tokens(core, KeepEvery(), 0.3, Drop(2)) as run:
         states = core(**inputs).last_hidden_state
-        with pytest.raises(BadUsage, match="outside of the block|position_ids are given"):
+        with pytest.raises(BadUsage, match=r"outside of the block|position_ids are given"):
             plain.model.generate(**inputs, **GREEDY)
     with reduce_tokens(plain.model, KeepEvery(), 0.3, Drop(2)):
         torch.testing.assert_close(plain.model.lm_head(states), plain.model(**inputs).logits)

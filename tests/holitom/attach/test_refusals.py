@@ -1,4 +1,4 @@
-"""Uses of the block that would give wrong numbers without a word: each is refused by name, and leaves nothing behind."""
+"""Uses of the block that would give wrong numbers without a word: each is refused by name and leaves nothing behind."""
 
 import copy
 
@@ -229,7 +229,7 @@ def test_on_a_cache(plain):
 
 
 def test_placeholders_of_places_on_a_grid():
-    """Qwen2.5-VL's positions are read from the prompt: one placeholder for every token, and all that its processor makes."""
+    """Positions of Qwen2.5-VL come from the prompt: a placeholder for every token, and all that its processor makes."""
     model = HOSTS["qwen2_5_vl"]()
     from seam import Host
 
