@@ -144,7 +144,7 @@ def test_holitom_inside_a_qwen2(file, number, attention):
     embeds = golden[f"input{run['input']}/inputs_embeds"]
     model, ids, video = wrapped(golden, text, embeds, run["image_start"], run["image_len"])
     model.set_attn_implementation(attention)
-    for _, out, _, _ in prefill(model, ids, video, [released_merge(run["k"], run["r"])]):
+    for done, out, entered, normed in prefill(model, ids, video, [released_merge(run["k"], run["r"])]):  # noqa: B007
         cache, logits = out.past_key_values, [out.logits[:, -1]]
         held = [cache.get_seq_length(i) for i in range(len(cache))]
         for token in golden[number, "new_tokens"]:  # the released loop feeds the last one back too

@@ -169,7 +169,7 @@ def test_strict_ends_with_1_when_a_verdict_is_not_the_expected_one(door, monkeyp
     monkeypatch.setitem(sys.modules, "holitom_repro.style", looks)
     monkeypatch.setattr(doors, "_run", lambda *_: finished(verdicts=[verdict], trial=trial))
     got, out, err = door(line)
-    assert got == code and verdict in out and "wrote runs/table2.ipynb" in err
+    assert got == code and (verdict in out) != trial and "wrote runs/table2.ipynb" in err
     assert ("not as expected: table2" in out) == (verdict == "FAILS")
 
 
