@@ -204,12 +204,12 @@ def test_on_a_cache(plain):
         cache = model(**good, use_cache=True).past_key_values
         for match, given in {
             "2 rows on a cache of 1 prompts": {"input_ids": token.expand(2, 1)},
-            "on top of a cache": {"input_ids": token, "pixel_values_videos": plain.clips[:1]},
+            "no prompt has a place for it": {"input_ids": token, "pixel_values_videos": plain.clips[:1]},
             "padding among tokens": {"input_ids": token.expand(1, 3), "attention_mask": torch.tensor([[0, 1, 1]])},
         }.items():
             with pytest.raises(BadUsage, match=match):
                 model(**given, past_key_values=copy.deepcopy(cache))
-        with pytest.raises(BadUsage, match="generate cannot continue"):
+        with pytest.raises(BadUsage, match="generate cannot go on"):
             model.generate(token, past_key_values=cache, **GREEDY)
         cropped = copy.deepcopy(cache)
         cropped.crop(-1)
