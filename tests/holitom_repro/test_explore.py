@@ -340,7 +340,9 @@ def lab(folder, notebook):
         tab = Tab(address, folder)
         tab.command("Page.enable")
         tab.command("Page.navigate", url=f"{facts['url']}lab/tree/{notebook}?token={facts['token']}")
-        tab.wait("globalThis.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
+        opened = "[...(globalThis.jupyterapp?.shell.widgets('main') ?? [])].find(one => one.sessionContext)"
+        tab.wait(f"{opened}?.sessionContext.session?.kernel?.status === 'idle'")
+        tab.value(f"jupyterapp.shell.activateById({opened}.id)")
         yield tab
 
 
