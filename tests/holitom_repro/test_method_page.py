@@ -25,7 +25,6 @@ def test_segments_begin_at_the_cuts(seen):
     before = seen.frames.seconds[seen.segments.first - 1]
     for cut in (4.0, 9.2):
         assert ((before < cut) & (cut <= begins)).any()
-    assert 0.6 < seen.segments.static[seen.segment_of].mean() < 0.95, "most of a shot stays the same"
 
 
 def test_every_cell_has_one_fate_and_every_token_is_drawn_once(seen):

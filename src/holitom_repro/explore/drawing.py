@@ -157,7 +157,7 @@ def _segments(found: Outcome) -> str:
 
 def _bars(bars: Sequence[tuple], frames: int, tall: int, style: str) -> str:
     """Rectangles (x, y, width, height, colour) in units of one frame, and of one part of ``tall``."""
-    rect = '<rect x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}" fill="{}"/>'
+    rect = '<rect x="{:.3f}" y="{:.2f}" width="{:.3f}" height="{:.2f}" fill="{}"/>'
     body = "".join(rect.format(*bar) for bar in bars)
     return f'<svg viewBox="0 0 {frames} {tall}" preserveAspectRatio="none" style="width:100%;{style}">{body}</svg>'
 
@@ -171,7 +171,8 @@ def _similarity(outcomes: Sequence[Outcome]) -> str:
     pixels = (CIVIDIS[(clip.similarity.clip(0, 1).T * 255).round().astype(int)] * 255).astype(np.uint8)
     style = f"display:block;box-sizing:border-box;width:100%;height:112px;padding:0 {50 / len(clip)}%"
     places = [(k, first) for k, found in enumerate(cut) for first, _ in found.segments[1:]]
-    lines = [(first - 0.02, k / len(cut), 0.04, 1 / len(cut), "white") for k, first in places]
+    wide = len(clip) / 800
+    lines = [(first - wide / 2, k / len(cut), wide, 1 / len(cut), "white") for k, first in places]
     image = f'<img src="{_uri(pixels, "png")}" alt="similarity" style="{style};image-rendering:pixelated">'
     return image + _bars(lines, len(clip), 1, "height:112px;position:absolute;left:0;top:0")
 
