@@ -132,7 +132,8 @@ def _small(found: Outcome) -> list[str]:
         name, colour = f"S{found.segment_of[t] + 1}", SEGMENT_COLOURS[found.segment_of[t] % len(SEGMENT_COLOURS)]
         name, colour = (name, colour) if found.segments else ("", "white")
         words = f'{clip.frames.seconds[t]:.1f} s<span style="float:right">{name}</span>'
-        words = f'<div style="font-size:9px;color:{MUTED};border-bottom:2.5px solid {colour}">{words}</div>'
+        style = f"font-size:9px;color:{MUTED};white-space:nowrap;overflow:hidden;border-bottom:2.5px solid {colour}"
+        words = f'<div style="{style}">{words}</div>'
         frames.append(words + _frame(found, t, picture, wide, high, 8))
     return frames
 
@@ -209,8 +210,8 @@ def _timeline(outcomes: Sequence[Outcome], focus: int) -> str:
             body += f'<div style="grid-area:{number}/{column};position:relative;min-width:0">{part}</div>'
     words = "similarity of each cell to the next frame, the segments found, and the tokens kept in each frame"
     head = f'<b>Over time</b> &nbsp;<span style="font-size:10.5px;color:{MUTED}">{words}</span>'
-    grid = f"display:grid;grid-template-columns:124px minmax(0,1fr) 58px;gap:5px 8px;font-size:10px;color:{MUTED}"
-    return f'<div style="margin:12px 0 5px">{head}</div><div style="{grid}">{body}</div>'
+    grid = f"display:grid;grid-template-columns:124px minmax(420px,1fr) 58px;gap:5px 8px;font-size:10px;color:{MUTED}"
+    return f'<div style="margin:12px 0 5px">{head}</div><div style="{grid};overflow-x:auto">{body}</div>'
 
 
 # --- the page
