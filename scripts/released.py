@@ -22,12 +22,12 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from holitom_repro.provenance import provenance
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from holitom.methods import HoliTom
 from holitom.types import VideoFeatures
+from holitom_repro.machine import provenance
 from holitom_repro.timing.records import spread
 from holitom_repro.timing.shapes import CONTENT, drawn_video
 from holitom_repro.timing.stages import between, clock_of

@@ -17,9 +17,10 @@ import pandas as pd
 
 from holitom.errors import CannotRun
 from holitom_repro import paths
+from holitom_repro.code import present_code
 from holitom_repro.evaluation.statistics import holm
 from holitom_repro.judging import TIER, WORDS, Claim, Verdict, judge, load
-from holitom_repro.records import present_code, write_atomic
+from holitom_repro.records import write_atomic
 from holitom_repro.style import VERDICTS
 
 __all__ = ["Claim", "Verdict", "claims_command", "judge", "judged", "ledger", "load", "record"]

@@ -22,8 +22,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from holitom.errors import BadUsage
 from holitom_repro import papers, paths
 from holitom_repro.checks import CHECKS, rounds_to
+from holitom_repro.code import present_code
 from holitom_repro.evaluation.statistics import Estimate, balanced, paired_difference, retained_share
-from holitom_repro.records import Record, Store, present_code
+from holitom_repro.records import Record, Store
 
 WORDS = {
     "checked": ("CHECKED", "DIFFERS"),

@@ -1,19 +1,22 @@
-"""What this machine has, asked quickly: GPU, model hub, disk, memory, cores."""
+"""What this machine has, asked quickly: GPU, model hub, disk, memory, cores; and what a record says of it."""
 
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import socket
+import subprocess
+from contextlib import suppress
 from functools import cache
+from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlparse
 from urllib.request import getproxies
 
-import psutil
-
 from holitom.errors import CannotRun
+from holitom_repro import paths
 
 NEEDS = {"tiny": (), "speed": ("gpu",), "paper": ("gpu", "hub")}
 
@@ -64,6 +67,8 @@ def free_gib(folder: Path) -> float:
 
 def available_gib() -> float:
     """Memory that is free for this process now: the machine's, or what a container's limit leaves when that is less."""
+    import psutil
+
     free, group = psutil.virtual_memory().available, Path("/sys/fs/cgroup")
     try:
         limit, taken = (int((group / name).read_text(encoding="utf-8")) for name in ("memory.max", "memory.current"))
@@ -88,3 +93,55 @@ def require(tier: str) -> None:
             f"the {tier} tier needs {' and '.join(missing)}",
             fix="run on a machine that has it, or use --tier tiny, which needs neither (./reproduce.sh doctor: more)",
         )
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, python, processor, GPU, threads and git commit, as plain JSON; no host name, user or path.
+    ``git.dirty``: tracked files under src/ or data/ differ from the commit. Without git, ``git`` is None."""
+    import torch
+
+    return {**_machine(), "threads": torch.get_num_threads()}
+
+
+@cache
+def _machine() -> dict[str, Any]:
+    import torch
+
+    packages = ("torch", "transformers", "lmms-eval", "av", "numpy", "tokenizers")
+    cpu = platform.processor() or platform.machine()
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": {name: version(name) for name in packages},
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpus": torch.cuda.device_count(),
+        "cuda": torch.version.cuda,
+        "git": _git(),
+    }
+
+
+def version(package: str) -> str | None:
+    """The installed version of a package, None where it is missing."""
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None
+
+
+def _git() -> dict[str, Any] | None:
+    def ask(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        root = paths.root()
+        if not (root / ".git").exists():  # a download inside somebody else's repository is not that repository
+            return None
+        changed = ask("status", "--porcelain", "--untracked-files=no", "--", "src", "data")
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(changed)}
+    except (CannotRun, OSError, subprocess.SubprocessError):
+        return None

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from holitom.errors import BadUsage, CannotRun, KitError
 from holitom_repro import machine, papers, paths
 from holitom_repro.evaluation import sweep
-from holitom_repro.evaluation.cells import Cell, model_path
+from holitom_repro.evaluation.cells import Cell, hub_info, model_path
 from holitom_repro.evaluation.protocols import GENERATION
 from holitom_repro.evaluation.statistics import interval
 from holitom_repro.records import Record, Sample, Store, write_atomic
@@ -291,14 +291,8 @@ def downloads(cells: Sequence[Cell]) -> list[str]:
 
 
 def _gib(repository: str, kind: str, revision: str | None) -> float | None:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    try:
-        info = HfApi().repo_info(repository, repo_type=kind, revision=revision, files_metadata=True, timeout=10)
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):  # offline, or gated
-        return None
-    return sum(file.size or 0 for file in info.siblings or ()) / 2**30
+    info = hub_info(repository, kind, revision)
+    return sum(file.size or 0 for file in info.siblings or ()) / 2**30 if info else None
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import ClassVar
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
@@ -39,6 +40,7 @@ from holitom_repro.evaluation.scoring import compared, correct, line
 from holitom_repro.evaluation.statistics import balanced, holm, interval, mcnemar, paired_difference, retained_share
 from holitom_repro.records import Store
 
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # as a notebook's: nobody can import it
 FULL = Reduction("all tokens")
 MERGE = Reduction("HoliTom", HoliTom(tau=0.8), 0.25, (HoliTomMerge(layer=4, ratio=0.5),))
 VIDEOS, QUESTIONS = 100, 3
@@ -421,8 +423,9 @@ def test_settings_share_a_pass_over_videos_that_do_not_fit_into_memory(lm: Reduc
 
 @dataclasses.dataclass(frozen=True)
 class Lazy:
-    """An outer stage that keeps every token."""
+    """An outer stage that keeps every token, defined where a notebook would."""
 
+    __module__ = "__main__"  # other processes cannot import a test
     requires: ClassVar[frozenset[str]] = frozenset()
     positions: ClassVar[str] = "contiguous"
     fidelity: ClassVar[str] = "control"

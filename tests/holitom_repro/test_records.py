@@ -14,8 +14,10 @@ from pydantic import ValidationError
 import holitom
 from holitom.errors import CannotRun
 from holitom.methods import FastV, HoliTom, VisionZip
-from holitom_repro import records
-from holitom_repro.records import Record, Store, code_hash, meaning, provenance, write_atomic
+from holitom_repro import code
+from holitom_repro.code import code_hash, meaning
+from holitom_repro.machine import provenance
+from holitom_repro.records import Record, Store, write_atomic
 
 SAMPLES = [{"doc_id": k, "correct": float(k % 2), "answer": "r\u00f6t\u2028"} for k in range(4)]
 
@@ -118,10 +120,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "holitom"
     real = Path(holitom.__file__).parent
     shutil.copytree(real, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(records.holitom, "__file__", str(folder / "__init__.py"))
-    own = records.inspect.getfile
+    monkeypatch.setattr(code.holitom, "__file__", str(folder / "__init__.py"))
+    own = code.inspect.getfile
     monkeypatch.setattr(
-        records.inspect, "getfile", lambda cls: str(folder / Path(own(cls)).resolve().relative_to(real.resolve()))
+        code.inspect, "getfile", lambda cls: str(folder / Path(own(cls)).resolve().relative_to(real.resolve()))
     )
     return folder
 

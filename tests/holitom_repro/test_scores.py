@@ -2,10 +2,12 @@
 
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import cloudpickle
 import pandas as pd
 import pytest
 
@@ -17,6 +19,7 @@ from holitom_repro.evaluation.statistics import balanced, interval, paired_diffe
 from holitom_repro.records import Store
 from holitom_repro.scores import compare, evaluate, fewer_frames, layers_of, paired, printed_settings, samples
 
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # as a notebook's: nobody can import it
 COLUMNS = "key method budget model benchmark frames limit tier accuracy low high diff diff_low diff_high p n videos"
 COLUMNS += " answers kept_pct newline_pct layer_pct off_per_frame flops_pct cell notes"
 BENCHMARKS = ["tiny_ego", "tiny_actions"]
@@ -116,6 +119,7 @@ def test_fewer_frames_are_rows_beside_the_methods(measured: list) -> None:
 class Mine:
     """Somebody's own method, defined where a notebook would."""
 
+    __module__ = "__main__"  # other processes cannot import a test
     every: int = 2
     requires: ClassVar[frozenset[str]] = frozenset()
     positions: ClassVar[str] = "contiguous"

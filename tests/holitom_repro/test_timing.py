@@ -252,7 +252,7 @@ def test_a_stopped_plan_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert seen == [FULL, "HoliTom (w/o M)", "HoliTom", "HoliTom", "FastV"]
     assert rows[0].clock == "CPU seconds, one thread"
     for module in (measuring, settings):
-        monkeypatch.setattr(module, "code_fingerprint", lambda: "another")
+        monkeypatch.setattr(module, "present_code", lambda: "another")
     measure_all(file, tasks[:1], quiet=True)
     assert seen[-1] == FULL and len(read(file)) == 5
 

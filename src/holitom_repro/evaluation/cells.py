@@ -19,9 +19,10 @@ from holitom.errors import BadUsage, CannotRun
 from holitom.methods.presets import LAYERS
 from holitom.types import Reduction
 from holitom_repro import paths
+from holitom_repro.code import code_hash
 from holitom_repro.evaluation.features import CONTROL_TOWER, ForeignSaliency
 from holitom_repro.evaluation.protocols import Protocol, protocol_for
-from holitom_repro.records import code_hash, version
+from holitom_repro.machine import version
 
 ALL = "all tokens"
 HUB = {
@@ -221,13 +222,19 @@ def revision(model: str) -> str:
 
 @cache
 def _commit(repository: str) -> str:
+    info = hub_info(repository)
+    return info.sha or "main" if info else "main"
+
+
+def hub_info(repository: str, kind: str = "model", revision: str | None = None) -> Any:
+    """What the hub says of a repository and its files; None where it cannot be asked, or will not say."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HTTPError
 
     try:
-        return HfApi().model_info(repository, timeout=10).sha or "main"
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
-        return "main"
+        return HfApi().repo_info(repository, repo_type=kind, revision=revision, files_metadata=True, timeout=10)
+    except (HTTPError, OSError):  # no network, HF_HUB_OFFLINE, a gated repository
+        return None
 
 
 @cache

@@ -28,8 +28,10 @@ from tqdm import tqdm
 
 from holitom.errors import CannotRun
 from holitom_repro import machine, paths
+from holitom_repro.code import code_hash
 from holitom_repro.evaluation.cells import MEASURING, Benchmark, Cell, device_kind, model_name, model_path, revision
-from holitom_repro.records import Record, Sample, Store, code_hash, provenance
+from holitom_repro.machine import provenance
+from holitom_repro.records import Record, Sample, Store
 
 GIB_EACH = 1.5
 """Free memory wanted for a process of the tiny tier: 0.9 GB at its peak with 32 frames, 1.2 GB with 64."""

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from holitom import Reduction
 from holitom.errors import KitError
-from holitom_repro.records import present_code, provenance
+from holitom_repro.code import present_code
+from holitom_repro.machine import provenance
 from holitom_repro.timing.records import TimedRow, append, read
 from holitom_repro.timing.settings import Task, plan
 from holitom_repro.timing.shapes import CONTENT, Model, make_inputs

@@ -10,7 +10,7 @@ from holitom import Reduction
 from holitom.errors import BadUsage
 from holitom.methods import FastVID, MMGVid, ToMe
 from holitom.methods.presets import preset
-from holitom_repro.records import present_code
+from holitom_repro.code import present_code
 from holitom_repro.timing.records import SAME
 from holitom_repro.timing.shapes import QWEN2, Model
 

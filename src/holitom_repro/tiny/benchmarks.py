@@ -23,7 +23,8 @@ from tqdm import tqdm
 from holitom.errors import BadUsage, CannotRun
 from holitom.video import Frames, sample_index, write_video
 from holitom_repro import paths
-from holitom_repro.records import meaning, write_atomic
+from holitom_repro.code import meaning
+from holitom_repro.records import write_atomic
 from holitom_repro.tiny import vocabulary, world
 
 VIDEOS = 100

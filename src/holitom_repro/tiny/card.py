@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holitom_repro import paths
-from holitom_repro.records import provenance, write_atomic
+from holitom_repro.machine import provenance
+from holitom_repro.records import write_atomic
 from holitom_repro.tiny import learning
 from holitom_repro.tiny.model import CELLS, GRID, build, normalise, project, tower_states
 from holitom_repro.tiny.vocabulary import CHANCE, QUESTION_TYPES
