@@ -134,7 +134,7 @@ def version(package: str) -> str | None:
 
 def _git() -> dict[str, Any] | None:
     def ask(*words: str) -> str:
-        command = ["git", "-C", str(root), *words]
+        command = ["git", "-c", "safe.directory=*", "-C", str(root), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
     try:
