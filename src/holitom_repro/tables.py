@@ -144,9 +144,9 @@ def _last(name: object) -> str:
 
 def save(table: pd.DataFrame, name: str, tier: str = "tiny", out: str | Path = "") -> Path:
     """Write <name>.csv and <name>.md where ``style.save_figure`` writes; the path of the Markdown."""
-    target, flat = folder(table, tier, out), flattened(table)
+    target = folder(table, tier, out)
     write_csv(target / f"{name}.csv", table)
-    return write_atomic(
-        target / f"{name}.md",
-        flat.astype(object).where(flat.notna(), "–").to_markdown(index=False, floatfmt=".1f") + "\n",
+    flat = flattened(table).map(
+        lambda cell: "–" if pd.isna(cell) else f"{cell:.1f}" if isinstance(cell, float) else cell
     )
+    return write_atomic(target / f"{name}.md", flat.to_markdown(index=False, disable_numparse=True) + "\n")
