@@ -6,6 +6,7 @@ back. Hooks on the decoder layers run the stages inside (``holitom.attach.decode
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -20,6 +21,7 @@ from holitom.models import adapter_for
 from holitom.types import Decode, Inner, Outer, Reduction, check_budget
 
 __all__ = ["Run", "RunStats", "SampleStats", "TokenBudget", "reduce_tokens", "token_budget"]
+_CHANGING = threading.Lock()  # two threads that open a block at once would take each other's methods for the model's
 
 
 @contextmanager
@@ -51,8 +53,8 @@ def reduce_tokens(
 
     Hooks and instance attributes (``generate``, ``forward`` of the core) are set on this model object and removed when
     the block ends, also after an exception. Copying the model inside the block is refused, and so is a second thread
-    while a call is under way; a call that outlives the block raises in its own thread. A cache filled inside the block
-    can only be continued inside such a block. Raises UnsupportedModel (unknown family, training mode, compiled model,
+    while a call is under way; a call that outlives the block raises in its own thread, and so does what goes on from a
+    cache that was filled inside it. Raises UnsupportedModel (unknown family, training mode, compiled model,
     static, offloaded or quantised cache, chunked prefill, assisted decoding; sliding windows for stages inside the
     decoder) and BadUsage (budget, layers, attributes of a stage, labels, inputs).
     """
@@ -68,7 +70,9 @@ def reduce_tokens(
     check_stages(adapter, chosen)
     run = (PackageRun if hasattr(adapter, "owner") else Run)(model, adapter, chosen)
     try:
-        run.install()
+        with _CHANGING:
+            run.install()
         yield run
     finally:
-        run.remove()
+        with _CHANGING:
+            run.remove()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import cache_utils
 
-from holitom.errors import UnsupportedModel
+from holitom.errors import BadUsage, UnsupportedModel
 
 
 def rotation_of(attention: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -109,6 +109,23 @@ def cache_of(kwargs: Mapping[str, Any]) -> Any:
 def keys_of(cache: Any, index: int) -> Tensor:
     """The keys [B, kv heads, columns, width] of one layer; transformers 4.51 keeps them in a list."""
     return cache.layers[index].keys if hasattr(cache, "layers") else cache.key_cache[index]
+
+
+ON_CACHE = "_holitom_prompt"
+"""The name under which a cache carries the reduced prompt that it holds."""
+
+
+class ReducedCache(cache_utils.DynamicCache):
+    """What a cache becomes when a reduced prompt enters it: outside of a block, the model would misread it."""
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        prompt = getattr(self, ON_CACHE, None)
+        if prompt is not None and prompt.ended():
+            raise BadUsage(
+                "this cache holds a prompt that was reduced in a reduce_tokens block, and the block has ended",
+                fix="go on inside the block, or begin with a new cache",
+            )
+        return super().update(*args, **kwargs)
 
 
 class ReadingLayer(getattr(cache_utils, "DynamicLayer", object)):

@@ -42,7 +42,8 @@ class Run:
         self._provided: EncodedVideos | None = None
         self._waiting: Prompt | None = None  # spliced, on its way through generate to the core
         self._full: tuple[Tensor, Tensor | None] | None = None  # ids and mask of the full prompt in generate
-        self._lock, self._open = threading.RLock(), True
+        ended = threading.Event()
+        self._lock, self._end, self._ended = threading.RLock(), ended.set, lambda: ended.is_set()
         self._undo: list[Callable[[], None]] = []
 
     def provide(self, videos: Sequence[VideoFeatures]) -> None:
@@ -64,7 +65,8 @@ class Run:
         return self._adapter.encode(pixels, requires, **{name: given.get(name) for name in names})
 
     def install(self) -> None:
-        """Put hooks and methods into this model instance; ``remove`` takes everything out again."""
+        """Put hooks and methods into this model instance; ``remove`` takes everything out again. One thread at a time
+        (``reduce_tokens`` sees to it)."""
         core, host = self._adapter.core, self._host
         if isinstance(vars(core).get("forward"), Patched):
             raise BadUsage("this model is already inside a reduce_tokens block", fix="leave that block first")
@@ -76,7 +78,7 @@ class Run:
             self._override(host, "_get_logits_processor", self._logits_processors)
 
     def remove(self) -> None:
-        self._open = False
+        self._end()
         while self._undo:
             self._undo.pop()()
 
@@ -96,21 +98,22 @@ class Run:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """BadUsage while another thread's call is under way, for hooks and tower hold what belongs to one call; and
-        when the block has ended at the end of this one, whatever it gives or raises."""
+        when the block has ended before this one or at its end, whatever it gives or raises."""
         if not self._lock.acquire(blocking=False):
             raise BadUsage(
                 "another thread is using this model", fix="use a lock around its calls, or a model for each thread"
             )
         try:
+            self._check_open()
             yield
         finally:
             self._lock.release()
             self._check_open()
 
     def _check_open(self) -> None:
-        if not self._open:
+        if self._ended():
             raise BadUsage(
-                "a reduce_tokens block has ended while a call of its model was under way",
+                "the reduce_tokens block has ended that this call of its model belongs to",
                 fix="wait inside the block until the thread that generates is done",
             )
 
@@ -181,7 +184,10 @@ class Run:
                 what = "a video is given on top of a cache that already holds a conversation"
                 raise BadUsage(what, fix="for a new video prefill everything again")
             prompt = getattr(cache, ON_CACHE, None)
-            return None if prompt is None else _behind(prompt, cache, kwargs)
+            if prompt is None:
+                return None
+            prompt.ended = self._ended
+            return _behind(prompt, cache, kwargs)
         if cache is not None:
             vars(cache).pop(ON_CACHE, None)  # an emptied cache holds no prompt any more
         if self._waiting is not None and kwargs.get("inputs_embeds") is not None:
@@ -236,7 +242,7 @@ class Run:
         placed = [reduced(video, reduction, adapter) for video in encoded.videos]
         seconds = encoded.seconds | {"outer": between(start, clock(device))}
         ours, prompt = splice(given, placed, adapter, reduction)
-        prompt.seconds = seconds
+        prompt.seconds, prompt.ended = seconds, self._ended
         if reduction.outer is not None:
             self.stats.calls["outer"] += 1
             self.stats.removed["outer"] += sum(s.full - s.kept for s in prompt.samples if s is not None)

@@ -1,5 +1,6 @@
 """What a block leaves behind (nothing), and its meeting with other threads, copies, compilers, offloading, autocast."""
 
+import contextlib
 import copy
 import gc
 import pickle
@@ -14,6 +15,7 @@ from seam import GREEDY, NEAR, Drop, Host, KeepEvery, Nearest, batch, marks, wor
 from transformers import LogitsProcessor
 
 from holitom.attach import reduce_tokens
+from holitom.attach.decoder import Decoder
 from holitom.errors import BadUsage, UnsupportedModel
 from holitom.methods.fastv import FastV
 from holitom.methods.holitom import HoliTom, HoliTomMerge
@@ -189,6 +191,82 @@ def test_a_second_thread_is_refused_while_a_call_is_under_way(plain, where):
     assert torch.equal(ours.sequences, expected.sequences)
     assert refused and all(error.what == "another thread is using this model" for error in refused)
     assert not isinstance(found[0], Exception)  # nothing is under way, so any thread may call
+
+
+@torch.no_grad()
+def test_calls_that_begin_behind_their_block(plain):
+    """By a method that was taken inside, or by going on from a cache (or its copy) that was filled inside."""
+    token, caches = torch.tensor([[7]]), []
+    with reduce_tokens(plain.model, KeepEvery(), 0.3) as run:
+        caches += [plain.model(**plain.inputs(0), use_cache=True).past_key_values]
+        caches += [copy.deepcopy(caches[0])]
+        kept, expected = plain.model.generate, plain.model(input_ids=token, past_key_values=caches[0]).logits
+    for late in (lambda: kept(**plain.inputs(0), **GREEDY), lambda: run.encode(plain.clips[:1])):
+        with pytest.raises(BadUsage, match="block has ended that this call"):
+            late()
+    for cache in caches:
+        with pytest.raises(BadUsage, match="the block has ended"):
+            plain.model(input_ids=token, past_key_values=cache)
+        with pytest.raises(BadUsage, match="the block has ended"):
+            plain.model.generate(**batch(words(99)), past_key_values=cache, **GREEDY)
+    with reduce_tokens(plain.model, KeepEvery(), 0.3):
+        ours = plain.model(input_ids=token, past_key_values=caches[1]).logits
+    assert torch.equal(ours, expected)
+
+
+@torch.no_grad()
+def test_another_thread_may_call_the_parts_meanwhile(plain):
+    """Tower and decoder by themselves give it the model's own answer, and take nothing from the call under way."""
+    core, text = plain.model.model, batch(words(9))
+    parts = {"tower": lambda: core.vision_tower(plain.clips[1]), "decoder": lambda: core.language_model(**text)}
+    expected = {name: part().last_hidden_state for name, part in parts.items()}
+    watched = KeepEvery(requires=frozenset({"saliency", "keys"}))
+    with reduce_tokens(plain.model, watched, 0.3) as run:
+        features = run.encode(plain.clips[:1])[0]
+
+    def meanwhile(*_):
+        if threading.current_thread() is threading.main_thread():
+            for name, part in parts.items():
+                thread, found = in_thread(torch.no_grad()(part))
+                thread.join(10)
+                assert torch.equal(found[0].last_hidden_state, expected[name])
+
+    class Inside(Drop):
+        def __call__(self, *args):
+            meanwhile()
+            return super().__call__(*args)
+
+    quiet, loud = (Drop(2), Drop(3)), (Inside(2), Inside(3))
+    with reduce_tokens(plain.model, watched, 0.3, quiet):
+        answer = plain.model.generate(**plain.inputs(0), **GREEDY).sequences
+    handle = core.vision_tower.register_forward_hook(meanwhile)
+    with reduce_tokens(plain.model, watched, 0.3, loud) as run:
+        again = run.encode(plain.clips[:1])[0]
+        assert torch.equal(plain.model.generate(**plain.inputs(0), **GREEDY).sequences, answer)
+    handle.remove()
+    assert torch.equal(again.saliency, features.saliency) and torch.equal(again.keys, features.keys)
+
+
+def test_two_threads_that_open_a_block_at_once(plain, monkeypatch):
+    before, both, install, go_on = marks(plain.model), threading.Barrier(2), Decoder.install, threading.Event()
+
+    def together(self):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.2)
+        return install(self)
+
+    def use():
+        with contextlib.ExitStack() as stack:
+            stack.callback(go_on.set)  # the refused one lets the other go on
+            stack.enter_context(reduce_tokens(plain.model, KeepEvery(), 0.3))
+            go_on.wait(10)
+
+    monkeypatch.setattr(Decoder, "install", together)
+    threads = [in_thread(use) for _ in range(2)]
+    for thread, _ in threads:
+        thread.join(20)
+    assert sorted("already inside" in str(found) for _, found in threads) == [False, True]
+    assert marks(plain.model) == before
 
 
 # --- models that are not plain
