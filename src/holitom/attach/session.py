@@ -40,6 +40,7 @@ class Run:
         family = (m for m in model.modules() if any(c.__name__ in ADAPTERS for c in type(m).__mro__))
         self._host: Any = next(family)  # inside of wrappers (PEFT, for one)
         self._provided: EncodedVideos | None = None
+        self._provider = 0  # the thread that has done so
         self._waiting: Prompt | None = None  # spliced, on its way through generate to the core
         self._full: tuple[Tensor, Tensor | None] | None = None  # ids and mask of the full prompt in generate
         ended = threading.Event()
@@ -50,7 +51,11 @@ class Run:
         """Features for the next prefill, one per video in prompt order, instead of ``pixel_values_videos``."""
         if not videos or not all(hasattr(video, "tokens") for video in videos):
             raise BadUsage("provide(...) needs a list of VideoFeatures", fix="take it from run.encode(...)")
-        self._provided = EncodedVideos(tuple(videos))
+        with self._alone():
+            if self._provided is not None and self._provider != threading.get_ident():
+                what = "another thread has provided features, and no prompt has taken them yet"
+                raise BadUsage(what, fix="use a lock around both calls")
+            self._provided, self._provider = EncodedVideos(tuple(videos)), threading.get_ident()
 
     @torch.no_grad()
     def encode(self, pixel_values_videos: Tensor | Sequence[Tensor], **given: Any) -> list[VideoFeatures]:

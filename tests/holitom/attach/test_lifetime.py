@@ -182,15 +182,19 @@ def test_a_second_thread_is_refused_while_a_call_is_under_way(plain, where):
             "Other", (LogitsProcessor,), {"__call__": lambda self, ids, scores: (meanwhile(), scores)[1]}
         )()
         settings["logits_processor"] = [processor]
-    with reduce_tokens(plain.model, Outer(), 0.3):
+    with reduce_tokens(plain.model, Outer(), 0.3) as run:
         ours = plain.model.generate(**inputs, **settings)
         if handle:
             handle.remove()
         thread, found = in_thread(lambda: plain.model.generate(**batch(words(5)), **GREEDY))
         thread.join(10)
+        run.provide(run.encode(inputs["pixel_values_videos"]))
+        thread, provided = in_thread(lambda: run.provide(run.encode(inputs["pixel_values_videos"])))
+        thread.join(10)
     assert torch.equal(ours.sequences, expected.sequences)
     assert refused and all(error.what == "another thread is using this model" for error in refused)
     assert not isinstance(found[0], Exception)  # nothing is under way, so any thread may call
+    assert "another thread has provided" in str(provided[0])  # else it would answer about the other's video
 
 
 @torch.no_grad()
