@@ -22,13 +22,13 @@ from holitom.attach.rows import (
     attention_mask,
     attention_rows,
     cache_of,
-    device_of,
     keys_of,
     rotation_of,
     select,
 )
 from holitom.attach.stats import RunStats
 from holitom.errors import BadUsage
+from holitom.models.base import device_of
 from holitom.types import Inner, Reduction
 
 Rotary = tuple[Tensor, Tensor]
@@ -81,7 +81,7 @@ class Decoder:
         scored |= {self.decode.layer - 1} if self.decode is not None else set()
         handles = []
         for layer in self.adapter.layers if self.stages or self.decode is not None else ():
-            rotation_of(layer.self_attn)
+            rotation_of(getattr(layer, "self_attn", layer))
         for i, layer in enumerate(self.adapter.layers):
             handles.append(layer.register_forward_pre_hook(Patched(self._entering, i), with_kwargs=True))
             if i in scored:

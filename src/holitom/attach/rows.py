@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import cache_utils
 
 from holitom.errors import BadUsage, UnsupportedModel
+from holitom.models.base import device_of
 
 
 def rotation_of(attention: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -61,13 +62,6 @@ def _heads(attention: nn.Module, part: str, x: Tensor) -> Tensor:
     states = getattr(attention, f"{part}_proj")(x).unflatten(-1, (-1, attention.head_dim))
     norm = getattr(attention, f"{part}_norm", None)
     return (norm(states) if norm is not None else states).transpose(0, 1)[None]
-
-
-def device_of(module: nn.Module, states: Tensor) -> torch.device:
-    """Where a module computes: its weight's device; that of the states where accelerate holds the weight back until it
-    is needed, or where it is no tensor (quantised layers)."""
-    weight = getattr(module, "weight", None)
-    return weight.device if isinstance(weight, Tensor) and weight.device.type != "meta" else states.device
 
 
 def attention_mask(

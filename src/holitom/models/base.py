@@ -98,7 +98,8 @@ class AdapterBase:
         )
 
     def embed(self, ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
-        words = self.core.get_input_embeddings()(ids.masked_fill(ids == self.video_token_id, 0))
+        table, known = self.core.get_input_embeddings(), ids.masked_fill(ids == self.video_token_id, 0)
+        words = table(known.to(device_of(table, ids)))
         if kwargs.get("pixel_values") is None:
             return words
         names = inspect.signature(self.core.get_image_features).parameters
@@ -146,7 +147,11 @@ def adapter_for(model: nn.Module) -> Adapter:
                 if isinstance(made, str):
                     home, _, name = made.partition(":")
                     made = getattr(import_module(home), name)
-                return made(model)
+                try:
+                    return made(model)
+                except AttributeError as error:
+                    what = f"a part of this {type(module).__name__} is wrapped or replaced ({error})"
+                    raise UnsupportedModel(what, fix="give the model with its own parts") from error
     families = sorted(name for name in ADAPTERS if not name.endswith("Model"))
     kind = getattr(getattr(model, "config", None), "model_type", None)
     raise UnsupportedModel(
@@ -167,11 +172,13 @@ def require_transformers(found: str | None = None) -> None:
         )
 
 
-def placed(pixels: Tensor, tower: nn.Module) -> Tensor:
-    """The pixels on the tower's device. Where accelerate keeps its weights elsewhere until they are needed (device
-    "meta"), accelerate also moves what comes in."""
-    weight = next(tower.parameters(), None)
-    return pixels if weight is None or weight.device.type == "meta" else pixels.to(weight.device)
+def device_of(module: nn.Module, states: Tensor) -> torch.device:
+    """Where a module computes: where accelerate moves what comes in, else where its weights are; the states' own device
+    where that cannot be told (weights that are put away, or that are no tensors, as in quantised layers)."""
+    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    if device is None:
+        device = next((weight.device for weight in module.parameters() if weight.device.type != "meta"), states.device)
+    return torch.device(device)
 
 
 def own_weight(module: nn.Module, name: str) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from holitom.errors import BadUsage, UnsupportedModel
-from holitom.models.base import AdapterBase, EncodedVideos, Order, between, clock, own_weight, placed
+from holitom.models.base import AdapterBase, EncodedVideos, Order, between, clock, device_of, own_weight
 from holitom.models.saliency import mean_keys, probing, received_attention
 from holitom.models.siglip_head import HUB, PoolingHead, head_of
 from holitom.types import VideoFeatures
@@ -137,7 +137,7 @@ class LlavaOnevision(AdapterBase):
         frames, sizes = frames_of(pixels)
         head = self.pooling_head() if {"frame_embed", "head_saliency"} & requires else None
         attention = self.vision_attention() if {"saliency", "keys"} & requires else None
-        frames = placed(frames, self.tower)
+        frames = frames.to(device_of(self.tower, frames))
         start = clock(frames.device)
         with probing(attention, "q_proj", "k_proj") if attention else nullcontext({}) as seen:
             patches = self.patches(frames)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from holitom.errors import BadUsage, UnsupportedModel
-from holitom.models.base import AdapterBase, EncodedVideos, between, clock, placed
+from holitom.models.base import AdapterBase, EncodedVideos, between, clock, device_of
 from holitom.models.saliency import mean_keys, probing, received_attention
 from holitom.types import VideoFeatures
 
@@ -61,7 +61,7 @@ class Qwen25VL(AdapterBase):
             self.pooling_head()
         sizes = video_grid_thw.tolist()
         attention = self.vision_attention() if {"saliency", "keys"} & requires else None
-        pixels = placed(pixels, self.tower).to(self.tower.dtype)
+        pixels = pixels.to(device_of(self.tower, pixels), self.tower.dtype)
         start = clock(pixels.device)
         with probing(attention, "qkv") if attention else nullcontext({}) as seen:
             tokens = self.tower(pixels, grid_thw=video_grid_thw).pooler_output
