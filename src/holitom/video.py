@@ -154,9 +154,10 @@ class _Astray(Exception):
 
 
 def _opened(path: Path, whole: bool = False) -> InputContainer:
-    """For reading; whole: without edit lists. "file:", because FFmpeg takes what stands before a colon for a protocol;
-    titles and the like may be in any encoding, or damaged: nobody reads them."""
-    return av.open(f"file:{path}", metadata_errors="replace", options={"ignore_editlist": str(int(whole))})
+    """For reading; whole: without edit lists. "file:", because FFmpeg takes what stands before a colon for a protocol,
+    and "%d" in a picture's name for many files; titles and the like may be in any encoding: nobody reads them."""
+    options = {"ignore_editlist": str(int(whole)), "pattern_type": "none"}
+    return av.open(f"file:{path}", metadata_errors="replace", options=options)
 
 
 def _stream(container: InputContainer, path: Path) -> VideoStream:

@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from holitom import video
 from holitom.errors import BadUsage, BadVideo, CannotRun
@@ -304,6 +305,12 @@ def test_a_name_is_a_name_and_no_protocol_or_pattern(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     assert len(load_frames(write_video(name, counted(4)), 2)) == 2
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_picture_of_such_a_name_is_itself(tmp_path: Path) -> None:
+    for name, level in (("a%d.png", 200), ("a1.png", 100)):
+        Image.fromarray(np.full((48, 64, 3), level, np.uint8)).save(tmp_path / name)
+    assert levels(load_frames(tmp_path / "a%d.png", 4).pixels).tolist() == [200]
 
 
 @pytest.mark.parametrize(
