@@ -15,12 +15,12 @@ from torch import nn
 from holitom.attach.checks import check_model, check_stages
 from holitom.attach.llava import PackageRun
 from holitom.attach.session import Run
-from holitom.attach.stats import RunStats, SampleStats, TokenBudget, token_budget
+from holitom.attach.stats import RunStats, SampleStats
 from holitom.errors import BadUsage
 from holitom.models import adapter_for
 from holitom.types import Decode, Inner, Outer, Reduction, check_budget
 
-__all__ = ["Run", "RunStats", "SampleStats", "TokenBudget", "reduce_tokens", "token_budget"]
+__all__ = ["Run", "RunStats", "SampleStats", "reduce_tokens"]
 _CHANGING = threading.Lock()  # two threads that open a block at once would take each other's methods for the model's
 
 
@@ -42,8 +42,8 @@ def reduce_tokens(
 
     outer runs before the language model and keeps about ``budget`` of the T * N tokens; inner stages run once each in
     prefill, in front of their layers; decode chooses what is read for every generated token. ``reduction`` gives all
-    four at once. ``run.stats`` says what was asked and spent (``budget``), and ``check_acted()`` raises CannotRun when
-    a stage has done nothing.
+    four at once. ``run.stats`` says what was asked and spent; ``check_acted()`` raises CannotRun when a stage has done
+    nothing.
 
     Prompts keep their placeholders (any number > 0 per video, one unbroken run each), and returned sequences the full
     prompt. ``generate``: greedy, sampling, beams, returned sequences, left-padded batches, several videos, images
