@@ -1,4 +1,4 @@
-"""How much a prefill computes: as the papers count it, with the true shapes, and as torch counts it while running.
+"""How much a prefill computes: as the papers count it, and with the true shapes.
 
 The papers' formula and the exact count differ on purpose; docstrings say in what. Terms: n tokens, d hidden size, m
 intermediate size, one multiply-accumulate (MAC) = 2 FLOPs. Only matrix products and convolutions are counted (norms,
@@ -7,7 +7,7 @@ rotary embedding, softmax and activations are below 1 % at these sizes), as torc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,26 +148,6 @@ def vision_flops(frames: int, shape: VisionShape = SIGLIP_384) -> float:
 def projector_flops(frames: int, hidden_size: int, shape: VisionShape = SIGLIP_384) -> float:
     """FLOPs (2 per MAC) of the two-layer projector, which LLaVA-OneVision applies to every patch, before pooling."""
     return 2.0 * frames * shape.patches * (shape.hidden_size * hidden_size + hidden_size**2)
-
-
-def measured_flops(run: Callable[..., Any], inputs: Mapping[str, Any] | Sequence[Any] = ()) -> float:
-    """FLOPs that torch executes in ``run(**inputs)`` or ``run(*inputs)``, without gradients (FlopCounterMode).
-
-    Attention kernels are counted here, because torch 2.13 leaves the CPU's out and refuses shared key-value heads; like
-    torch's own count it takes the full score matrix: compare with ``exact_flops(..., causal=False)``.
-    """
-    import torch  # here, so that what only calculates starts without it
-    from torch.utils.flop_counter import FlopCounterMode
-
-    def attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
-        return 2 * math.prod(query[:3]) * key[-2] * (query[3] + value[-1])
-
-    kernels = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
-    kernels = (getattr(torch.ops.aten, f"_scaled_dot_product_{name}", None) for name in kernels)
-    counter = FlopCounterMode(display=False, custom_mapping={kernel: attention for kernel in kernels if kernel})
-    with torch.no_grad(), counter:
-        run(**inputs) if isinstance(inputs, Mapping) else run(*inputs)
-    return float(counter.get_total_flops())
 
 
 def outer_tokens(frames: int, cells: int, ratio: Count) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from counting import measured_flops
 from hosts import onevision
 
 from holitom.errors import BadUsage
@@ -12,7 +13,6 @@ from holitom.flops import (
     SIGLIP_384,
     LLMShape,
     VisionShape,
-    measured_flops,
     outer_tokens,
     paper_flops,
     projector_flops,

@@ -18,10 +18,8 @@ def rotation_of(attention: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
     """The rotary function of the library module that defines this attention; UnsupportedModel without one."""
     rotate = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
     if rotate is None or not all(hasattr(attention, part) for part in ("q_proj", "k_proj", "head_dim", "scaling")):
-        raise UnsupportedModel(
-            f"the decoder's {type(attention).__name__} has no q_proj, k_proj, head_dim, scaling and rotary function",
-            fix="use an outer stage only, or a Qwen2- or Llama-like decoder",
-        )
+        what = f"the decoder's {type(attention).__name__} has no q_proj, k_proj, head_dim, scaling and rotary function"
+        raise UnsupportedModel(what, fix="use an outer stage only, or a Qwen2- or Llama-like decoder")
     return rotate
 
 
@@ -115,10 +113,8 @@ class ReducedCache(cache_utils.DynamicCache):
     def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         prompt = getattr(self, ON_CACHE, None)
         if prompt is not None and prompt.ended():
-            raise BadUsage(
-                "this cache holds a prompt that was reduced in a reduce_tokens block, and the block has ended",
-                fix="go on inside the block, or begin with a new cache",
-            )
+            what = "this cache holds a prompt that was reduced in a reduce_tokens block, and the block has ended"
+            raise BadUsage(what, fix="go on inside the block, or begin with a new cache")
         return super().update(*args, **kwargs)
 
 

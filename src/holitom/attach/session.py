@@ -105,9 +105,8 @@ class Run:
         """BadUsage while another thread's call is under way, for hooks and tower hold what belongs to one call; and
         when the block has ended before this one or at its end, whatever it gives or raises."""
         if not self._lock.acquire(blocking=False):
-            raise BadUsage(
-                "another thread is using this model", fix="use a lock around its calls, or a model for each thread"
-            )
+            what = "another thread is using this model"
+            raise BadUsage(what, fix="use a lock around its calls, or a model for each thread")
         try:
             self._check_open()
             yield
@@ -117,10 +116,8 @@ class Run:
 
     def _check_open(self) -> None:
         if self._ended():
-            raise BadUsage(
-                "the reduce_tokens block has ended that this call of its model belongs to",
-                fix="wait inside the block until the thread that generates is done",
-            )
+            what = "the reduce_tokens block has ended that this call of its model belongs to"
+            raise BadUsage(what, fix="wait inside the block until the thread that generates is done")
 
     @torch.no_grad()
     def _generate(self, original: Callable[..., Any], given: dict[str, Any]) -> Any:
@@ -213,9 +210,8 @@ class Run:
         ids = given.get("input_ids")
         found = ids is not None and ids.shape[1] > 1 and bool((ids == self._adapter.video_token_id).any())
         if not found and _shown(given):
-            raise BadUsage(
-                "a video is given, and no prompt has a place for it", fix="put video placeholders into input_ids"
-            )
+            what = "a video is given, and no prompt has a place for it"
+            raise BadUsage(what, fix="put video placeholders into input_ids")
         return found
 
     def _videos(self, given: Mapping[str, Any]) -> EncodedVideos:
@@ -279,10 +275,8 @@ def _behind(prompt: Prompt, cache: Any, kwargs: dict[str, Any]) -> Call:
     (batch, count), first, mask = tokens.shape[:2], prompt.layers[0], kwargs.get("attention_mask")
     held = cache.get_seq_length() - first.length
     if batch != len(first.kind) or held < 0:
-        raise BadUsage(
-            f"{batch} rows on a cache of {len(first.kind)} prompts, {held} columns behind them",
-            fix="keep the batch of the prefill, and crop only what follows the prompt",
-        )
+        what = f"{batch} rows on a cache of {len(first.kind)} prompts, {held} columns behind them"
+        raise BadUsage(what, fix="keep the batch of the prefill, and crop only what follows the prompt")
     if count > 1 and mask is not None and not mask[:, -count:].all():
         raise BadUsage("padding among tokens that follow a reduced prompt", fix="give turns of equal length")
     following, real = prompt.following, first.mask(held + count)
@@ -301,7 +295,5 @@ def _shown(given: Mapping[str, Any]) -> bool:
 def _refuse_labels(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     """A pre-hook: a loss over a reduced prompt, and logits chosen by their place in the full one, are refused."""
     if kwargs.get("labels") is not None or isinstance(kwargs.get("logits_to_keep"), Tensor):
-        raise BadUsage(
-            "labels, or logits_to_keep as a tensor, count the places of the full prompt",
-            fix="compute losses outside of the block, and give the number of last logits",
-        )
+        what = "labels, or logits_to_keep as a tensor, count the places of the full prompt"
+        raise BadUsage(what, fix="compute losses outside of the block, and give the number of last logits")

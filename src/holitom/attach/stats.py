@@ -66,12 +66,6 @@ class SampleStats:
         """Prefill FLOPs with the model's true shapes over all tokens of the prompt, text and newlines included."""
         return self.shape.exact(self.prompt_per_layer)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for a record."""
-        values = {name: value for name, value in vars(self).items() if name != "shape"}
-        derived = ("realised", "off_per_frame", "flops_paper", "flops_exact")
-        return values | {name: getattr(self, name) for name in derived}
-
 
 class RunStats:
     """Everything since the ``with`` block began.

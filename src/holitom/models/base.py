@@ -79,9 +79,8 @@ class AdapterBase:
         parts = {tower, "language_model"}
         self.core: Any = next((module for module in model.modules() if parts <= set(module._modules)), None)
         if self.core is None:
-            raise UnsupportedModel(
-                f"{type(model).__name__} has no {tower} beside a language_model", fix="give the whole model"
-            )
+            what = f"{type(model).__name__} has no {tower} beside a language_model"
+            raise UnsupportedModel(what, fix="give the whole model")
         self.config: Any = model.config
         self.tower, self.text = getattr(self.core, tower), self.core.language_model
         self.layers, self.rotary = self.text.layers, self.text.rotary_emb
@@ -92,10 +91,8 @@ class AdapterBase:
 
     def pooling_head(self) -> Any:
         """What frame_embed and head_saliency are made by: SigLIP's pooling head."""
-        raise UnsupportedModel(
-            f"the vision tower of {type(self).__name__} is no SigLIP and has no pooling head",
-            fix="compare frames without it: FastVID(head='substitute')",
-        )
+        what = f"the vision tower of {type(self).__name__} is no SigLIP and has no pooling head"
+        raise UnsupportedModel(what, fix="compare frames without it: FastVID(head='substitute')")
 
     def embed(self, ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
         table, known = self.core.get_input_embeddings(), ids.masked_fill(ids == self.video_token_id, 0)
@@ -109,10 +106,8 @@ class AdapterBase:
         rows = rows if isinstance(rows, Tensor) else torch.cat(tuple(rows))
         places = ids == self.config.image_token_id
         if places.sum() != len(rows):
-            raise BadUsage(
-                f"{int(places.sum())} placeholders for images of {len(rows)} tokens",
-                fix="give the prompt that the model's own processor makes",
-            )
+            what = f"{int(places.sum())} placeholders for images of {len(rows)} tokens"
+            raise BadUsage(what, fix="give the prompt that the model's own processor makes")
         return words.masked_scatter(places[..., None].to(words.device), rows.to(words))
 
 
@@ -139,10 +134,8 @@ def adapter_for(model: nn.Module) -> Adapter:
         for parent in type(module).__mro__:
             if parent.__name__ in ADAPTERS:
                 if not hasattr(model, "config"):
-                    raise UnsupportedModel(
-                        f"a {type(model).__name__} around a {type(module).__name__} hides its config",
-                        fix=f"give reduce_tokens the {type(module).__name__} itself",
-                    )
+                    what = f"a {type(model).__name__} around a {type(module).__name__} hides its config"
+                    raise UnsupportedModel(what, fix=f"give reduce_tokens the {type(module).__name__} itself")
                 made = ADAPTERS[parent.__name__]
                 if isinstance(made, str):
                     home, _, name = made.partition(":")

@@ -68,10 +68,8 @@ def frames_of(pixels: Tensor | Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     """Pixels [B, T, 3, H, W], or one [T, 3, H, W] per video -> all frames [F, 3, H, W], and frames per video."""
     videos = list(pixels)
     if not videos or any(v.ndim != 4 for v in videos):
-        raise BadUsage(
-            f"pixel_values_videos of shapes {[list(v.shape) for v in videos]}",
-            fix="give [videos, frames, 3, height, width], or a list of them",
-        )
+        what = f"pixel_values_videos of shapes {[list(v.shape) for v in videos]}"
+        raise BadUsage(what, fix="give [videos, frames, 3, height, width], or a list of them")
     return videos[0] if len(videos) == 1 else torch.cat(videos), [len(v) for v in videos]
 
 

@@ -35,9 +35,8 @@ class Qwen25VL(AdapterBase):
         which a patch can receive nothing from outside. In the published models it is also the last block."""
         whole = [i for i in self.tower.fullatt_block_indexes if i < len(self.tower.blocks)]
         if not whole:
-            raise UnsupportedModel(
-                "no block of this vision tower attends to whole frames", fix="use a method that needs no saliency"
-            )
+            what = "no block of this vision tower attends to whole frames"
+            raise UnsupportedModel(what, fix="use a method that needs no saliency")
         return self.tower.blocks[max(whole)].attn
 
     def encode(
@@ -53,10 +52,8 @@ class Qwen25VL(AdapterBase):
         positions. There is no pooling head, so frame_embed and head_saliency are refused.
         """
         if video_grid_thw is None or not isinstance(pixels, Tensor) or pixels.ndim != 2:
-            raise BadUsage(
-                "Qwen2.5-VL needs pixel_values_videos [patches, values] and video_grid_thw [videos, 3]",
-                fix="give both, as the model's processor makes them",
-            )
+            what = "Qwen2.5-VL needs pixel_values_videos [patches, values] and video_grid_thw [videos, 3]"
+            raise BadUsage(what, fix="give both, as the model's processor makes them")
         if {"frame_embed", "head_saliency"} & requires:
             self.pooling_head()
         sizes = video_grid_thw.tolist()
@@ -98,10 +95,8 @@ class Qwen25VL(AdapterBase):
         if given is not None:
             return given[-3:] if given.ndim == 3 else given.expand(3, -1, -1)
         if kwargs.get("mm_token_type_ids") is None or kwargs.get("video_grid_thw") is None:
-            raise BadUsage(
-                "the positions of a video's tokens need mm_token_type_ids and video_grid_thw",
-                fix="give all that the model's processor makes",
-            )
+            what = "the positions of a video's tokens need mm_token_type_ids and video_grid_thw"
+            raise BadUsage(what, fix="give all that the model's processor makes")
         names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "attention_mask", "mm_token_type_ids")
         found, deltas = self.core.get_rope_index(kwargs["input_ids"], **{name: kwargs.get(name) for name in names})
         self.core.rope_deltas = deltas  # as the model's own forward does

@@ -67,10 +67,8 @@ def load_pooling_head(source: str | Path = HUB, width: int | None = None) -> Poo
         head, tensors = PoolingHead(config), _read(source)
     except (OSError, ValueError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise CannotRun(
-            f"SigLIP's pooling head cannot be read from {source} ({lines[0][:160]})",
-            fix=f"go online once, or {other}",
-        ) from error
+        what = f"SigLIP's pooling head cannot be read from {source} ({lines[0][:160]})"
+        raise CannotRun(what, fix=f"go online once, or {other}") from error
     if width not in (None, config.hidden_size):
         raise UnsupportedModel(f"{source} pools {config.hidden_size} numbers a patch, not {width}", fix=other)
     try:
