@@ -29,15 +29,15 @@ class Qwen25VL(AdapterBase):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model, "visual")
         self.merge: int = self.config.vision_config.spatial_merge_size
+        self._whole = [i for i in self.tower.fullatt_block_indexes if i < len(self.tower.blocks)]
 
     def vision_attention(self) -> nn.Module:
         """The attention of the tower's last block that sees whole frames: the others see windows of 8 x 8 patches, in
         which a patch can receive nothing from outside. In the published models it is also the last block."""
-        whole = [i for i in self.tower.fullatt_block_indexes if i < len(self.tower.blocks)]
-        if not whole:
+        if not self._whole:
             what = "no block of this vision tower attends to whole frames"
             raise UnsupportedModel(what, fix="use a method that needs no saliency")
-        return self.tower.blocks[max(whole)].attn
+        return self.tower.blocks[max(self._whole)].attn
 
     def encode(
         self,

@@ -48,7 +48,8 @@ def head_of(tower: nn.Module, source: str | Path = HUB) -> PoolingHead:
     """The head for a tower, read from ``source`` the first time. Raises as ``load_pooling_head`` does."""
     kept = _KEPT.get(tower)
     if kept is None or kept[0] != str(source):
-        kept = _KEPT[tower] = (str(source), load_pooling_head(source, tower.config.hidden_size))
+        config = next(module.config for module in tower.modules() if hasattr(module, "config"))  # may be wrapped
+        kept = _KEPT[tower] = (str(source), load_pooling_head(source, config.hidden_size))
     return kept[1]
 
 

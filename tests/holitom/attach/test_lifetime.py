@@ -374,23 +374,78 @@ def test_an_autocast_around_the_block_leaves_stages_their_precision(plain, inner
     assert seen == [False] * 4 and run.stats.acted
 
 
+class Wrapper(torch.nn.Module):
+    """What PEFT and others put around a module: calls go through, names may not."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **given):
+        return self.inner(*args, **given)
+
+
+def replaced(model, path, make):
+    """A copy in which one module is another."""
+    model = copy.deepcopy(model)
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, make(model.get_submodule(path)))
+    return model
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_parts_that_are_wrapped(name):
+    """Work as before, or are refused by name where what is inside must be known."""
+    host = Host(name)
+    reduction = Reduction("x", KeepEvery(requires=frozenset({"saliency", "keys"})), 0.3, BOTH.inner, Nearest(4, 1))
+    with reduce_tokens(host.model, reduction=reduction):
+        expected = host.model.generate(**host.inputs(0, 1), **GREEDY).sequences
+    inside, tower = "model.language_model.", "model.visual" if name == "qwen2_5_vl" else "model.vision_tower"
+    wrapped = [f"{inside}{part}" for part in ("embed_tokens", "layers.1.self_attn.q_proj", "layers.2.input_layernorm")]
+    wrapped += [] if name == "qwen2_5_vl" else [tower]
+    for path in wrapped:
+        model = replaced(host.model, path, Wrapper)
+        with reduce_tokens(model, reduction=reduction):
+            assert torch.equal(model.generate(**host.inputs(0, 1), **GREEDY).sequences, expected), path
+    refused = {inside[:-1]: "wrapped or replaced", f"{inside}layers.2": "Wrapper has no q_proj"}
+    refused |= {f"{inside}layers.1.self_attn": "Wrapper has no q_proj"}
+    refused |= {tower: "wrapped or replaced"} if name == "qwen2_5_vl" else {}
+    for path, said in refused.items():
+        for make in (Wrapper, torch.nn.DataParallel) if "layers" not in path else (Wrapper,):
+            model = replaced(host.model, path, make)
+            with pytest.raises(UnsupportedModel, match=said), reduce_tokens(model, reduction=reduction):
+                pass
+            assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantised_decoder(name):
+    """Its layers have no weight that is a tensor: stages that keep all score it, and change nothing."""
+    host, quantise = Host(name), torch.ao.quantization.quantize_dynamic
+    model = replaced(host.model, "model.language_model", lambda text: quantise(text, {torch.nn.Linear}))
+    with reduce_tokens(model):
+        expected = model.generate(**host.inputs(0), **GREEDY).logits[0]
+    whole = (Drop(2, 1.0), Drop(3, 1.0, score="this"), Drop(4, 1.0, query="text"))
+    with reduce_tokens(model, inner=whole, decode=Nearest(4, 999)) as run:
+        ours = model.generate(**host.inputs(0), **GREEDY).logits[0]
+    torch.testing.assert_close(ours, expected, **NEAR)
+    assert run.stats.samples and not run.stats.missing
+    for stage in whole:
+        assert all(seen["score"].isfinite().all() and seen["score"].std() > 0 for seen in stage.seen)
+
+
 def test_inside_a_wrapper(plain):
     """What is wrapped around a model (PEFT, for one) calls through to it."""
 
-    class Wrapper(torch.nn.Module):
-        def __init__(self, base_model):
-            super().__init__()
-            self.base_model, self.config = base_model, base_model.config
-
+    class Outside(Wrapper):
         def generate(self, **given):
-            return self.base_model.generate(**given)
-
-        def forward(self, **given):
-            return self.base_model(**given)
+            return self.inner.generate(**given)
 
     with reduce_tokens(plain.model, KeepEvery(), 0.3, Drop(2)):
         expected = plain.model.generate(**plain.inputs(0), **GREEDY)
-    wrapper = Wrapper(plain.model).eval()
+    wrapper = Outside(plain.model).eval()
+    wrapper.config = plain.model.config
     with reduce_tokens(wrapper, KeepEvery(), 0.3, Drop(2)) as run:
         ours = wrapper.generate(**plain.inputs(0), **GREEDY)
         torch.testing.assert_close(wrapper(**plain.inputs(0)).logits[:, -1], expected.logits[0], **NEAR)
