@@ -185,15 +185,13 @@ def _spec(value: Any) -> Any:
         return sorted(map(_spec, value))
     if value is None or isinstance(value, (str, int, float)):
         return value
-    raise BadUsage(
-        f"a {type(value).__name__} does not tell its parameters, which a record needs", fix="use a frozen dataclass"
-    )
+    what = f"a {type(value).__name__} does not tell its parameters, which a record needs"
+    raise BadUsage(what, fix="use a frozen dataclass")
 
 
 def check_budget(budget: float) -> float:
     """A budget is the share of visual tokens that survive the outer stage: above 0, at most 1."""
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= 1:
-        raise BadUsage(
-            f"budget {budget!r} is no number in (0, 1]", fix="give the share of visual tokens to keep, such as 0.10"
-        )
+        what = f"budget {budget!r} is no number in (0, 1]"
+        raise BadUsage(what, fix="give the share of visual tokens to keep, such as 0.10")
     return float(budget)

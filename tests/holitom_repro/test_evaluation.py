@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 import torch
 
+from holitom.attach import SampleStats
 from holitom.errors import BadUsage, BadVideo, CannotRun, UnsupportedModel
+from holitom.flops import LLMShape
 from holitom.methods import HoliTom, HoliTomMerge, RandomDrop, SaliencyTopK
 from holitom.models.inputs import QWEN_PROMPT
 from holitom.types import Reduction, VideoFeatures
@@ -308,6 +310,20 @@ class Counting:
         pixels = videos[0]
         fields = {name: torch.ones(pixels.shape[:2]) for name in requires}
         return type("Encoded", (), {"videos": (VideoFeatures(pixels, (1, pixels.shape[1]), **fields),)})
+
+
+def test_what_is_spent_is_the_mean_over_prompts() -> None:
+    def sample(kept: int) -> SampleStats:
+        layers, shape = ((kept, kept // 2), (1, 1)), LLMShape("x", 8, 16, 2, 2, 2, 4)
+        return SampleStats(1, 4, 16, 0.25, 16, kept, 1, 1, 80, 20, shape, *layers)
+
+    assert sweep.spent([sample(20), sample(8)]) == {
+        **{"asked_share": 0.25, "asked_tokens": 16, "full_tokens": 64, "full_newlines": 1, "kept_tokens": 14},
+        **{"kept_newlines": 1, "layer_tokens": 10.5, "layer_newlines": 1, "frames": 4},
+        **{"off_per_frame": -0.5, "farthest_off": -2},
+    }
+    with pytest.raises(CannotRun, match="no video could be read"):
+        sweep.spent([])
 
 
 def store(max_bytes: int = 10**6) -> FeatureStore:

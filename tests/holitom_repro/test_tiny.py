@@ -26,6 +26,14 @@ def clips(kind, frames, count):
     return [world.make_clip(world.development_rng(i), frames, kind) for i in range(count)]
 
 
+def test_a_written_video_reads_back_almost_unchanged_and_leaves_no_partial_file(tmp_path):
+    blocks = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3)).astype(np.uint8)
+    pixels = blocks.repeat(8, 1).repeat(8, 2)
+    got = load_frames(benchmarks.write_video(tmp_path / "deep" / "clip.mp4", pixels), 6)
+    assert np.abs(got.pixels.astype(int) - pixels).mean() < 2.0
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["clip.mp4"]
+
+
 # The world
 
 

@@ -5,7 +5,7 @@ What a prompt consists of is written down on the host, in one copy per video; em
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -144,13 +144,14 @@ class Held:
 class Prompt:
     """A batch of reduced prompts. following [B]: the position of the first token behind; base: what enters the first
     decoder layer; layers: what every layer holds. samples, seconds: for the statistics, one sample per prompt (None
-    without a video)."""
+    without a video). ended: whether its block has (a function, which copies of a cache share)."""
 
     following: Tensor
     base: Held
     layers: list[Held]
     samples: list[SampleStats | None]
     seconds: dict[str, Any] = field(default_factory=dict)
+    ended: Callable[[], bool] = bool
 
     def repeated(self, times: int) -> Prompt:
         """Every prompt ``times`` times in a row, as generation repeats it for beams and returned sequences."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from holitom.errors import BadUsage, UnsupportedModel
-from holitom.models.base import AdapterBase, EncodedVideos, Order, between, clock, own_weight, placed
+from holitom.models.base import AdapterBase, EncodedVideos, Order, between, clock, device_of, own_weight
 from holitom.models.saliency import mean_keys, probing, received_attention
 from holitom.models.siglip_head import HUB, PoolingHead, head_of
 from holitom.types import VideoFeatures
@@ -68,10 +68,8 @@ def frames_of(pixels: Tensor | Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     """Pixels [B, T, 3, H, W], or one [T, 3, H, W] per video -> all frames [F, 3, H, W], and frames per video."""
     videos = list(pixels)
     if not videos or any(v.ndim != 4 for v in videos):
-        raise BadUsage(
-            f"pixel_values_videos of shapes {[list(v.shape) for v in videos]}",
-            fix="give [videos, frames, 3, height, width], or a list of them",
-        )
+        what = f"pixel_values_videos of shapes {[list(v.shape) for v in videos]}"
+        raise BadUsage(what, fix="give [videos, frames, 3, height, width], or a list of them")
     return videos[0] if len(videos) == 1 else torch.cat(videos), [len(v) for v in videos]
 
 
@@ -137,7 +135,7 @@ class LlavaOnevision(AdapterBase):
         frames, sizes = frames_of(pixels)
         head = self.pooling_head() if {"frame_embed", "head_saliency"} & requires else None
         attention = self.vision_attention() if {"saliency", "keys"} & requires else None
-        frames = placed(frames, self.tower)
+        frames = frames.to(device_of(self.tower, frames))
         start = clock(frames.device)
         with probing(attention, "q_proj", "k_proj") if attention else nullcontext({}) as seen:
             patches = self.patches(frames)

@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -215,7 +215,6 @@ def _evaluated(lm: Any, cell: Cell, sheet: Any, tasks: Any) -> tuple[Record, lis
     from accelerate.utils import gather_object
     from lmms_eval import evaluator
 
-    from holitom.attach import token_budget
     from holitom_repro.evaluation.scoring import compared, line
 
     start = time.perf_counter()
@@ -260,7 +259,7 @@ def _evaluated(lm: Any, cell: Cell, sheet: Any, tasks: Any) -> tuple[Record, lis
         lmms_eval=own,
         n=len(samples),
         videos=len({(sample["task"], sample["video"]) for sample in samples}),
-        tokens=asdict(token_budget(stats)),
+        tokens=spent(stats),
         tokens_per_layer=tuple(fmean(layer) for layer in zip(*(one.per_layer for one in stats), strict=True)),
         flops_paper=fmean(one.flops_paper for one in stats),
         flops_exact=fmean(one.flops_exact for one in stats),
@@ -270,6 +269,22 @@ def _evaluated(lm: Any, cell: Cell, sheet: Any, tasks: Any) -> tuple[Record, lis
         notes=(*notes, *sorted({note for answer in answers.values() for note in answer.notes})),
     )
     return record, samples
+
+
+def spent(stats: Sequence[Any]) -> dict[str, float]:
+    """Tokens of the videos of one prompt, as means over the prompts of a run: asked by the outer stage (1 and all
+    tokens without one), of the full video, kept before the language model and in a layer of it (mean over layers), and
+    kept minus asked per frame, with the prompt where that is farthest from 0. CannotRun without a prompt."""
+    if not stats:
+        raise CannotRun("no video could be read, so there is nothing to record", fix="check the benchmark's videos")
+    names = {"asked_share": "budget", "asked_tokens": "requested", "full_tokens": "full", "kept_tokens": "kept"}
+    names |= {"kept_newlines": "newlines"} | {name: name for name in ("full_newlines", "frames", "off_per_frame")}
+    layers = {"layer_tokens": "per_layer", "layer_newlines": "newlines_per_layer"}
+    return {
+        **{name: fmean(getattr(one, own) for one in stats) for name, own in names.items()},
+        **{name: fmean(fmean(getattr(one, own)) for one in stats) for name, own in layers.items()},
+        "farthest_off": max((one.off_per_frame for one in stats), key=abs),
+    }
 
 
 @contextmanager
