@@ -167,8 +167,8 @@ SIGLIP_384 = VisionShape("siglip-so400m-384", 1152, 4304, 26, 729, 14)
 def vision_flops(frames: int | Sequence[int], shape: VisionShape = SIGLIP_384) -> float:
     """FLOPs (2 per MAC) of the tower on ``frames`` frames: patch embedding, then per layer 4 n d^2 + 2 n^2 d + 2 n
     d m with n the patches of ONE frame, because frames do not attend to each other. With a tower stage give the frames
-    that enter each layer (``SampleStats.tower_frames``); its similarities are left out, being below 0.1 %."""
-    counts = _counts([frames] * shape.layers if isinstance(frames, int) else frames, shape.layers)
+    that enter each layer (``SampleStats.tower_frames``); its similarities are left out, being below 0.01 %."""
+    counts = _counts(frames if isinstance(frames, Sequence) else [frames] * shape.layers, shape.layers)
     n, d, m = shape.patches, shape.hidden_size, shape.intermediate_size
     embed = n * d * shape.channels * shape.patch_size**2
     return 2.0 * (counts[0] * embed + sum(counts) * (4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m))
