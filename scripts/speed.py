@@ -108,18 +108,16 @@ def tower(frames: int) -> None:
     pixels = interpolate(pictures.permute(0, 3, 1, 2) / 127.5 - 1, (384, 384), mode="bicubic")
     name, now = clock_of("cpu")
     print(f"{frames} frames, float32, {name}")
-    for stage in (None, methods.EarlyTom()):
+    spent, flops = [], []
+    for stage in (methods.EarlyTom(), None):
         with reduce_tokens(model, tower=stage) as run:
             begin = now()
             merged = run.encode(pixels[None])[0].merged
-            spent = between(begin, now())
+            spent.append(between(begin, now()))
         entered = merged.entered if merged else [frames] * SIGLIP_384.layers
-        flops = vision_flops(entered)
-        first = (spent, flops) if stage is None else first
-        print(
-            f"{stage}: {sorted(set(entered), reverse=True)} frames in the layers, {spent:.1f} s, {flops / 1e12:.2f} TF"
-        )
-        print(f"    {first[0] / spent:.2f}x less time, {first[1] / flops:.2f}x fewer FLOPs")
+        flops.append(vision_flops(entered))
+        print(f"{stage}: frames in the layers {entered}, {spent[-1]:.1f} s, {flops[-1] / 1e12:.2f} TFLOPs", flush=True)
+    print(f"{spent[1] / spent[0]:.2f}x less time, {flops[1] / flops[0]:.2f}x fewer FLOPs")
 
 
 @torch.inference_mode()
