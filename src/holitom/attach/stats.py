@@ -165,9 +165,9 @@ class RunStats:
 
     def noted(self, videos: Sequence[VideoFeatures]) -> None:
         """Note the videos of one pass of the tower."""
-        merged = [(len(video.merged.into) - video.frames) * video.cells for video in videos if video.merged is not None]
-        self.calls["tower"] += bool(merged)
-        self.removed["tower"] += sum(merged)
+        if "tower" in self.stages:
+            self.calls["tower"] += 1
+            self.removed["tower"] += sum((len(video.merged.into) - video.frames) * video.cells for video in videos)
 
     def add(self, samples: Sequence[SampleStats], spans: Mapping[str, Any]) -> None:
         """Note the prompts of one prefill. spans: by stage its seconds, or two events of CUDA."""
