@@ -33,7 +33,7 @@ def paper_flops(tokens_per_layer: Sequence[Count], hidden_size: int, intermediat
 def _counts(tokens_per_layer: Sequence[Count], layers: int | None = None) -> Sequence[Count]:
     if layers not in (None, len(tokens_per_layer)):
         raise BadUsage(
-            f"the model has {layers} layers, but {len(tokens_per_layer)} token counts were given",
+            f"the model has {layers} layers, but {len(tokens_per_layer)} counts were given",
             fix="give one count per layer, for instance tokens_per_layer(n, layers)",
         )
     if any(n < 0 for n in tokens_per_layer):
@@ -137,12 +137,14 @@ SIGLIP_384 = VisionShape("siglip-so400m-384", 1152, 4304, 26, 729, 14)
 """The tower of all LLaVA-OneVision and LLaVA-Video models: 26 of its 27 layers are kept, the pooling head is not."""
 
 
-def vision_flops(frames: int, shape: VisionShape = SIGLIP_384) -> float:
+def vision_flops(frames: int | Sequence[int], shape: VisionShape = SIGLIP_384) -> float:
     """FLOPs (2 per MAC) of the tower on ``frames`` frames: patch embedding, then per layer 4 n d^2 + 2 n^2 d + 2 n
-    d m with n the patches of ONE frame, because frames do not attend to each other."""
+    d m with n the patches of ONE frame, because frames do not attend to each other. With a tower stage give the frames
+    that enter each layer (``SampleStats.tower_frames``); its similarities are left out, being below 0.01 %."""
+    counts = _counts(frames if isinstance(frames, Sequence) else [frames] * shape.layers, shape.layers)
     n, d, m = shape.patches, shape.hidden_size, shape.intermediate_size
     embed = n * d * shape.channels * shape.patch_size**2
-    return 2.0 * frames * (embed + shape.layers * (4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m))
+    return 2.0 * (counts[0] * embed + sum(counts) * (4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m))
 
 
 def projector_flops(frames: int, hidden_size: int, shape: VisionShape = SIGLIP_384) -> float:

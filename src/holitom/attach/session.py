@@ -17,6 +17,7 @@ from holitom.attach.checks import check_cache, check_generation, check_model, se
 from holitom.attach.decoder import ON_CACHE, Call, Decoder, Patched
 from holitom.attach.prompt import NEWLINE, VISUAL, Prompt, reduced, splice
 from holitom.attach.stats import RunStats, SampleStats
+from holitom.attach.tower import merging
 from holitom.errors import BadUsage
 from holitom.models import ADAPTERS, EncodedVideos
 from holitom.models.base import between, clock
@@ -67,7 +68,12 @@ class Run:
     def _encode(self, pixels: Any, given: Mapping[str, Any]) -> EncodedVideos:
         outer, names = self.reduction.outer, self._adapter.video_inputs
         requires = frozenset(() if outer is None else outer.requires)
-        return self._adapter.encode(pixels, requires, **{name: given.get(name) for name in names})
+        given = {name: given.get(name) for name in names}
+        if self.reduction.tower is not None:
+            given["tower"] = functools.partial(merging, self._adapter, self.reduction.tower)
+        encoded = self._adapter.encode(pixels, requires, **given)
+        self.stats.noted(encoded.videos)
+        return encoded
 
     def install(self) -> None:
         """Put hooks and methods into this model instance; ``remove`` takes everything out again. One thread at a time
@@ -246,7 +252,8 @@ class Run:
         prompt.seconds, prompt.ended = seconds, self._ended
         if reduction.outer is not None:
             self.stats.calls["outer"] += 1
-            self.stats.removed["outer"] += sum(s.full - s.kept for s in prompt.samples if s is not None)
+            seen = sum(video.frames * video.cells for video in encoded.videos)
+            self.stats.removed["outer"] += seen - sum(s.kept for s in prompt.samples if s is not None)
         return ours, prompt
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from holitom.errors import CannotRun
 from holitom.flops import LLMShape
-from holitom.types import Reduction
+from holitom.types import Reduction, VideoFeatures
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,12 @@ class SampleStats:
     """One prompt of one prefill (beams of a prompt count once).
 
     frames, cells: of its videos (frames summed; cells per frame, their mean where grids differ). budget: the share that
-    was asked for; requested: round(budget * frames * cells), rounded for each video; kept, newlines: visual and newline
-    tokens that entered the language model; full_newlines: those of the whole videos; prompt_before, prompt_after:
-    tokens of the prompt as given and after the outer stage, without padding. What entered each decoder layer: per_layer
-    (visual), newlines_per_layer, prompt_per_layer (all); cached_per_layer: prompt tokens in its cache after prefill.
-    seconds: per stage (vision, saliency, outer, prefill), of the whole batch.
+    was asked for; requested: round(budget * frames * cells), rounded for each video, and no more than a tower stage
+    leaves; tower_frames: frames that entered each layer of the tower, with such a stage (the last: what is left); kept,
+    newlines: visual and newline tokens that entered the language model; full_newlines: those of the whole videos;
+    prompt_before, prompt_after: tokens of the prompt as given and after the outer stage, without padding. What entered
+    each decoder layer: per_layer (visual), newlines_per_layer, prompt_per_layer (all); cached_per_layer: prompt tokens
+    in its cache after prefill. seconds: per stage (vision, saliency, outer, prefill), of the whole batch.
     """
 
     videos: int
@@ -39,6 +40,7 @@ class SampleStats:
     newlines_per_layer: tuple[int, ...] = ()
     prompt_per_layer: tuple[int, ...] = ()
     cached_per_layer: tuple[int, ...] = ()
+    tower_frames: tuple[int, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -70,12 +72,14 @@ class SampleStats:
 class RunStats:
     """Everything since the ``with`` block began.
 
-    stages: those that were asked for, "outer", "inner@3", "decode@4"; identities: those of them whose parameters ask
-    for nothing; calls: how often each ran; removed: how many tokens each took away (a decode stage: left unread).
+    stages: those that were asked for, "tower", "outer", "inner@3", "decode@4"; identities: those of them whose
+    parameters ask for nothing; calls: how often each ran; removed: how many tokens each took away (a decode stage: left
+    unread).
     """
 
     def __init__(self, reduction: Reduction) -> None:
-        named: dict[str, Any] = {} if reduction.outer is None else {"outer": reduction.outer}
+        before = {"tower": reduction.tower, "outer": reduction.outer}
+        named: dict[str, Any] = {name: stage for name, stage in before.items() if stage is not None}
         named |= {f"inner@{stage.layer}": stage for stage in reduction.inner}
         if reduction.decode is not None:
             named[f"decode@{reduction.decode.layer}"] = reduction.decode
@@ -86,6 +90,12 @@ class RunStats:
         self.removed: Counter[str] = Counter()
         self._samples: list[SampleStats] = []
         self._spans: list[tuple[SampleStats, Mapping[str, Any]]] = []
+
+    def noted(self, videos: Sequence[VideoFeatures]) -> None:
+        """Note the videos of one pass of the tower."""
+        if "tower" in self.stages:
+            self.calls["tower"] += 1
+            self.removed["tower"] += sum((len(video.merged.into) - video.frames) * video.cells for video in videos)
 
     def add(self, samples: Sequence[SampleStats], spans: Mapping[str, Any]) -> None:
         """Note the prompts of one prefill. spans: by stage its seconds, or two events of CUDA."""

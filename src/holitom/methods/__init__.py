@@ -3,6 +3,7 @@ plain tensors; none knows a model library. The published settings are in ``holit
 
 from holitom.methods.controls import AveragePool, RandomDrop, SaliencyTopK, UniformStride
 from holitom.methods.dycoke import DyCoke, DyCokeDecode
+from holitom.methods.early_tom import EarlyTom
 from holitom.methods.fastv import FastV
 from holitom.methods.fastvid import FastVID
 from holitom.methods.hieravid import HieraVid, HieraVidSelect
@@ -17,6 +18,7 @@ __all__ = [
     "AveragePool",
     "DyCoke",
     "DyCokeDecode",
+    "EarlyTom",
     "FastV",
     "FastVID",
     "HieraVid",

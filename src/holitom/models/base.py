@@ -52,7 +52,8 @@ class Adapter(Protocol):
 
     def encode(self, pixels: Tensor | Sequence[Tensor], requires: frozenset[str], **given: Any) -> EncodedVideos:
         """Pixels -> the features of every video, with the optional fields of VideoFeatures that ``requires`` names, and
-        no others. Raises UnsupportedModel or CannotRun for a field that cannot be had."""
+        no others. Raises UnsupportedModel or CannotRun for a field that cannot be had. given: ``video_inputs``, and
+        ``tower`` where a stage works inside a SigLIP tower (``LlavaOnevision.encode``)."""
         ...
 
     def embed(self, ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
