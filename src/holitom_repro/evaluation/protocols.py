@@ -25,7 +25,21 @@ QWEN_1_5 = (
 GENERATION = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
 GENERATION |= {"repetition_penalty": 1.0}
 """What ``generate`` is told: greedy. A generation_config.json that was copied from a chat model is not heard: its
-penalty would read the prompt here, and reads the generated tokens alone in the release."""
+penalty would read the prompt here, and reads the generated tokens alone in the release (1.05 for LLaVA-Video: an
+answer's letter comes before any token could be repeated)."""
+_TEMPLATE = {"chat_template": None}
+EXPECTED: dict[str, dict[str, Any]] = {
+    "config.json": {
+        **{"vision_feature_layer": -1, "vision_feature_select_strategy": "full", "vision_config.image_size": 384},
+        **{"vision_config.patch_size": 14, "vision_config.num_hidden_layers": 26, "text_config.rope_theta": 1e6},
+        **{"text_config.rope_type": "default", "text_config.use_sliding_window": False},
+    },
+    "preprocessor_config.json": {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3, "resample": 3},
+    "generation_config.json": GENERATION,
+    **dict.fromkeys(("tokenizer_config.json", "chat_template.json", "chat_template.jinja"), _TEMPLATE),
+}
+"""What a checkpoint's files should say, by file and field, None: nothing: what the release's numbers were made with.
+The first two files are used as they are, the others are not heard."""
 
 
 @dataclass(frozen=True)
