@@ -270,13 +270,9 @@ def first_question(cell: Cell, options: sweep.Options) -> str:
     inputs = processor(frames.pixels, found.doc_to_text(doc))
     places = ", ".join(f"{i} ({t:.2f} s)" for i, t in zip(frames.index, frames.seconds, strict=True))
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
-    return "\n".join(
-        [
-            f"first  {cell.benchmark}, {cell.model}: {processor.text(found.doc_to_text(doc))!r}",
-            f"frames {places} of {frames.total}{''.join(f'; {note}' for note in frames.notes)}",
-            f"shapes {shapes}, before any reduction",
-        ]
-    )
+    said = f"first  {cell.benchmark}, {cell.model}: {processor.text(found.doc_to_text(doc))!r}\n"
+    said += f"frames {places} of {frames.total}{''.join(f'; {note}' for note in frames.notes)}\n"
+    return f"{said}shapes {shapes}, before any reduction"
 
 
 def downloads(cells: Sequence[Cell]) -> list[str]:

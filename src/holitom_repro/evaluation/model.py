@@ -33,7 +33,7 @@ from holitom.models.inputs import VideoProcessor, load_model
 from holitom.types import Reduction, VideoFeatures
 from holitom.video import load_frames
 from holitom_repro.evaluation.features import FeatureStore
-from holitom_repro.evaluation.protocols import GENERATION, Protocol, protocol_named
+from holitom_repro.evaluation.protocols import GENERATION, PROTOCOLS, Protocol
 
 _WINDOW = 16  # batches whose questions are sorted by length together; videos stay close enough to be kept
 _PATIENCE = timedelta(hours=24)  # processes wait for each other over a download or a share of long videos
@@ -167,7 +167,7 @@ class ReducedVideoModel(lmms):
         self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = torch.device(device) if device else self.accelerator.device
-        self.protocol = protocol_named(protocol) if isinstance(protocol, str) else protocol
+        self.protocol = _chosen(PROTOCOLS, protocol, "protocol") if isinstance(protocol, str) else protocol
         dtype = self.protocol.dtype if self.device.type != "cpu" else "float32"
         place = {"device_map": device_map} if device_map else {"device": str(self.device)}
         self.model = load_model(pretrained, dtype=dtype, attention="sdpa", **place)
@@ -216,13 +216,9 @@ class ReducedVideoModel(lmms):
         question, options, doc_to_visual, doc_id, task, split = request.args
         visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or []
         if len(visuals) != 1 or not isinstance(visuals[0], (str, Path)):
-            raise CannotRun(
-                f"{task}, document {doc_id}: {len(visuals)} visuals, of which a video file is needed",
-                fix="use video tasks",
-            )
-        sampled = (
-            options.get("do_sample") or (options.get("temperature") or 0) > 0 or (options.get("num_beams") or 1) > 1
-        )
+            what = f"{task}, document {doc_id}: {len(visuals)} visuals, of which a video file is needed"
+            raise CannotRun(what, fix="use video tasks")
+        sampled = options.get("do_sample") or options.get("temperature") or options.get("num_beams") not in (None, 1)
         if sampled or set(options) - _GREEDY:
             fix = "the model holitom decodes greedily; override with --gen_kwargs"
             raise CannotRun(f"{task} asks for generation_kwargs {options}", fix=fix)
@@ -336,10 +332,7 @@ def _setting(method: str, budget: float, preset: str | None, layers: int, fields
         return preset_of(table, row, float(share) if share else None).scaled(layers)
     if not method:
         return Reduction("all tokens")
-    known = {name.lower(): name for name in methods.__all__}
-    cls = getattr(methods, known.get(method.lower(), ""), None)
-    if cls is None:
-        raise BadUsage(f"there is no method {method!r}", fix=f"choose one of {', '.join(sorted(known.values()))}")
+    cls = _chosen({name: getattr(methods, name) for name in methods.__all__}, method, "method")
     try:
         stage = cls(**fields)
     except TypeError as error:
@@ -347,6 +340,13 @@ def _setting(method: str, budget: float, preset: str | None, layers: int, fields
         raise BadUsage(f"{cls.__name__} cannot be made ({error})", fix=f"it has the fields {names}") from error
     outer = hasattr(stage, "requires")
     return Reduction(cls.__name__, stage, budget) if outer else Reduction(cls.__name__, inner=(stage,))
+
+
+def _chosen(known: Mapping[str, Any], name: str, what: str) -> Any:
+    found = next((value for key, value in known.items() if key.lower() == name.lower()), None)
+    if found is None:
+        raise BadUsage(f"there is no {what} {name!r}", fix=f"choose one of {', '.join(sorted(known))}")
+    return found
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from holitom.errors import BadUsage, UnsupportedModel
+from holitom.errors import UnsupportedModel
 from holitom.video import EVENLY, LLAVA_VIDEO, ONEVISION, Sampling
 
 QWEN_1_5 = (
@@ -115,6 +115,7 @@ LLAVA_VIDEO_PROTOCOL = Protocol(
     new_tokens=LONG_ANSWERS,
     broken="sentence",
 )
+PROTOCOLS = {one.name: one for one in (TINY, LLAVA_ONEVISION, LLAVA_VIDEO_PROTOCOL)}
 PUBLISHED = {"ov-7b": LLAVA_ONEVISION, "ov-72b": LLAVA_ONEVISION, "video-7b": LLAVA_VIDEO_PROTOCOL}
 
 
@@ -124,11 +125,3 @@ def protocol_for(tier: str, model: str, newlines: str | None = None) -> Protocol
     if tier == "tiny":
         return TINY
     return PUBLISHED.get(model) or (LLAVA_VIDEO_PROTOCOL if newlines == "grid" else LLAVA_ONEVISION)
-
-
-def protocol_named(name: str) -> Protocol:
-    """ "tiny", "LLaVA-OneVision" or "LLaVA-Video"; BadUsage for another."""
-    known = {one.name: one for one in (TINY, LLAVA_ONEVISION, LLAVA_VIDEO_PROTOCOL)}
-    if name not in known:
-        raise BadUsage(f"there is no protocol {name!r}", fix=f"choose one of {', '.join(known)}")
-    return known[name]

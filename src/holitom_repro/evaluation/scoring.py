@@ -30,19 +30,12 @@ def correct(sample: Mapping[str, Any]) -> float:
             continue
         if isinstance(value.get("score"), (int, float)):
             return float(value["score"])
-        predicted = next((value[name] for name in _PREDICTED if name in value), None)
-        if predicted is None:
-            continue
-        truth = next((value[name] for name in _TRUE if name in value), None)
-        if truth is None or str(truth) == "":
-            raise CannotRun(
-                "this benchmark's answers are not public, its server judges them",
-                fix="use its public subset (for EgoSchema: egoschema_subset)",
-            )
-        return float(str(predicted).strip().lower() == str(truth).strip().lower())
-    raise CannotRun(
-        f"no score among what the task logged ({', '.join(sample)})", fix="use a task that scores every question"
-    )
+        found = [next((value[name] for name in names if name in value), None) for names in (_PREDICTED, _TRUE)]
+        predicted, truth = (str(one).strip().lower() for one in found)
+        if None not in found and truth:
+            return float(predicted == truth)
+    fix = "use a task whose answers are public (for EgoSchema: egoschema_subset) and that scores every question"
+    raise CannotRun(f"no score among what the task logged ({', '.join(sample)})", fix=fix)
 
 
 def line(sample: Mapping[str, Any], task: str, video: str, kept: int | None) -> dict[str, Any]:
@@ -88,10 +81,8 @@ def compared(results: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> 
         (name, value), mine = next(iter(known.items())), [line for line in lines if line["task"] == task]
         counted = [line for line in mine if str(line["answer"]).strip() or name != "mvbench_accuracy"]
         empty += len(mine) - len(counted)
-        points, ours = (
-            value * (1 if name in PERCENT else 100),
-            100 * fmean([line["correct"] for line in counted] or [0]),
-        )
+        points = value * (1 if name in PERCENT else 100)
+        ours = 100 * fmean([line["correct"] for line in counted] or [0])
         if abs(points - ours) > (1e-3 if name == "lvb_acc" else 1e-6):
             raise CannotRun(
                 f"lmms-eval scores {task} {points:.6f}, its questions' scores give {ours:.6f}: one of them is wrong",
