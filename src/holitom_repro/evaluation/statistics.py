@@ -57,7 +57,7 @@ def interval(correct: Scores, groups: Groups, weights: Scores | None = None, lev
     t2 = _t_quantile(0.5 + level / 2, clusters - 1) ** 2
     centre = (share + t2 / (2 * effective)) / (1 + t2 / effective)
     half = math.sqrt(t2 * (share * (1 - share) / effective + t2 / (4 * effective**2))) / (1 + t2 / effective)
-    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    low, high = min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))  # whatever is rounded
     return Estimate(100 * share, 100 * low, 100 * high, len(y), clusters)
 
 
@@ -151,8 +151,8 @@ def _sign_flip(sums: np.ndarray) -> float:
 
 
 def _t_quantile(probability: float, df: int) -> float:
-    """Student's t by the Cornish-Fisher expansion in 1 / df, exact for df 1 and 2 (worst error 0.3 % at df 3). Per power
-    of 1 / df: coefficients of z, z^3, z^5, ... and what they are divided by."""
+    """Student's t by the Cornish-Fisher expansion in 1 / df, exact for df 1 and 2 (worst error 0.3 % at df 3). For
+    each power of 1 / df the coefficients of z, z^3, z^5, ... and what they are divided by."""
     if df == 1:
         return math.tan(math.pi * (probability - 0.5))
     if df == 2:
