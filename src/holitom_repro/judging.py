@@ -139,6 +139,7 @@ def judge(claim: Claim, scores: pd.DataFrame | None = None, times: pd.DataFrame 
 
 
 def _verdict(claim: Claim, verdict: str, why: str, **numbers: Any) -> Verdict:
+    why = f"{why}; {claim.note}" if claim.kind == "score" and claim.note else why
     made = {"code": present_code(), "day": datetime.now(UTC).date().isoformat()} if claim.kind in TIER else {}
     return Verdict(id=claim.id, statement=claim.statement, verdict=verdict, why=why, **made, **numbers)
 

@@ -19,18 +19,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cloudpickle
+import pandas as pd
 import yaml
 from tqdm import tqdm
 
 from holitom.errors import BadUsage, CannotRun, KitError
 from holitom_repro import machine, papers, paths
 from holitom_repro.evaluation import sweep
-from holitom_repro.evaluation.cells import Cell, hub_info, model_path
-from holitom_repro.evaluation.protocols import GENERATION
+from holitom_repro.evaluation.cells import BENCHMARKS, Cell, hub_info, model_path
+from holitom_repro.evaluation.protocols import EXPECTED
 from holitom_repro.evaluation.statistics import interval
 from holitom_repro.records import Record, Sample, Store, write_atomic
 
@@ -128,8 +130,8 @@ def measure(cells: Sequence[Cell], asked: argparse.Namespace, progress: Callable
     for text in [*first_contact(cells), *(downloads(left) if left else [])] if first else ():
         print(text, file=sys.stderr)
     if asked.dry_run:
-        for benchmark in dict.fromkeys(cell.benchmark for cell in cells):
-            print(first_question(next(cell for cell in cells if cell.benchmark == benchmark), options), file=sys.stderr)
+        for cell in {(cell.model, cell.benchmark): cell for cell in cells}.values():
+            print(first_question(cell, options), file=sys.stderr)
         return
     off: list[Baseline] = []
     for model in dict.fromkeys(cell.model for cell in cells):
@@ -201,83 +203,87 @@ def printed_score(model: str, column: str | None) -> float | None:
 
 
 def first_contact(cells: Sequence[Cell]) -> list[str]:
-    """What the checkpoints' own files say otherwise than the protocol, which is done, a line each. Raises
+    """How each model is asked, and one table of what its checkpoint's own files say otherwise than the protocol. Raises
     UnsupportedModel and CannotRun for a checkpoint that cannot be loaded or asked as it is."""
-    from transformers.utils import cached_file
+    from holitom.models.inputs import VideoProcessor
 
-    from holitom.models.inputs import load_config
-
-    lines = []
+    said, rows = [], []
     for cell in {cell.model: cell for cell in cells}.values():
         place, protocol = model_path(cell.model), cell.protocol
-        config = load_config(place)
-        protocol.check(config)
-        lines.append(f"asked  {cell.model} by the protocol {protocol}, {cell.dtype}, frames {protocol.sampling}")
-        rope = getattr(config.text_config, "rope_parameters", None) or vars(config.text_config)
-        for name, found, wanted in (
-            ("vision_feature_layer", config.vision_feature_layer, -1),
-            ("vision_feature_select_strategy", config.vision_feature_select_strategy, "full"),
-            ("image_size", config.vision_config.image_size, 384),
-            ("rope_theta", rope.get("rope_theta"), 1e6),
-        ):
-            if found != wanted:
-                lines.append(f"differs config.json: {name} is {found}, of the release {wanted}")
-        for name in ("generation_config", "tokenizer_config", "chat_template", "preprocessor_config"):
-            try:
-                file = cached_file(place, f"{name}.json", _raise_exceptions_for_missing_entries=False)
-                file = file or cached_file(place, f"{name}.jinja", _raise_exceptions_for_missing_entries=False)
-            except OSError:
-                file = None
-            text = Path(file).read_text(encoding="utf-8") if file else "{}"
-            stored = {"chat_template": text} if file and file.endswith("jinja") else json.loads(text)
-            for field, wanted in {"chat_template": None, "image_mean": [0.5] * 3, **GENERATION}.items():
-                if stored.get(field) not in (None, wanted):
-                    said = "is not heard" if field != "image_mean" else f"is {stored[field]}, of the release 0.5"
-                    lines.append(f"differs {name}: {field} {said}")
-    return lines
+        processor = VideoProcessor.from_pretrained(place)
+        protocol.check(processor.config)
+        processor.prompts(["?"])  # refuses a tokenizer that does not know the video's token
+        said.append(f"asked  {cell.model} by the protocol {protocol}, {cell.dtype}, frames {protocol.sampling}")
+        for file, expected in EXPECTED.items():
+            says = _says(place, file, processor)
+            for field, wanted in expected.items():
+                if says.get(field) not in (None, wanted):
+                    rows.append((cell.model[-40:], file, field, says[field], wanted, _DONE.get(file, "not heard")))
+            if says.get("dtype") not in (None, cell.dtype):
+                rows.append((cell.model[-40:], file, "dtype", says["dtype"], cell.dtype, "converted when it is loaded"))
+    names = ["model", "file", "field", "found", "protocol expects", "what is done"]
+    table = pd.DataFrame([[str(value)[:40] for value in row] for row in rows], columns=names)
+    return [*said, table.to_string(index=False) if rows else "files  say what the protocol expects"]
+
+
+_DONE = {"config.json": "used, unlike the release", "preprocessor_config.json": "used, unlike the release"}
+
+
+def _says(place: str, name: str, processor: Any) -> dict[str, Any]:
+    """What a file of a checkpoint says, flat; nothing where there is none. The config and the preprocessing as they are
+    understood, from whichever files have them."""
+    from transformers.utils import cached_file
+
+    if name == "preprocessor_config.json":
+        return vars(processor.image_processor)
+    if name == "config.json":
+        config = processor.config
+        text = vars(config.text_config) | (getattr(config.text_config, "rope_parameters", None) or {})
+        parts = {"vision_config.": vars(config.vision_config), "text_config.": text, "": vars(config)}
+        flat = {f"{part}{field}": value for part, fields in parts.items() for field, value in fields.items()}
+        return flat | {"dtype": str(config.dtype).removeprefix("torch.")}
+    try:
+        file = cached_file(place, name, _raise_exceptions_for_missing_entries=False)
+    except OSError:
+        file = None
+    held = Path(file).read_text(encoding="utf-8") if file else "{}"
+    return {"chat_template": held} if file and name.endswith("jinja") else json.loads(held)
 
 
 def first_question(cell: Cell, options: sweep.Options) -> str:
-    """The first question of a benchmark as the model would get it: prompt, frames with their times, tensor shapes."""
+    """The first question of a benchmark as the model would get it: prompt, frames with their times, tensor shapes. Asks
+    for no download."""
     from lmms_eval.tasks import get_task_dict
 
     from holitom.models.inputs import VideoProcessor
     from holitom.video import load_frames
 
-    found: Any = get_task_dict(
-        [cell.benchmark], sweep.task_manager(cell.kind.folder, options.tasks, cell.protocol.variant), "simple"
-    )
+    if not _data(cell.benchmark, _home())[1]:
+        return f"first  {cell.benchmark}: shown when its videos are here"
+    tasks = sweep.task_manager(cell.kind.folder, options.tasks, cell.protocol.variant)
+    found: Any = get_task_dict([cell.benchmark], tasks, "simple")
     while isinstance(found, dict):
         found = next(iter(found.values()))
     doc = found.eval_docs[0]
-    processor = VideoProcessor.from_pretrained(model_path(cell.model))
+    processor = replace(VideoProcessor.from_pretrained(model_path(cell.model)), conversation=cell.protocol.conversation)
     frames = load_frames(found.doc_to_visual(doc)[0], cell.frames, cell.protocol.sampling)
-    prompt = cell.protocol.conversation.replace("{video}", processor.video_token)
-    ids = len(processor.tokenizer(prompt.replace("{question}", found.doc_to_text(doc)))["input_ids"])
+    inputs = processor(frames.pixels, found.doc_to_text(doc))
     places = ", ".join(f"{i} ({t:.2f} s)" for i, t in zip(frames.index, frames.seconds, strict=True))
-    return "\n".join(
-        [
-            f"first  {cell.benchmark}: {prompt.replace('{question}', found.doc_to_text(doc))!r}",
-            f"frames {places}",
-            f"shapes pixels {list(processor.pixels(frames.pixels).shape)}, {ids} tokens of text",
-        ]
-    )
+    shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
+    said = f"first  {cell.benchmark}, {cell.model}: {processor.text(found.doc_to_text(doc))!r}\n"
+    said += f"frames {places} of {frames.total}{''.join(f'; {note}' for note in frames.notes)}\n"
+    return f"{said}shapes {shapes}, before any reduction"
 
 
 def downloads(cells: Sequence[Cell]) -> list[str]:
     """What these cells fetch, a line each. CannotRun when it does not fit on the disk."""
-    from lmms_eval import tasks
-
-    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-    lines, needed = [], 0.0
+    home, lines, needed = _home(), [], 0.0
     models = {model_path(cell.model) for cell in cells}
     wanted = [(place, "model", None, 1) for place in sorted(models) if not Path(place).is_dir()]
-    for name in {cell.benchmark for cell in cells} & set(_TASK_FILES):
-        text = (Path(tasks.__file__).parent / _TASK_FILES[name]).read_text(encoding="utf-8")
-        values = yaml.safe_load("\n".join(line for line in text.splitlines() if "!function" not in line))
-        extra = values["dataset_kwargs"]
-        if not (home / extra["cache_dir"]).exists():  # archives stay beside what is unpacked from them
-            wanted.append((values["dataset_path"], "dataset", extra.get("revision"), 2))
+    for name in sorted({cell.benchmark for cell in cells} & set(_TASK_FILES)):
+        values, there = _data(name, home)
+        if not there:  # archives stay beside what is unpacked from them
+            wanted.append((values["dataset_path"], "dataset", values["dataset_kwargs"].get("revision"), 2))
     for repository, kind, revision, times in wanted:
         gib = _gib(repository, kind, revision)
         needed += times * (gib or 0)
@@ -288,6 +294,20 @@ def downloads(cells: Sequence[Cell]) -> list[str]:
         fix = "set HF_HOME to a folder on a larger disk, and keep it set for later runs"
         raise CannotRun("\n".join(["the downloads do not fit on the disk", *lines]), fix=fix)
     return lines
+
+
+def _home() -> Path:
+    return Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+
+
+def _data(benchmark: str, home: Path) -> tuple[dict[str, Any], bool]:
+    """What the task file of a benchmark says of its data, and whether its videos are here."""
+    if benchmark not in _TASK_FILES:
+        return {}, True
+    path = Path(BENCHMARKS[benchmark].folder).parent / _TASK_FILES[benchmark]
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if "!function" not in line]
+    values = yaml.safe_load("\n".join(lines))
+    return values, (home / values["dataset_kwargs"]["cache_dir"]).exists()
 
 
 def _gib(repository: str, kind: str, revision: str | None) -> float | None:

@@ -64,7 +64,7 @@ def evaluate(
     of each task; fresh: measure also what is finished.
 
     A row for each setting and benchmark, and one for each setting with benchmark "average": key, method, budget, model,
-    benchmark, frames, limit, tier; accuracy with low and high, the 95 % interval clustered by video (points, 0 to 100);
+    benchmark, frames, limit, tier, protocol; accuracy with low and high, the 95 % interval clustered by video (points);
     diff, diff_low, diff_high, p against "all tokens" (NaN for itself); in per cent of the unreduced video's tokens what
     enters the language model (kept_pct), the same with newlines (newline_pct) and the mean over the layers (layer_pct);
     off_per_frame: tokens per frame kept beyond what was asked; flops_pct: of the unreduced model's, by the papers'
@@ -238,7 +238,8 @@ def _row(setting: Setting, cell: Cell, mine: Mapping[str, Any], full: Mapping[st
     )
     return {
         **{"key": key_of(*setting), "method": setting[0], "budget": setting[1], "model": model_name(cell.model)},
-        **{"benchmark": cell.benchmark, "frames": cell.frames, "limit": cell.limit, "tier": cell.tier},
+        **{"benchmark": cell.benchmark, "frames": cell.frames, "limit": cell.limit},
+        **{"tier": cell.tier, "protocol": str(cell.protocol)},
         **{"accuracy": score.value, "low": score.low, "high": score.high, **gap},
         **{"n": n, "videos": score.groups, "answers": json.dumps(shares, ensure_ascii=False)},
     }

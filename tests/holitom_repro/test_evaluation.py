@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from holitom_repro.evaluation import cells as cells_module
 from holitom_repro.evaluation import sweep
 from holitom_repro.evaluation.cells import Cell, device_kind, key_of, layers_of, model_name
 from holitom_repro.evaluation.features import FeatureStore, ForeignFeatures, ForeignSaliency
-from holitom_repro.evaluation.model import ReducedVideoModel, Sheet, manifest
+from holitom_repro.evaluation.model import Answer, ReducedVideoModel, Sheet, manifest
 from holitom_repro.evaluation.protocols import (
     GENERATION,
     LLAVA_ONEVISION,
@@ -38,7 +39,7 @@ from holitom_repro.evaluation.protocols import (
     TINY,
     protocol_for,
 )
-from holitom_repro.evaluation.scoring import compared, correct, line
+from holitom_repro.evaluation.scoring import compared, correct, line, released_letter
 from holitom_repro.evaluation.statistics import balanced, holm, interval, mcnemar, paired_difference, retained_share
 from holitom_repro.records import Store
 
@@ -162,22 +163,39 @@ def test_each_checkpoint_has_its_protocol() -> None:
     assert {LLAVA_ONEVISION.dtype, LLAVA_VIDEO_PROTOCOL.dtype} == {"float16"}
 
 
-RELEASED = [  # clip's frames, rate -> what lmms_eval/models/llava_onevision.py and llava_vid.py of the release show
-    (1, 30.0, [0] * 32, [0]),
-    (20, 10.0, np.linspace(0, 19, 32, dtype=int), [0, 10]),
-    (48, 12.0, np.linspace(0, 47, 32, dtype=int), [0, 12, 24, 36]),
-    (360, 29.97, np.linspace(0, 359, 32, dtype=int), range(0, 360, 30)),
-    (1920, 30.0, np.linspace(0, 1919, 32, dtype=int), range(0, 1920, 30)),
-    (1921, 30.0, np.linspace(0, 1920, 32, dtype=int), np.linspace(0, 1920, 64, dtype=int)),
-    (100_000, 25.0, np.linspace(0, 99_999, 32, dtype=int), np.linspace(0, 99_999, 64, dtype=int)),
-]
+RATES = (0.6, 8.0, 12.0, 24000 / 1001, 25.0, 29.97, 30.0, 59.94)
 
 
-@pytest.mark.parametrize(("total", "rate", "onevision", "video"), RELEASED)
-def test_frames_are_those_of_the_release(total: int, rate: float, onevision, video) -> None:
+def released_video(total: int, rate: float) -> list[int]:
+    """load_video of the release's lmms_eval/models/llava_vid.py, with video_fps 1 and max_frames_num 64."""
+    index = list(range(0, total, round(rate / 1)))
+    return np.linspace(0, total - 1, 64, dtype=int).tolist() if len(index) > 64 else index
+
+
+@pytest.mark.parametrize("total", [1, 2, 20, 31, 32, 33, 48, 64, 65, 360, 1500, 1919, 1920, 1921, 5400, 100_000])
+def test_frames_are_those_of_the_release(total: int) -> None:
+    even = np.linspace(0, total - 1, 32, dtype=int).tolist()  # load_video of llava_onevision.py
+    for rate in RATES:
+        assert sample_index(total, 32, LLAVA_ONEVISION.sampling, rate).tolist() == even
+        assert sample_index(total, 64, LLAVA_VIDEO_PROTOCOL.sampling, rate).tolist() == released_video(total, rate)
+
+
+@pytest.mark.parametrize(
+    ("total", "rate", "onevision", "video"),
+    [
+        (1, 30.0, [0] * 32, [0]),
+        (20, 10.0, [0, 0, 1, 1, 2, 3, 3, 4, 4, 5, 6, 6, 7, 7, 8, 9, 9, 10, 11, 11, 12, 12, 13, 14, 14, 15, 15, 16, 17,
+                    17, 18, 19], [0, 10]),
+        (48, 12.0, [0, 1, 3, 4, 6, 7, 9, 10, 12, 13, 15, 16, 18, 19, 21, 22, 24, 25, 27, 28, 30, 31, 33, 34, 36, 37,
+                    39, 40, 42, 43, 45, 47], [0, 12, 24, 36]),
+        (1920, 30.0, [61.9 * k // 1 for k in range(31)] + [1919], range(0, 1920, 30)),
+    ],
+)  # fmt: skip
+def test_frames_of_a_few_clips_written_out(total: int, rate: float, onevision, video) -> None:
     assert sample_index(total, 32, LLAVA_ONEVISION.sampling, rate).tolist() == list(onevision)
     assert sample_index(total, 64, LLAVA_VIDEO_PROTOCOL.sampling, rate).tolist() == list(video)
-    assert LLAVA_ONEVISION.sampling.decord and LLAVA_VIDEO_PROTOCOL.sampling.decord, "as decord counts"
+    assert LLAVA_ONEVISION.sampling.decord and LLAVA_VIDEO_PROTOCOL.sampling.decord, "frames that players hide count"
+    assert not TINY.sampling.decord and TINY.sampling.per_second is None
 
 
 def test_another_pooling_is_refused() -> None:
@@ -295,6 +313,40 @@ def test_known_differences_of_lmms_evals_scores_are_said() -> None:
     assert own == 50 and notes[0].startswith("1 empty answers count as wrong")
     rounded = [logged("l", k, lvb_acc={"answer": "D", "parsed_pred": "D" if k else "A"}) for k in range(3)]
     assert compared({"l": {"lvb_acc,none": 0.66667}}, rounded)[0] == pytest.approx(66.667)
+
+
+READINGS = [  # an answer to VideoMME, the letter by lmms-eval 0.7.3, and by the release
+    ("A", "A", "A"),
+    ("A.", "A", "A"),
+    ("(B)", "B", "B"),
+    ("C. A dog.", "C", "C"),
+    ("The best answer is: B", "B", "B"),
+    ("The correct answer is D.", "D", "D"),
+    (" B\n", "B", "B"),
+    ("Answer: C", "C", "A"),
+    ("Both A and C", "C", "B"),
+    ("The best option is B", "B", "B"),
+    ("Based on the video, D", "D", "B"),
+    ("A or B? It is (B).", "A", "A"),
+    ("E", "", ""),
+    ("", "", ""),
+    ("It is not clear from the picture what she is holding up there", "", ""),
+]
+
+
+def test_videommes_answers_are_read_side_by_side() -> None:
+    from lmms_eval.tasks._task_utils.mcq_extract import extract_mcq_answer
+
+    lines = []
+    for k, (answer, theirs, released) in enumerate(READINGS):
+        assert (extract_mcq_answer(answer, ["A", "B", "C", "D"]), released_letter(answer)) == (theirs, released), answer
+        lines.append(logged("v", k, answer, videomme_perception_score={"pred_answer": theirs, "answer": "B"}))
+    right = [sum(reading[of] == "B" for reading in READINGS) for of in (1, 2)]
+    own = {"v": {"videomme_perception_score,none": 100 * right[0] / len(lines)}}
+    assert compared(own, lines)[1] == (
+        f"the release reads 3 of 15 answers as another letter and would score {100 * right[1] / 15:.2f}",
+    )
+    assert compared({"t": {"acc,none": 1.0}}, [logged("t", acc=1.0)])[1] == ()
 
 
 # --- features
@@ -431,7 +483,8 @@ def test_settings_share_a_pass_over_videos_that_do_not_fit_into_memory(lm: Reduc
         lm.store.max_bytes, lm.store.adapter.encode = room, encode
     assert together == alone and len(calls) == 3
     again = Sheet(random, tmp_path / "Random")
-    next((tmp_path / "Random").iterdir()).open("a").write('{"answers": [{"task": "')  # what a kill leaves
+    with next((tmp_path / "Random").iterdir()).open("ab") as file:
+        file.write(pickle.dumps([Answer("t", 0, "x", 1, "v")])[:20])  # what a kill leaves
     again.read()
     assert again.answers == sheets[1].answers and again.calls == sheets[1].calls and again.removed
     again.check_acted()
@@ -461,8 +514,13 @@ def test_anything_but_greedy_decoding_is_refused(lm: ReducedVideoModel, options:
         texts(lm, asked(lm, **options))
 
 
-def test_a_copied_generation_config_is_not_heard(lm: ReducedVideoModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("protocol", [TINY, LLAVA_ONEVISION, LLAVA_VIDEO_PROTOCOL])
+def test_generate_is_told_what_the_release_tells_it(lm: ReducedVideoModel, monkeypatch, protocol) -> None:
+    """A copied generation_config is not heard, a task file of today that allows fewer tokens neither, and the releases
+    ignore a task's stop strings."""
     plain, seen = texts(lm, asked(lm)), []
+    conversation = protocol.conversation and lm.processor.text("{question}").replace("<video>", "{video}")
+    monkeypatch.setattr(lm, "protocol", dataclasses.replace(protocol, conversation=conversation))
     before = lm.model.generation_config.to_dict()
     kind, own = type(lm.model), type(lm.model)._sample
     monkeypatch.setattr(kind, "_sample", lambda *a, **k: seen.append(k["generation_config"]) or own(*a, **k))
@@ -472,6 +530,12 @@ def test_a_copied_generation_config_is_not_heard(lm: ReducedVideoModel, monkeypa
     finally:
         lm.model.generation_config.update(**{name: before.get(name) for name in GENERATION})
     assert {name: getattr(seen[0], name) for name in GENERATION} == GENERATION
+    assert seen[0].max_new_tokens == 4
+    request = asked(lm, 1)[0]
+    lm.task_dict["egoschema_subset"] = lm.task_dict["tiny_ego"]
+    request.arguments = (*request.args[:4], "egoschema_subset", "test")
+    assert lm._job(request).new_tokens == (4 if protocol is TINY else 1024)
+    assert protocol.stops == (protocol is TINY)
 
 
 @pytest.mark.parametrize(("protocol", "answer"), [(LLAVA_ONEVISION, None), (LLAVA_VIDEO_PROTOCOL, "can not load")])

@@ -1,31 +1,27 @@
-"""The paper tier without GPUs or a hub: its gate, its first contact, and a run on a small copy of one data set."""
+"""The paper tier without GPUs or a hub: its gate, its first contact, and runs of what is published, in small."""
 
-import importlib
 import json
+import os
 import shutil
 import sys
-import types
 from argparse import Namespace
 from pathlib import Path
 
-import pandas as pd
+import ports
 import pytest
-import yaml
 from test_records import record
 
 from holitom.errors import BadUsage, CannotRun, UnsupportedModel
-from holitom.methods import HoliTom
+from holitom.methods import HoliTom, HoliTomMerge
 from holitom.types import Reduction
-from holitom_repro import machine, paper_tier, paths, tiny
+from holitom_repro import machine, paper_tier
 from holitom_repro.evaluation import sweep
 from holitom_repro.evaluation.cells import HUB, Cell
-from holitom_repro.evaluation.protocols import LLAVA_ONEVISION, LLAVA_VIDEO_PROTOCOL
 from holitom_repro.paper_tier import OPTIONS, command, downloads, first_contact, judge, measure, parser, require
 from holitom_repro.records import Store
 from holitom_repro.scores import evaluate
 
 FULL = Reduction("all tokens")
-TASKS = Path(importlib.util.find_spec("lmms_eval").origin).parent / "tasks"
 
 
 def cell(benchmark: str = "videomme", reduction: Reduction = FULL, **more) -> Cell:
@@ -149,126 +145,148 @@ def test_downloads_are_said_and_must_fit(tmp_path: Path, monkeypatch: pytest.Mon
         downloads([cell()])
 
 
-def test_first_contact_says_what_the_checkpoint_says_otherwise(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both checkpoints in small, the four benchmarks in small, and what their task files import and never call."""
+    root = tmp_path_factory.mktemp("published")
+    for name, said in (("cv2", "VideoCapture = None"), ("decord", "VideoReader = cpu = None")):
+        (root / f"{name}.py").write_text(said)
+    home, tasks = ports.benchmarks(root / "data", 2)
+    made = {"ov": ports.onevision_port(root / "ov"), "video": ports.video_port(root / "video")}
+    return made | {"home": home, "tasks": tasks, "stubs": root}
+
+
+@pytest.fixture
+def offline(published: dict[str, Path], runs: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    monkeypatch.syspath_prepend(published["stubs"])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(published["stubs"]), os.environ.get("PYTHONPATH", "")]))
+    for name, value in {"HF_HOME": published["home"], "ACCELERATE_USE_CPU": "true", "HOLITOM_TEST_RUNS": runs}.items():
+        monkeypatch.setenv(name, str(value))
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    return published
+
+
+def test_first_contact_says_what_a_checkpoint_says_otherwise(published: dict[str, Path], tmp_path: Path) -> None:
+    """The published files, and one that would be shown other pixels."""
+    ov, video = (cell(model=str(published[name])) for name in ("ov", "video"))
+    asked, table = first_contact([ov])
+    assert f"protocol LLaVA-OneVision 1, {ov.dtype}" in asked
+    assert [" ".join(row.split()[1:]) for row in table.splitlines()[1:]] == [
+        f"config.json dtype float16 {ov.dtype} converted when it is loaded",
+        f"chat_template.json chat_template {ports.PORTS[:40]} None not heard",
+    ]
+    asked, table = first_contact([video])
+    said = [" ".join(row.split()[1:]) for row in table.splitlines()[1:]]
+    heard = [" ".join(row.split()[:2]) for row in said if not row.endswith("not heard")]
+    assert "protocol LLaVA-Video 1" in asked
+    assert heard == ["config.json vision_config.num_hidden_layers", "config.json dtype"], "two layers, bfloat16"
+    assert {row.split()[1] for row in said if "generation_config" in row} == {
+        "do_sample", "temperature", "top_p", "top_k", "repetition_penalty",
+    }  # fmt: skip
+    assert "generation_config.json repetition_penalty 1.05 1.0 not heard" in said
+    assert any("chat_template" in row and "if loop." in row for row in said), "Qwen2's own"
+
     folder = tmp_path / "model"
-    shutil.copytree(paths.data("tiny", "onevision"), folder)
-    (folder / "generation_config.json").write_text('{"repetition_penalty": 1.05, "do_sample": false}')
-    one = cell(model=str(folder))
-    text = "\n".join(first_contact([one]))
-    assert f"protocol LLaVA-OneVision 1, {one.dtype}" in text and "image_size is 32, of the release 384" in text
-    assert "generation_config: repetition_penalty is not heard" in text and "do_sample" not in text
-    assert "chat_template" in text
-    video = paths.data("tiny", "video")
-    assert "protocol LLaVA-Video 1" in first_contact([cell(model=str(video))])[0]
+    shutil.copytree(published["ov"], folder)
+    ports.put(folder / "preprocessor_config.json", {"image_mean": [0.4] * 3, "image_std": [0.5] * 3})
+    table = " ".join(first_contact([cell(model=str(folder))])[1].split())
+    assert "preprocessor_config.json image_mean (0.4, 0.4, 0.4) (0.5, 0.5, 0.5) used" in table
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"mm_spatial_pool_mode": "average"}))
-    with pytest.raises(UnsupportedModel, match="published with 'bilinear'"):
-        first_contact([cell(model=str(folder))])
+    for change, why in (
+        ({"mm_spatial_pool_mode": "average"}, "LLaVA-OneVision is published with 'bilinear'"),
+        ({"mm_newline_position": "grid"}, "LLaVA-Video is published with 'average'"),
+    ):
+        ports.put(folder / "config.json", config | change)
+        with pytest.raises(UnsupportedModel, match=why):
+            first_contact([cell(model=str(folder))])
     (folder / "config.json").write_text('{"mm_vision_tower": "google/siglip", "model_type": "llava_qwen"}')
     with pytest.raises(UnsupportedModel, match="convert"):
         first_contact([cell(model=str(folder))])
 
 
-DOC = {"question": "Who?", "options": ["A. He.", "B. She."], "candidates": ["he", "she"], "option": ["A. he", "B. she"]}
-DOC |= {"question_wo_referring_query": "Who?", "option0": "he", "option1": "she"}
-DOC |= dict.fromkeys(("option2", "option3", "option4"), "N/A")
+BEFORE = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<video>\n"
+AFTER = "<|im_end|>\n<|im_start|>assistant\n"
 DIRECT = "Answer with the option's letter from the given choices directly."
 MME = "Select the best answer to the following multiple-choice question based on the video and the subtitles. "
-MME += "Respond with only the letter (A, B, C, or D) of the correct option."
-PROMPTS = [  # task, file, protocol, the user's turn
-    (
-        "mvbench",
-        "mvbench_action_antonym",
-        None,
-        "Question:Who?\nOption:\n(A) he\n(B) she\nOnly give the best option.\n",
-    ),
-    ("egoschema", "egoschema_subset", None, f"Who?\nA. he\nB. she\n{DIRECT}"),
-    ("longvideobench", "longvideobench_val_v", None, f"Who?\nA. he\nB. she\n{DIRECT}\n"),
-    ("videomme", "videomme", LLAVA_ONEVISION, f"{MME}\nWho?\nA. He.\nB. She.\n\n{DIRECT}"),
-    ("videomme", "videomme", LLAVA_VIDEO_PROTOCOL, f"{MME}\nWho?\nA. He.\nB. She.\nThe best answer is:"),
-]
+MME += "Respond with only the letter (A, B, C, or D) of the correct option.\ncolor ?\nA. red.\nB. blue.\n"
+PROMPTS = {
+    "mvbench": "Question:color ?\nOption:\n(A) red\n(B) blue\nOnly give the best option.\n",
+    "egoschema_subset": f"color ?\nA. AAA\nB. BBB\nC. CCC\nD. DDD\nE. EEE\n{DIRECT}",
+    "longvideobench_val_v": f"color ?\nA. red\nB. blue\n{DIRECT}\n",
+    "videomme": {"ov": f"{MME}\n{DIRECT}", "video": f"{MME}The best answer is:"},
+}
+"""The user's turns, as the release's task files word them, which those of lmms-eval 0.7.3 still do."""
 
 
-@pytest.mark.parametrize(("task", "file", "protocol", "text"), PROMPTS)
-def test_questions_are_asked_as_the_release_asks_them(monkeypatch, task: str, file: str, protocol, text: str) -> None:
-    """As the release's task files word them, which those of lmms-eval 0.7.3 still do."""
-    for name in ("cv2", "decord"):  # imported by task files for functions that these tasks never call
-        stub = types.ModuleType(name)
-        stub.VideoReader = stub.cpu = stub.VideoCapture = None
-        monkeypatch.setitem(sys.modules, name, sys.modules.get(name, stub))
-    utils = importlib.import_module(f"lmms_eval.tasks.{task}.utils")
-    rows = (TASKS / task / f"{file}.yaml").read_text(encoding="utf-8").splitlines()
-    wording = yaml.safe_load("\n".join(row for row in rows if "!function" not in row))["lmms_eval_specific_kwargs"]
-    variant = wording.get(protocol.variant if protocol else "", wording["default"])
-    assert getattr(utils, f"{task}_doc_to_text")(DOC, variant) == text
+@pytest.mark.parametrize("model", ["ov", "video"])
+def test_a_dry_run_shows_the_released_prompts_frames_and_shapes(offline, model: str, capfd) -> None:
+    cells = [cell(name, model=str(offline[model]), frames=8) for name in PROMPTS]
+    words = ["--dry-run", "--cpu", "--tasks", str(offline["tasks"])]
+    measure(cells, parser().parse_args(words), print)
+    said = capfd.readouterr().err
+    seconds = [0, 9, 18, 27, 36, 45, 54, 63] if model == "ov" else range(0, 64, 8)
+    frames = ", ".join(f"{k} ({k / 8:.2f} s)" for k in seconds)
+    for name, turn in PROMPTS.items():
+        prompt = BEFORE + (turn[model] if isinstance(turn, dict) else turn) + AFTER
+        assert f"first  {name}, {offline[model]}: {prompt!r}" in said
+        length = len(prompt.encode()) + (8 * 196 + 1 if model == "ov" else 8 * 13 * 14)
+        for mark in ("<video>", *["<|im_start|>"] * 3, *["<|im_end|>"] * 2):
+            length -= len(mark) - (mark != "<video>")
+        assert (
+            f"shapes input_ids [1, {length}], attention_mask [1, {length}], pixel_values_videos [1, 8, 3, 384, 384]"
+            in said
+        )
+    assert said.count(f"frames {frames} of 64") == 4
+    (offline["home"] / "egoschema").rename(offline["home"] / "elsewhere")
+    try:
+        measure(cells[1:2], parser().parse_args(words), print)
+    finally:
+        (offline["home"] / "elsewhere").rename(offline["home"] / "egoschema")
+    assert "first  egoschema_subset: shown when its videos are here" in capfd.readouterr().err, "nothing is fetched"
 
 
 # --- a whole run
 
 
-def egoschema(root: Path, videos: int = 3) -> tuple[Path, Path]:
-    """A small local copy of EgoSchema's subset in its published layout: HF_HOME, and a folder with its task file, which
-    is lmms-eval's own but for the place of the data."""
-    home, data, tasks = root / "home", root / "data", root / "tasks"
-    for folder in (home / "egoschema" / "videos", data / "Subset", tasks):
-        folder.mkdir(parents=True)
-    rows = []
-    for k in range(videos):
-        shutil.copy(tiny.benchmarks.video_path("tiny_ego", f"{k:03d}.mp4"), home / "egoschema" / "videos" / f"v{k}.mp4")
-        option = [
-            f"{letter}. {word}"
-            for letter, word in zip("ABCDE", ("red", "blue", "green", "white", "yellow"), strict=True)
-        ]
-        rows.append(
-            {"question_idx": str(k), "question": "color ?", "video_idx": f"v{k}", "option": option, "answer": str(k)}
-        )
-    pd.DataFrame(rows).to_parquet(data / "Subset" / "test-00000-of-00001.parquet")
-    card = [
-        "---",
-        "configs:",
-        "- config_name: Subset",
-        "  data_files:",
-        "  - split: test",
-        "    path: Subset/test-*.parquet",
-        "---",
-        "",
-    ]
-    (data / "README.md").write_text("\n".join(card))
-    own = TASKS / "egoschema" / "egoschema_subset.yaml"
-    (tasks / "egoschema_subset.yaml").write_text(f"task: egoschema_subset\ninclude: {own}\ndataset_path: {data}\n")
-    return home, tasks
+MERGED = Reduction("HoliTom", HoliTom(), 0.25, (HoliTomMerge(2, 0.5, causal=False, include_newlines=True),))
 
 
 @pytest.mark.slow
-def test_a_run_of_lmms_evals_own_task_in_one_and_in_two_processes(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    home, tasks = egoschema(tmp_path / "stand-in")
-    for name, value in {"HF_HOME": str(home), "ACCELERATE_USE_CPU": "true", "HOLITOM_TEST_RUNS": str(runs)}.items():
-        monkeypatch.setenv(name, value)
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        monkeypatch.setenv(name, "1")
-    model = str(paths.data("tiny", "onevision"))
-    settings = {("HoliTom", 0.25): Reduction("HoliTom", HoliTom(), 0.25), ("all tokens", 1.0): FULL}
-
-    def run(words: str) -> pd.DataFrame:
-        monkeypatch.setenv(OPTIONS, f"--cpu --tasks {tasks} {words}")
-        return evaluate(model, settings, ["egoschema_subset"], frames=8, tier="paper", progress=False)
-
-    with pytest.raises(CannotRun, match="dry-run"):
-        run("--dry-run")
-    said = capfd.readouterr().err
-    assert "<|im_start|>user\\n<video>\\ncolor ?\\nA. red" in said and "shapes pixels [8, 3, 32, 32]" in said
-    assert "frames 0 (0.00 s), 9 (1.12 s)" in said
-
-    one = run("")
-    assert list(one["key"].unique()) == ["all tokens", "HoliTom@0.25"] and set(one["n"]) == {3}
-    made, lines = Store("paper").load(one["cell"].iloc[0])
-    assert made.protocol == "LLaVA-OneVision 1" and made.dtype == "float32" and made.device == "cpu"
-    assert made.tokens["frames"] == 8 and len({line["video"] for line in lines}) == 3
+@pytest.mark.parametrize("model", ["ov", "video"])
+def test_the_published_checkpoints_in_small_on_every_benchmark(offline, runs: Path, model: str, monkeypatch) -> None:
+    """A model that always answers A; LLaVA-OneVision once more through ``evaluate``, in two processes."""
+    path, made = str(offline[model]), {}
+    cells = [Cell(one.name, one, path, name, 8, tier="paper") for one in (FULL, MERGED) for name in PROMPTS]
+    measure(cells, parser().parse_args(["--cpu", "--tasks", str(offline["tasks"])]), lambda questions: None)
+    sweep._own.clear()
+    for one in cells:
+        record, lines = made[one.id] = Store("paper").load(one.id)
+        assert record.protocol == {"ov": "LLaVA-OneVision 1", "video": "LLaVA-Video 1"}[model]
+        assert (record.dtype, record.device, record.n) == ("float32", "cpu", 4 if one.benchmark == "mvbench" else 2)
+        assert record.tokens["frames"] == 8 and {line["answer"] for line in lines} == {"A"}
+        right = {"mvbench": 50, "egoschema_subset": 100, "longvideobench_val_v": 0, "videomme": 100}
+        assert record.value == record.lmms_eval == right[one.benchmark]
+        notes = " ".join(record.notes)
+        assert ("norms of the visual tokens that enter layer 2 in the first prompt" in notes) == (one.key == "HoliTom")
+        assert ("the release reads 0 of 2 answers as another letter" in notes) == (one.benchmark == "videomme")
     assert not list((runs / "paper" / "cells").glob("*.part"))
-    shutil.rmtree(runs / "paper" / "cells")
-    pd.testing.assert_frame_equal(run("--processes 2").drop(columns="answers"), one.drop(columns="answers"))
+    if model == "ov":
+        shutil.rmtree(runs / "paper" / "cells")
+        monkeypatch.setenv(OPTIONS, f"--cpu --tasks {offline['tasks']} --processes 2")
+        settings = {("HoliTom", 0.25): MERGED, ("all tokens", 1.0): FULL}
+        scores = evaluate(path, settings, list(PROMPTS), frames=8, tier="paper", progress=False)
+        assert set(scores["protocol"]) == {"LLaVA-OneVision 1"}
+        for name, (record, lines) in made.items():
+            again, others = Store("paper").load(name)
+            assert lines == others and record.tokens == again.tokens and record.value == again.value
+
+
+def test_a_dry_run_measures_nothing_and_says_so(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OPTIONS, "--cpu --dry-run")
+    monkeypatch.setattr(paper_tier, "command", lambda *given: [sys.executable, "-c", ""])
+    with pytest.raises(CannotRun, match="nothing was measured"):
+        paper_tier.measure_here([cell()])
 
 
 def test_the_tier_needs_a_gpu(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,7 @@ class Cell:
 
     @cached_property
     def protocol(self) -> Protocol:
-        return protocol_for(self.tier, self.model, _newlines(model_path(self.model)))
+        return protocol_for(self.tier, self.model, _config(model_path(self.model)).get("mm_newline_position"))
 
     def check(self) -> None:
         """Raises BadUsage for a cell that cannot exist, and CannotRun for a model folder that is not there."""
@@ -113,9 +113,8 @@ class Cell:
             fix = f"use {UNJUDGED[self.benchmark]}"
             raise BadUsage(f"the answers of {self.benchmark} are not public, its server judges them", fix=fix)
         if self.kind.tier != self.tier:
-            raise BadUsage(
-                f"{self.benchmark} is no benchmark of the {self.tier} tier", fix=f"choose from {', '.join(known)}"
-            )
+            fix = f"choose from {', '.join(known)}"
+            raise BadUsage(f"{self.benchmark} is no benchmark of the {self.tier} tier", fix=fix)
         looks_local = self.tier == "tiny" or Path(self.model).is_absolute() or self.model.startswith((".", "data/"))
         if looks_local and not Path(model_path(self.model)).is_dir():
             fix = "give a model folder, or the name of one below data/tiny (./reproduce.sh train-tiny makes them)"
@@ -203,10 +202,6 @@ def _fetched(repository: str) -> Path | None:
     home = os.environ.get("HF_HOME") or str(paths.runs("cache", "huggingface"))
     found = try_to_load_from_cache(repository, "config.json", cache_dir=f"{home}/hub")
     return Path(found) if isinstance(found, str) else None
-
-
-def _newlines(path: str) -> str | None:
-    return _config(path).get("mm_newline_position")
 
 
 def revision(model: str) -> str:

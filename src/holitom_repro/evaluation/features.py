@@ -4,7 +4,6 @@ Several questions are asked about a video, and many settings are tried on it; th
 
 from __future__ import annotations
 
-import dataclasses
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
@@ -43,10 +42,8 @@ class ForeignSaliency:
 
     def __post_init__(self) -> None:
         if self.source not in ("random", "control") or "saliency" not in self.outer.requires:
-            raise BadUsage(
-                f"saliency {self.source!r} for {type(self.outer).__name__}",
-                fix="choose random or control, for a method that reads saliency",
-            )
+            fix = "choose random or control, for a method that reads saliency"
+            raise BadUsage(f"saliency {self.source!r} for {type(self.outer).__name__}", fix=fix)
 
     requires = property(lambda self: self.outer.requires)
     positions = property(lambda self: self.outer.positions)
@@ -89,8 +86,7 @@ class FeatureStore:
         if saliency is None:
             saliency = self._random(path, features) if source == "random" else self._of_control_tower(path)
             self._keep(path, source, saliency)
-        fields = {field.name: getattr(features, field.name) for field in dataclasses.fields(features)}
-        return ForeignFeatures(**{**fields, "saliency": saliency.to(features.tokens.device), "source": source})
+        return ForeignFeatures(**vars(features) | {"saliency": saliency.to(features.tokens.device), "source": source})
 
     def clear(self) -> None:
         """Forget every video."""
@@ -121,11 +117,9 @@ class FeatureStore:
             if not (folder / "config.json").is_file():
                 raise CannotRun(f"there is no control tower in {folder}", fix="./reproduce.sh train-tiny makes it")
             self._tower = SiglipVisionModel.from_pretrained(folder).eval()
-        seen, given = self._tower.config.image_size, pixels.shape[-1]
-        if seen != given:
-            raise CannotRun(
-                f"the control tower sees {seen} pixels, the model's {given}", fix="use this control with tiny models"
-            )
+        if (seen := self._tower.config.image_size) != pixels.shape[-1]:
+            told = f"the control tower sees {seen} pixels, the model's {pixels.shape[-1]}"
+            raise CannotRun(told, fix="use this control with tiny models")
         attention = [m for m in self._tower.modules() if type(m).__name__ == "SiglipAttention"][-1]
         with probing(attention, "q_proj", "k_proj") as found:
             self._tower(pixels.to(next(self._tower.parameters())))

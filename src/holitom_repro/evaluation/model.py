@@ -9,14 +9,15 @@ benchmark: a video is decoded and encoded once for all of them."""
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
+import pickle
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
@@ -25,18 +26,19 @@ from lmms_eval.api.model import lmms
 from holitom import methods
 from holitom.attach import RunStats, SampleStats, reduce_tokens
 from holitom.errors import BadUsage, BadVideo, CannotRun
-from holitom.flops import LLMShape
+from holitom.methods import HoliTomMerge
 from holitom.methods.presets import preset as preset_of
 from holitom.models import adapter_for
 from holitom.models.inputs import VideoProcessor, load_model
 from holitom.types import Reduction, VideoFeatures
 from holitom.video import load_frames
 from holitom_repro.evaluation.features import FeatureStore
-from holitom_repro.evaluation.protocols import GENERATION, Protocol, protocol_named
+from holitom_repro.evaluation.protocols import GENERATION, PROTOCOLS, Protocol
 
 _WINDOW = 16  # batches whose questions are sorted by length together; videos stay close enough to be kept
 _PATIENCE = timedelta(hours=24)  # processes wait for each other over a download or a share of long videos
 _GREEDY = {"max_new_tokens", "until", "do_sample", "temperature", "top_p", "num_beams"}
+_FILE = f"{uuid4().hex}.answers"  # of this process
 Question = tuple[str, int]
 """Task and document."""
 
@@ -65,32 +67,30 @@ class Answer:
 @dataclass
 class Sheet:
     """The answers of one setting to one benchmark so far, and how often each stage ran and took tokens away. folder:
-    where they are also kept on disk, a line for each batch, in a file for each process, so that a killed run continues
-    at its question. (lmms-eval's own response cache keeps the texts, not what the reduction did.)"""
+    where they are also kept on disk, batch by batch, in a file for each process, so that a killed run continues at its
+    question. (lmms-eval's own response cache keeps the texts, not what the reduction did.) said: by its stages."""
 
     reduction: Reduction
     folder: Path | None = None
     answers: dict[Question, Answer] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
     removed: Counter[str] = field(default_factory=Counter)
+    said: list[str] = field(default_factory=list)
 
     def read(self) -> None:
-        """What earlier runs left, whatever their number of processes. Lines that a kill cut short are left out."""
-        for path in sorted(self.folder.glob("*.jsonl")) if self.folder else ():
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    found = json.loads(line)
-                    self._take([_answer(values) for values in found["answers"]], found["calls"], found["removed"])
-                except (ValueError, KeyError, TypeError):
-                    continue
+        """What earlier runs left, whatever their number of processes. What a kill has cut short is left out."""
+        for path in sorted(self.folder.glob("*.answers")) if self.folder else ():
+            with path.open("rb") as file, suppress(EOFError, pickle.UnpicklingError):
+                while True:
+                    self._take(*pickle.load(file))
 
-    def add(self, answers: Sequence[Answer], calls: Mapping[str, int], removed: Mapping[str, int]) -> None:
-        self._take(answers, calls, removed)
+    def add(self, *batch: Any) -> None:
+        """Take in answers, calls and removed tokens of a batch."""
+        self._take(*batch)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            values = {"answers": list(map(dataclasses.asdict, answers)), "calls": dict(calls), "removed": dict(removed)}
-            with (self.folder / f"{os.getpid()}.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(values, ensure_ascii=False) + "\n")
+            with (self.folder / _FILE).open("ab") as file:
+                pickle.dump(batch, file)
 
     def check_acted(self) -> None:
         """CannotRun if a stage of the reduction never ran, or never took a token away."""
@@ -107,12 +107,21 @@ class Sheet:
         self.removed.update(removed)
 
 
-def _answer(values: Mapping[str, Any]) -> Answer:
-    stats = values["stats"]
-    if stats is not None:
-        lists = {name: tuple(value) for name, value in stats.items() if isinstance(value, list)}
-        stats = SampleStats(**stats | lists | {"shape": LLMShape(**stats["shape"])})
-    return Answer(**{**values, "notes": tuple(values["notes"]), "stats": stats})
+@dataclass(frozen=True)
+class _Weighed(HoliTomMerge):
+    """HoliTom's inner stage, which says once how long the states are that it compares."""
+
+    said: list[str] = field(default_factory=list, compare=False)
+
+    def __call__(self, hidden: torch.Tensor, score: torch.Tensor, visual: torch.Tensor, n0: int) -> Any:
+        if not self.said:
+            norms = hidden[visual].float().norm(dim=-1)
+            self.said.append(
+                f"norms of the visual tokens that enter layer {self.layer} in the first prompt: {norms.median():.3g} "
+                f"in the middle, {norms.max():.3g} at most, {100 * (norms > 256).float().mean():.3g} % above 256: "
+                "there the release's cosine overflows (float16) and takes another partner than this one (float32)"
+            )
+        return super().__call__(hidden, score, visual, n0)
 
 
 @dataclass(frozen=True)
@@ -158,7 +167,7 @@ class ReducedVideoModel(lmms):
         self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = torch.device(device) if device else self.accelerator.device
-        self.protocol = protocol_named(protocol) if isinstance(protocol, str) else protocol
+        self.protocol = _chosen(PROTOCOLS, protocol, "protocol") if isinstance(protocol, str) else protocol
         dtype = self.protocol.dtype if self.device.type != "cpu" else "float32"
         place = {"device_map": device_map} if device_map else {"device": str(self.device)}
         self.model = load_model(pretrained, dtype=dtype, attention="sdpa", **place)
@@ -207,13 +216,9 @@ class ReducedVideoModel(lmms):
         question, options, doc_to_visual, doc_id, task, split = request.args
         visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or []
         if len(visuals) != 1 or not isinstance(visuals[0], (str, Path)):
-            raise CannotRun(
-                f"{task}, document {doc_id}: {len(visuals)} visuals, of which a video file is needed",
-                fix="use video tasks",
-            )
-        sampled = (
-            options.get("do_sample") or (options.get("temperature") or 0) > 0 or (options.get("num_beams") or 1) > 1
-        )
+            what = f"{task}, document {doc_id}: {len(visuals)} visuals, of which a video file is needed"
+            raise CannotRun(what, fix="use video tasks")
+        sampled = options.get("do_sample") or options.get("temperature") or options.get("num_beams") not in (None, 1)
         if sampled or set(options) - _GREEDY:
             fix = "the model holitom decodes greedily; override with --gen_kwargs"
             raise CannotRun(f"{task} asks for generation_kwargs {options}", fix=fix)
@@ -240,13 +245,18 @@ class ReducedVideoModel(lmms):
         """Answer questions with the setting of a sheet."""
         if not jobs:
             return
-        with torch.inference_mode(), reduce_tokens(self.model, reduction=sheet.reduction) as run:
+        reduction, said = sheet.reduction, sheet.said
+        if self.protocol.dtype == "float16":
+            stages = (_Weighed(**vars(s), said=said) if type(s) is HoliTomMerge else s for s in reduction.inner)
+            reduction = dataclasses.replace(reduction, inner=tuple(stages))
+        with torch.inference_mode(), reduce_tokens(self.model, reduction=reduction) as run:
             for batch in self._batches(jobs):
-                videos = [self._features(job, sheet.reduction) for job in batch]
+                videos = [self._features(job, reduction) for job in batch]
                 seen = [(job, video) for job, video in zip(batch, videos, strict=True) if video is not None]
-                calls, removed = Counter(run.stats.calls), Counter(run.stats.removed)
+                calls, removed, before = Counter(run.stats.calls), Counter(run.stats.removed), len(said)
                 answers = [self._without(job) for job, video in zip(batch, videos, strict=True) if video is None]
                 answers += self._answered(run, [job for job, _ in seen], [video for _, video in seen]) if seen else []
+                answers[-1] = dataclasses.replace(answers[-1], notes=(*answers[-1].notes, *said[before:]))
                 sheet.add(answers, run.stats.calls - calls, run.stats.removed - removed)
                 self.on_progress(len(batch))
 
@@ -322,10 +332,7 @@ def _setting(method: str, budget: float, preset: str | None, layers: int, fields
         return preset_of(table, row, float(share) if share else None).scaled(layers)
     if not method:
         return Reduction("all tokens")
-    known = {name.lower(): name for name in methods.__all__}
-    cls = getattr(methods, known.get(method.lower(), ""), None)
-    if cls is None:
-        raise BadUsage(f"there is no method {method!r}", fix=f"choose one of {', '.join(sorted(known.values()))}")
+    cls = _chosen({name: getattr(methods, name) for name in methods.__all__}, method, "method")
     try:
         stage = cls(**fields)
     except TypeError as error:
@@ -333,6 +340,13 @@ def _setting(method: str, budget: float, preset: str | None, layers: int, fields
         raise BadUsage(f"{cls.__name__} cannot be made ({error})", fix=f"it has the fields {names}") from error
     outer = hasattr(stage, "requires")
     return Reduction(cls.__name__, stage, budget) if outer else Reduction(cls.__name__, inner=(stage,))
+
+
+def _chosen(known: Mapping[str, Any], name: str, what: str) -> Any:
+    found = next((value for key, value in known.items() if key.lower() == name.lower()), None)
+    if found is None:
+        raise BadUsage(f"there is no {what} {name!r}", fix=f"choose one of {', '.join(sorted(known))}")
+    return found
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from holitom.errors import BadUsage, UnsupportedModel
+from holitom.errors import UnsupportedModel
 from holitom.video import EVENLY, LLAVA_VIDEO, ONEVISION, Sampling
 
 QWEN_1_5 = (
@@ -25,7 +25,21 @@ QWEN_1_5 = (
 GENERATION = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
 GENERATION |= {"repetition_penalty": 1.0}
 """What ``generate`` is told: greedy. A generation_config.json that was copied from a chat model is not heard: its
-penalty would read the prompt here, and reads the generated tokens alone in the release."""
+penalty would read the prompt here, and reads the generated tokens alone in the release (1.05 for LLaVA-Video: an
+answer's letter comes before any token could be repeated)."""
+_TEMPLATE = {"chat_template": None}
+EXPECTED: dict[str, dict[str, Any]] = {
+    "config.json": {
+        **{"vision_feature_layer": -1, "vision_feature_select_strategy": "full", "vision_config.image_size": 384},
+        **{"vision_config.patch_size": 14, "vision_config.num_hidden_layers": 26, "text_config.rope_theta": 1e6},
+        **{"text_config.rope_type": "default", "text_config.use_sliding_window": False},
+    },
+    "preprocessor_config.json": {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3, "resample": 3},
+    "generation_config.json": GENERATION,
+    **dict.fromkeys(("tokenizer_config.json", "chat_template.json", "chat_template.jinja"), _TEMPLATE),
+}
+"""What a checkpoint's files should say, by file and field, None: nothing: what the release's numbers were made with.
+The first two files are used as they are, the others are not heard."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +115,7 @@ LLAVA_VIDEO_PROTOCOL = Protocol(
     new_tokens=LONG_ANSWERS,
     broken="sentence",
 )
+PROTOCOLS = {one.name: one for one in (TINY, LLAVA_ONEVISION, LLAVA_VIDEO_PROTOCOL)}
 PUBLISHED = {"ov-7b": LLAVA_ONEVISION, "ov-72b": LLAVA_ONEVISION, "video-7b": LLAVA_VIDEO_PROTOCOL}
 
 
@@ -110,11 +125,3 @@ def protocol_for(tier: str, model: str, newlines: str | None = None) -> Protocol
     if tier == "tiny":
         return TINY
     return PUBLISHED.get(model) or (LLAVA_VIDEO_PROTOCOL if newlines == "grid" else LLAVA_ONEVISION)
-
-
-def protocol_named(name: str) -> Protocol:
-    """ "tiny", "LLaVA-OneVision" or "LLaVA-Video"; BadUsage for another."""
-    known = {one.name: one for one in (TINY, LLAVA_ONEVISION, LLAVA_VIDEO_PROTOCOL)}
-    if name not in known:
-        raise BadUsage(f"there is no protocol {name!r}", fix=f"choose one of {', '.join(known)}")
-    return known[name]

@@ -10,6 +10,10 @@ from holitom.errors import CannotRun
 
 PERCENT = ("mvbench_accuracy", "videomme_perception_score")
 """Metrics of lmms-eval 0.7.3 that run to 100; the others run to 1."""
+READ = "videomme_perception_score"
+"""What VideoMME's task logs: lmms-eval 0.7.3 reads letters out of answers in another way than the release does."""
+# (the others of its list miss a comma and so never match)
+_PHRASES = ("The best answer is", "The correct answer is", "The answer is", "The answer")
 _VIDEO = ("video", "videoID", "video_idx", "video_id", "video_path")
 _KIND = ("type", "task_type", "question_category", "question_type")
 _PREDICTED = ("pred_answer", "parsed_pred", "pred")
@@ -26,36 +30,39 @@ def correct(sample: Mapping[str, Any]) -> float:
             continue
         if isinstance(value.get("score"), (int, float)):
             return float(value["score"])
-        predicted = next((value[name] for name in _PREDICTED if name in value), None)
-        if predicted is None:
-            continue
-        truth = next((value[name] for name in _TRUE if name in value), None)
-        if truth is None or str(truth) == "":
-            raise CannotRun(
-                "this benchmark's answers are not public, its server judges them",
-                fix="use its public subset (for EgoSchema: egoschema_subset)",
-            )
-        return float(str(predicted).strip().lower() == str(truth).strip().lower())
-    raise CannotRun(
-        f"no score among what the task logged ({', '.join(sample)})", fix="use a task that scores every question"
-    )
+        found = [next((value[name] for name in names if name in value), None) for names in (_PREDICTED, _TRUE)]
+        predicted, truth = (str(one).strip().lower() for one in found)
+        if None not in found and truth:
+            return float(predicted == truth)
+    fix = "use a task whose answers are public (for EgoSchema: egoschema_subset) and that scores every question"
+    raise CannotRun(f"no score among what the task logged ({', '.join(sample)})", fix=fix)
 
 
 def line(sample: Mapping[str, Any], task: str, video: str, kept: int | None) -> dict[str, Any]:
     """One line of the log. The video, by which intervals are clustered, is named by the document, else by its file;
     benchmarks that split kinds of question into tasks (MVBench) name the kind by the task."""
     doc = sample.get("doc", {})
-    return {
+    answer = sample["filtered_resps"][0]
+    letters = {"letters": (sample[READ]["pred_answer"], released_letter(answer))} if READ in sample else {}
+    return letters | {
         "doc_id": sample["doc_id"],
         "task": task,
         "video": str(next((doc[name] for name in _VIDEO if doc.get(name)), video)),
         "kind": str(next((doc[name] for name in _KIND if doc.get(name)), task)),
         "question": sample["arguments"][0],
         "target": sample["target"],
-        "answer": sample["filtered_resps"][0],
+        "answer": answer,
         "correct": correct(sample),
         "kept": kept,
     }
+
+
+def released_letter(answer: str) -> str:
+    """The letter that the release reads out of an answer to VideoMME: the first of A to D, some phrases left out
+    (extract_characters_regex in its lmms_eval/tasks/videomme/utils.py)."""
+    for phrase in _PHRASES:
+        answer = answer.replace(phrase, "")
+    return next((letter for letter in answer if letter in "ABCD"), "")
 
 
 def compared(results: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> tuple[float, tuple[str, ...]]:
@@ -74,15 +81,16 @@ def compared(results: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> 
         (name, value), mine = next(iter(known.items())), [line for line in lines if line["task"] == task]
         counted = [line for line in mine if str(line["answer"]).strip() or name != "mvbench_accuracy"]
         empty += len(mine) - len(counted)
-        points, ours = (
-            value * (1 if name in PERCENT else 100),
-            100 * fmean([line["correct"] for line in counted] or [0]),
-        )
+        points = value * (1 if name in PERCENT else 100)
+        ours = 100 * fmean([line["correct"] for line in counted] or [0])
         if abs(points - ours) > (1e-3 if name == "lvb_acc" else 1e-6):
             raise CannotRun(
                 f"lmms-eval scores {task} {points:.6f}, its questions' scores give {ours:.6f}: one of them is wrong",
                 fix="compare the lines of holitom_repro.evaluation.scoring with the task's process_results",
             )
         own.append(points)
-    said = f"{empty} empty answers count as wrong; lmms-eval's own score leaves them out"
-    return fmean(own), (said,) if empty else ()
+    notes = [f"{empty} empty answers count as wrong; lmms-eval's own score leaves them out"] if empty else []
+    if read := [(*line["letters"], line["target"]) for line in lines if "letters" in line]:
+        other, points = sum(a != b for a, b, _ in read), 100 * fmean(b == target for _, b, target in read)
+        notes.append(f"the release reads {other} of {len(read)} answers as another letter and would score {points:.2f}")
+    return fmean(own), tuple(notes)
