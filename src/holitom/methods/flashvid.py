@@ -16,11 +16,12 @@ Two ways to count: a retention of r is fe * r before the language model, and R i
 is r (equations 13 to 15): fe = 1.25, K = 20, L = 28 give 12.5 %, then 3.75 %, for "10 %". ``flashvid`` makes that
 setting; the outer stage itself takes, as every method here, the share that enters the language model.
 
-A reconstruction. The text averages trees, and clusters of trees; the release sums a tree over all its tokens but divides
-by the root and its direct children alone, so that long trees grow. Here trees are compared by their roots, and a token
-is the mean of all that went into it: the same where trees have one token, and half the work. The release rounds up per
-frame, cuts one link too many, merges the chosen tokens of a segment of one frame in again, and may choose a token twice
-where w is negative; here round(budget * T * N) tokens stay. Ties go to the lower index; budget 1 is the identity.
+A reconstruction. The text averages trees, and clusters of trees; the release sums a tree over all its tokens but
+divides by the root and its direct children alone, so that long trees grow. Here trees are compared by their roots, and
+a token is the mean of all that went into it: the same where trees have one token, and half the work. The release rounds
+up per frame, cuts one link too many, merges the chosen tokens of a segment of one frame in again, and may choose a
+token twice where w is negative; here round(budget * T * N) tokens stay. Ties go to the lower index; budget 1 is the
+identity.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class FlashVID:
             owner = into.flatten()[owner]
             # In raster order; in a frame that keeps no tree, its trees go.
             ids = ids_of((chosen | middle).flatten(), int(counts.sum()))
-            order, size = grouped(torch.where((many > 0).repeat(1, video.cells).flatten()[owner], owner, -1), ids)
+            order, size = grouped(torch.where((chosen | (many > 0)).flatten()[owner], owner, -1), ids)
             order = order[len(rows) - int(size.sum()) :]
         return token_set(video, ids, group_mean(rows, order, size), size)
 
