@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from holitom.errors import BadUsage, CannotRun
-from holitom.methods import FastVID, HoliTom, HoliTomMerge
+from holitom.methods import FastVID, HoliTom, HoliTomMerge, UniComp
 from holitom.methods.presets import Preset, preset, preset_names
 from holitom.types import Reduction
 from holitom_repro import paper_tier, tiny  # noqa: F401 (tiny makes its benchmarks known)
@@ -162,14 +162,14 @@ def turned(
 ) -> dict[Setting, Reduction]:
     """The settings for a decoder of ``layers`` layers: a Preset at its depth, a Reduction as it is. tau of every
     HoliTom outer stage, layer and ratio (the paper's K, counted in this decoder, and R) of its inner merge where given.
-    At the tiny tier FastVID compares frames by their mean token: the tiny tower has no pooling head."""
+    At the tiny tier FastVID and UniComp compare frames by their mean token: the tiny tower has no pooling head."""
     found = {}
     for setting, made in settings.items():
         reduction = made.scaled(layers) if isinstance(made, Preset) else made
         outer, inner = reduction.outer, reduction.inner
         if isinstance(outer, HoliTom) and tau is not None:
             outer = replace(outer, tau=tau)
-        if isinstance(outer, FastVID) and tier == "tiny":
+        if isinstance(outer, FastVID | UniComp) and tier == "tiny":
             outer = replace(outer, head="substitute")
         given = {name: value for name, value in (("layer", layer), ("ratio", ratio)) if value is not None}
         inner = tuple(replace(stage, **given) if isinstance(stage, HoliTomMerge) else stage for stage in inner)

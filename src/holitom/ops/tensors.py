@@ -103,7 +103,7 @@ def group_mean(rows: Tensor, ids: Tensor, sizes: Tensor) -> Tensor:
     weight = power.to(rows.dtype).repeat_interleave(sizes, output_size=len(ids))
     scaled = embedding_bag(ids, rows, start, mode="sum", per_sample_weights=weight)
     rest = (filled * power)[:, None]
-    for part, by in zip(scaled.split(1024), rest.split(1024), strict=True):  # no float32 copy of the whole
+    for part, by in zip(scaled.split(256), rest.split(256), strict=True):  # no float32 copy of the whole
         part.copy_(part.float().div_(by))
     return scaled
 

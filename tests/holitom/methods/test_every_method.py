@@ -33,6 +33,13 @@ OUTER = [
     methods.MMGVid(gain="opposite"),
     methods.HieraVid(),
     methods.DyCoke(),
+    methods.UniComp(),
+    methods.UniComp(head="substitute"),
+    methods.VCast(),
+    methods.FlashVID(),
+    methods.FlashVID(alpha=0.2, tau=0.3),
+    methods.UnifiedPool(),
+    methods.UnifiedPool(tau=0.99, window=20),
     methods.ToMe(),
     methods.RandomDrop(seed=3),
     methods.UniformStride(),
@@ -47,6 +54,9 @@ EXACT = (
     methods.AveragePool,
     methods.ToMe,
     methods.VisionZip,
+    methods.VCast,
+    methods.FlashVID,
+    methods.UnifiedPool,
 )
 INNER = [
     methods.HoliTomMerge(3, 0.5),
