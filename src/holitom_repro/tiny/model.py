@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from holitom_repro.records import write_atomic
@@ -88,5 +89,13 @@ def export(model, folder: Path, tower_only: bool = False) -> None:
     copy.deepcopy(part).to("cpu", torch.bfloat16).save_pretrained(folder)
     write_atomic(folder / "preprocessor_config.json", json.dumps(PREPROCESSOR, indent=2) + "\n")
     if not tower_only:
+        _name_as_published(folder / "model.safetensors")
         write_atomic(folder / "processor_config.json", json.dumps(PROCESSOR, indent=2) + "\n")
         tokenizer().save_pretrained(folder)
+
+
+def _name_as_published(file: Path) -> None:
+    """Give the tower's weights the names that they have in LLaVA-OneVision's own checkpoints, which every release of
+    transformers reads, and vLLM too; transformers 5.23 writes them without the level "vision_model"."""
+    named = {name.replace("vision_tower.", "vision_tower.vision_model."): one for name, one in load_file(file).items()}
+    save_file(named, file, {"format": "pt"})
