@@ -17,7 +17,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
@@ -213,42 +213,40 @@ def _answers(model: nn.Module, inputs: Mapping[str, Any], reduction: Reduction |
 
 def checks() -> list[dict[str, Any]]:
     """Every check as a row of the table."""
-    rows, found, budget = references(), [], 0.25
-    picture = [{"prompt": row["prompt"].replace("<video>", "<image>"), "image": row["video"][0]} for row in rows[:4]]
-    words = [{"prompt": row["prompt"].replace("<video>", "")} for row in rows[:4]]
-    both = [
-        row | {"prompt": row["prompt"].replace("<video>", "<video> <image>"), "image": row["video"][0]}
-        for row in rows[:4]
-    ]
-    plain, mixed = (
-        [_given(row, "prompt", "video") for row in rows],
-        [_given(row, "prompt", "video", "image") for row in both],
-    )
-    there, reduced = {"transformers": MODEL}, {"transformers": MODEL, "reduction": EXACT[budget]}
+    rows = references()
+    pictures = [{"prompt": row["prompt"].replace("<video>", "<image>"), "image": row["video"][0]} for row in rows[:4]]
+    others = [*pictures, *({"prompt": row["prompt"].replace("<video>", "")} for row in rows[:4])]
+    mixed = [row | {"prompt": row["prompt"].replace("<video>", "<video> <image>")} for row in rows[:4]]
+    mixed = [_given(row, "prompt", "video") | {"image": row["video"][0]} for row in mixed]
+    videos, reduced = ([_given(row, "prompt", name) for row in rows] for name in ("video", "embeds"))
+    n, m, k = len(videos), len(others), len(mixed)
 
-    made = asked([*plain, *picture, *words], engine=ENGINE)
-    found.append(_row("whole videos", "stock vLLM", made[: len(plain)], [row["full"] for row in rows]))
-    stock = made[len(plain) :]
-    found.append(_row("images, and text alone", "stock vLLM", stock, asked([*picture, *words], **there)))
-    for budget_ in EXACT:
-        engine = ENGINE | {"hf_overrides": PLUGIN, "video_pruning_rate": 1 - budget_, "enable_mm_embeds": True}
-        if budget_ != budget:
-            made = asked(plain, engine=engine)
-        else:
-            given = [_given(row, "prompt", "embeds") for row in rows]
-            made = asked([*plain, *given, *picture, *words, *mixed], engine=engine)
-            parts = np.cumsum([len(plain), len(given), len(picture) + len(words)])
-            found.append(_row("images, and text alone", "plug-in", made[parts[1] : parts[2]], stock))
-            found.append(_row("a video and an image, 25 %", "plug-in", made[parts[2] :], asked(mixed, **reduced)))
-            wanted = [row["released"] for row in rows]
-            found.append(_row("reduced videos in, 25 %, released counts", "plug-in", made[parts[0] : parts[1]], wanted))
-        differ = [row[budget_]["ids"] != row["full"]["ids"] for row in rows]
-        wanted = [row[budget_] for row in rows]
-        found.append(_row(f"videos reduced inside, {budget_:.0%}", "plug-in", made[: len(plain)], wanted, differ))
-        lengths = {one["length"] - row["length"] + FRAMES * 16 for one, row in zip(made, rows, strict=False)}
-        if lengths != {round(budget_ * FRAMES * 16)}:
-            raise CannotRun(f"videos of {lengths} tokens in the engine", fix="this is a fault of the kit: report it")
-    return found + _server_checks(rows)
+    there = asked([*others, *mixed], transformers=MODEL, reduction=EXACT[0.25])
+    stock = asked([*videos, *others], engine=ENGINE)
+    quarter = asked([*videos, *others, *mixed, *reduced], engine=_plugin(0.25))
+    tenth = asked(videos, engine=_plugin(0.10))
+    for budget, made in ((0.25, quarter), (0.10, tenth)):
+        counts = {one["length"] - row["length"] + FRAMES * 16 for one, row in zip(made, rows, strict=False)}
+        if counts != {round(budget * FRAMES * 16)}:
+            raise CannotRun(f"videos of {counts} tokens at {budget}", fix="this is a fault of the kit: report it")
+    return [
+        _row("whole videos", "stock", stock[:n], [row["full"] for row in rows]),
+        _row("images, and text alone", "stock", stock[n:], there[:m]),
+        _row("images, and text alone", "plug-in", quarter[n : n + m], there[:m]),
+        *(
+            _row(f"videos reduced inside, {budget:.0%}", "plug-in", made[:n], [row[budget] for row in rows],
+                 [row[budget]["ids"] != row["full"]["ids"] for row in rows])
+            for budget, made in ((0.25, quarter), (0.10, tenth))
+        ),
+        _row("a video reduced inside and an image, 25%", "plug-in", quarter[n + m : n + m + k], there[m:]),
+        _row("reduced videos come in, released counts, 25%", "plug-in", quarter[n + m + k :],
+             [row["released"] for row in rows], [row["released"]["ids"] != row["full"]["ids"] for row in rows]),
+        *_server_checks(rows),
+    ]  # fmt: skip
+
+
+def _plugin(budget: float) -> dict[str, Any]:
+    return ENGINE | {"hf_overrides": PLUGIN, "video_pruning_rate": 1 - budget, "enable_mm_embeds": True}
 
 
 def _given(row: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -290,7 +288,7 @@ def _server_checks(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                     wanted.append({"ids": say(answer["ids"], skip_special_tokens=True).strip()})
                     got = post(port, "chat/completions", _chat(doc["question"], url) | {"max_tokens": ASKED})
                     made.append({"ids": got["choices"][0]["message"]["content"].strip()})
-        found.append(_row("mp4 files by Chat Completions, 25 %", "plug-in, server", made, wanted))
+        found.append(_row("mp4 files by Chat Completions, 25%", "plug-in, server", made, wanted))
         made = []
         for row in rows:
             buffer = io.BytesIO()
@@ -299,7 +297,7 @@ def _server_checks(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             got = post(port, "completions", body | {"prompt_embeds": base64.b64encode(buffer.getvalue()).decode()})
             made.append({"ids": got["choices"][0]["text"].strip()})
         wanted = [{"ids": say(row["released"]["ids"], skip_special_tokens=True).strip()} for row in rows]
-        found.append(_row("prompt embeddings by Completions, 25 %, released", "plug-in, server", made, wanted))
+        found.append(_row("prompt embeddings by Completions, released, 25%", "plug-in, server", made, wanted))
     return found
 
 
@@ -326,7 +324,7 @@ def server(name: str, *flags: str) -> Iterator[int]:
     with log.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(words, cwd=paths.root(), env=_clean(), stdout=out, stderr=subprocess.STDOUT)
     try:
-        for _ in range(600):
+        for _ in range(1200):
             if process.poll() is not None:
                 raise _failed(log.name, log.read_text(encoding="utf-8"))
             try:
@@ -335,7 +333,7 @@ def server(name: str, *flags: str) -> Iterator[int]:
             except OSError:
                 time.sleep(0.5)
         else:
-            raise CannotRun("the server was not up after five minutes", fix=f"read runs/serving/{log.name}")
+            raise CannotRun("the server was not up after ten minutes", fix=f"read runs/serving/{log.name}")
         yield port
     finally:
         process.terminate()
@@ -366,21 +364,23 @@ WRITTEN = 16
 
 def measure() -> list[dict[str, Any]]:
     """Requests per second, time to the first token and peak of the KV cache, for each of SETTINGS: every request with a
-    clip of its own, and at the highest concurrency once more with one clip for all ("the same clip")."""
-    rows = []
+    clip of its own, and at the highest concurrency once more with one clip for all ("the same clip"). The servers are
+    up together and take turns, so that other work on the machine troubles them alike."""
+    rows: list[dict[str, Any]] = []
     base, text = rendered_frames("tiny_general/000.mp4", FRAMES).pixels, questions("tiny_general")[0]["question"]
     rng = np.random.default_rng(0)
-    for name, flags in SETTINGS.items():
-        with server("figure", *flags) as port:
+    with ExitStack() as stack, ThreadPoolExecutor(len(SETTINGS)) as pool:
+        ports = list(pool.map(lambda one: stack.enter_context(server(one.strip(" %"), *SETTINGS[one])), SETTINGS))
+        for port in ports:
             post(port, "chat/completions", _chat(text, _url(base)) | {"max_tokens": WRITTEN})
-            for clips, concurrency in [("different clips", c) for c in CONCURRENCY] + [
-                ("the same clip", CONCURRENCY[-1])
-            ]:
-                number = max(16, 3 * concurrency)
-                shifted = [_url(base ^ rng.integers(0, 8, base.shape, dtype=np.uint8)) for _ in range(number)]
-                urls = shifted if clips == "different clips" else [_url(base)] * number
+        for clips, concurrency in [("different clips", c) for c in CONCURRENCY] + [("the same clip", CONCURRENCY[-1])]:
+            number = max(12, 2 * concurrency)
+            for name, port in zip(SETTINGS, ports, strict=True):
+                urls = [_url(base ^ rng.integers(0, 8, base.shape, dtype=np.uint8)) for _ in range(number)]
+                urls = urls if clips == "different clips" else [_url(base)] * number
                 found = _load(port, [_chat(text, url) for url in urls], concurrency)
                 rows.append({"tokens": name, "clips": clips, "concurrency": concurrency, "n": number} | found)
+                rows[-1] |= {"machine_load": os.getloadavg()[0]}
                 print(rows[-1], file=sys.stderr)
     stamp = {"tier": "tiny", "device": f"CPU, {os.cpu_count()} cores with the client", "created": _now()}
     return [row | stamp for row in rows]
