@@ -221,6 +221,7 @@ def checks() -> list[dict[str, Any]]:
     videos, reduced = ([_given(row, "prompt", name) for row in rows] for name in ("video", "embeds"))
     n, m, k = len(videos), len(others), len(mixed)
 
+    found = _server_checks(rows)
     there = asked([*others, *mixed], transformers=MODEL, reduction=EXACT[0.25])
     stock = asked([*videos, *others], engine=ENGINE)
     quarter = asked([*videos, *others, *mixed, *reduced], engine=_plugin(0.25))
@@ -241,7 +242,7 @@ def checks() -> list[dict[str, Any]]:
         _row("a video reduced inside and an image, 25%", "plug-in", quarter[n + m : n + m + k], there[m:]),
         _row("reduced videos come in, released counts, 25%", "plug-in", quarter[n + m + k :],
              [row["released"] for row in rows], [row["released"]["ids"] != row["full"]["ids"] for row in rows]),
-        *_server_checks(rows),
+        *found,
     ]  # fmt: skip
 
 
@@ -263,7 +264,9 @@ def _row(check: str, where: str, made: Sequence[Answer], wanted: Sequence[Answer
     pairs = [(one.get("first", {}), other.get("first", {})) for one, other in zip(made, wanted, strict=True)]
     known = [({int(k): v for k, v in one.items()}, {int(k): v for k, v in other.items()}) for one, other in pairs]
     gaps = [abs(value - other[token]) for one, other in known for token, value in one.items() if token in other]
-    return row | {"largest log-probability difference": max(gaps) if gaps else None}
+    row["largest log-probability difference"] = max(gaps) if gaps else None
+    print(f"{check} ({where}): {row['equal']} of {row['questions']} equal", file=sys.stderr)
+    return row
 
 
 def _gap(answer: Answer) -> float:
