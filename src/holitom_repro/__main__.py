@@ -236,6 +236,14 @@ def bench(more: Rest = None) -> int:
     return _python(str(paths.root() / "scripts" / f"{script}.py"), *(more or []))
 
 
+@app.command(rich_help_panel="Tools")
+def serving(figure: Annotated[bool, Option("--figure", help="measure figures/tiny/serving.png, too")] = False) -> int:
+    """A real vLLM with the plug-in beside transformers, in .venv-vllm, which is made if need be (docs/serving.md)."""
+    from holitom_repro.serving import serving_command
+
+    return serving_command(figure)
+
+
 @app.command(context_settings=MORE, rich_help_panel="Tools")
 def test(more: Rest = None) -> int:
     """Style, then every test, with every notebook at a reduced size. Options of pytest may follow."""

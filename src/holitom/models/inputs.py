@@ -211,11 +211,12 @@ def _first_line(error: Exception) -> str:
 
 def _image_settings(path: str | Path, config: Any) -> dict[str, Any]:
     """Resampling and normalisation from the folder's preprocessing files; the size is the vision tower's."""
-    whole = _read_json(path, "processor_config.json")
+    whole, plain = _read_json(path, "processor_config.json"), _read_json(path, "preprocessor_config.json")
     places = (
+        {} if "image_grid_pinpoints" in plain else plain,  # without pinpoints: of frames, and not of images alone
         _read_json(path, "video_preprocessor_config.json"),
         whole.get("video_processor") or {},
-        _read_json(path, "preprocessor_config.json"),
+        plain,
         whole.get("image_processor") or {},
     )
     stored = next((place for place in places if "image_mean" in place), None)
