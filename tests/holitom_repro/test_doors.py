@@ -203,7 +203,6 @@ SLOW = """
 """
 
 
-@pytest.mark.xfail(strict=False, reason="on a busy machine the kernel is ended before it has tidied up")
 @pytest.mark.parametrize("ignored", [False, True], ids=["ctrl-C", "in the background"])
 def test_ctrl_c_stops_the_cell_at_work_and_ends_with_130(tmp_path, stub, ignored):
     cell = """

@@ -588,16 +588,8 @@ except KeyboardInterrupt:
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_sweep_keeps_its_cells_and_leaves_nobody_behind(tmp_path: Path, way: signal.Signals) -> None:
     script = SCRIPT.format(runs=str(tmp_path))
-
-    def heard() -> None:  # also where the parent of the tests ignores ctrl-C
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        stdout=subprocess.PIPE,
-        preexec_fn=heard,
-        start_new_session=True,
-    )
+    words = [sys.executable, "-c", textwrap.dedent(script)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 120
     while not list(tmp_path.rglob("*.json")) and time.monotonic() < deadline:
         time.sleep(0.2)

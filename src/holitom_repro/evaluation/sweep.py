@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -123,13 +124,18 @@ def _start(parent: int) -> None:
     """A process of the sweep begins: ctrl-C is for its parent, and it ends when that is gone."""
     import torch
 
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
     torch.set_num_threads(1)
-    _own["parent"] = parent
 
 
 _own: dict[str, Any] = {}
-"""What a process of the sweep keeps between groups: its parent, and the model that it has loaded."""
+"""What a process of the sweep keeps between groups: the model that it has loaded."""
 
 
 def _work(cells: list[Cell], kind: Benchmark, runs: str, told: str, code: str) -> None:
@@ -141,8 +147,6 @@ def _work(cells: list[Cell], kind: Benchmark, runs: str, told: str, code: str) -
         )
 
     def progress(questions: int) -> None:
-        if os.getppid() != _own["parent"]:
-            os._exit(1)
         with open(told, "ab") as file:
             file.write(b"." * questions)
 
