@@ -19,7 +19,7 @@ import pandas as pd
 
 from holitom.errors import BadUsage, CannotRun
 from holitom.methods import FastVID, HoliTom, HoliTomMerge
-from holitom.methods.presets import Preset, preset, preset_names
+from holitom.methods.presets import Preset
 from holitom.types import Reduction
 from holitom_repro import paper_tier, tiny  # noqa: F401 (tiny makes its benchmarks known)
 from holitom_repro.evaluation import sweep
@@ -34,7 +34,6 @@ __all__ = [
     "fewer_frames",
     "layers_of",
     "paired",
-    "printed_settings",
     "samples",
     "turned",
 ]
@@ -138,17 +137,6 @@ def samples(scores: pd.DataFrame) -> pd.DataFrame:
         for row in scores[scores["benchmark"] != AVERAGE].itertuples()
     ]
     return pd.concat(parts, ignore_index=True)
-
-
-def printed_settings(table: str, like: str, layers: int) -> dict[Setting, Reduction]:
-    """The settings of every printed row of a table for one of the papers' models ("ov-7b", "ov-72b", "video-7b"), for a
-    decoder of ``layers`` layers."""
-    found: dict[Setting, Reduction] = {(ALL, 1.0): Reduction(ALL)}
-    for name, row, budget, model in preset_names(table):
-        made = preset(name, row, budget, model).scaled(layers)
-        if model == like and (made.outer is not None or made.inner or made.decode is not None):
-            found[row, budget] = made
-    return found
 
 
 def turned(
