@@ -47,8 +47,19 @@ def beside_printed(
     blocks += [_block(scores.iloc[:0], printed, of, columns) for of in rest]
     labels = [model if model == of else f"{model} for {of}" for model, of in stands_for.items()] + rest
     table = pd.concat(blocks, keys=labels, names=["model"]) if len(blocks) > 1 else blocks[0]
-    table.attrs["trial"] = bool(scores["limit"].notna().any())
+    table.attrs |= {"trial": bool(scores["limit"].notna().any()), "below": unread(scores)}
     return table
+
+
+def unread(scores: pd.DataFrame) -> str:
+    """What a table says below itself: how many questions had videos that cannot be read, and how they count."""
+    notes = [
+        f"{benchmark}: {note}"
+        for benchmark, notes in zip(scores["benchmark"], scores["notes"], strict=True)
+        for note in str(notes).split("; ")
+        if "videos that cannot be read" in note
+    ]
+    return "; ".join(dict.fromkeys(notes))
 
 
 def _block(scores: pd.DataFrame, printed: pd.DataFrame, model: str, columns: Mapping[str, str]) -> pd.DataFrame:
@@ -94,6 +105,7 @@ def ablation_table(scores: pd.DataFrame, default: str, benchmark: str = "average
     table["answers changed"] = found["changed"]
     table["beside the default"] = np.where(found["changed"] == 0, "no answer changes", word)
     table.loc[found["p"].isna(), "beside the default"] = ""
+    table.attrs["below"] = unread(scores)
     return table.rename_axis("setting")
 
 
@@ -125,7 +137,11 @@ def styled(table: pd.DataFrame, caption: str = "") -> Styler:
         )
         return [f"{plain};font-weight:700" if bold else plain for bold in best]
 
-    return shown.style.apply(look).format(precision=1, na_rep="–").set_caption(caption)
+    return (
+        shown.style.apply(look)
+        .format(precision=1, na_rep="–")
+        .set_caption("; ".join(filter(None, (caption, table.attrs.get("below")))))
+    )
 
 
 def _best(column: pd.Series) -> list[bool]:
@@ -146,7 +162,6 @@ def save(table: pd.DataFrame, name: str, tier: str = "tiny", out: str | Path = "
     """Write <name>.csv and <name>.md where ``style.save_figure`` writes; the path of the Markdown."""
     target, flat = folder(table, tier, out), flattened(table)
     write_csv(target / f"{name}.csv", table)
-    return write_atomic(
-        target / f"{name}.md",
-        flat.astype(object).where(flat.notna(), "–").to_markdown(index=False, floatfmt=".1f") + "\n",
-    )
+    text = flat.astype(object).where(flat.notna(), "–").to_markdown(index=False, floatfmt=".1f") + "\n"
+    below = table.attrs.get("below")
+    return write_atomic(target / f"{name}.md", text + (f"\n{below}\n" if below else ""))

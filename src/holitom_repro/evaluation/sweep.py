@@ -18,7 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -31,11 +31,14 @@ from holitom.errors import CannotRun
 from holitom_repro import machine, paths
 from holitom_repro.code import code_hash
 from holitom_repro.evaluation.cells import MEASURING, Benchmark, Cell, device_kind, model_name, model_path, revision
+from holitom_repro.evaluation.protocols import BROKEN
 from holitom_repro.machine import provenance
 from holitom_repro.records import Record, Sample, Store
 
 GIB_EACH = 1.5
 """Free memory wanted for a process of the tiny tier: 0.9 GB at its peak with 32 frames, 1.2 GB with 64."""
+SKIP = "HOLITOM_SKIP_BROKEN"
+"""The variable by which --skip-broken reaches every process."""
 ENCODING = 7
 """What decoding and encoding a group's videos costs, in median cells of the tiny tier."""
 OFFLINE = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
@@ -48,16 +51,13 @@ class Options:
     folders of task files that are taken before lmms-eval's own; device_map: "auto" spreads a model over all GPUs; runs:
     where finished cells are kept."""
 
-    skip_broken: bool = False
+    skip_broken: bool = field(default_factory=lambda: SKIP in os.environ)
     tasks: tuple[str, ...] = ()
     device_map: str | None = None
     runs: Path | None = None
 
 
-PLAIN = Options()
-
-
-def measure(cells: Sequence[Cell], progress: Callable[[int], object], options: Options = PLAIN) -> None:
+def measure(cells: Sequence[Cell], progress: Callable[[int], object], options: Options) -> None:
     """Measure and store these cells in this process, or in each of those that ``accelerate launch`` started; progress
     is told how many questions were answered."""
     for group in groups(cells):
@@ -84,6 +84,7 @@ def measure_tiny(cells: Sequence[Cell], show: bool = True) -> None:
     count = max(1, min(machine.cores(), int(machine.available_gib() / GIB_EACH)))
     environment = OFFLINE | paths.caches() | {"TQDM_DISABLE": "1", "PYTHONSAFEPATH": "1"}
     environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment |= {name: value for name, value in os.environ.items() if name == SKIP}  # or older processes are taken
     executor = get_reusable_executor(count, timeout=180, env=environment, initializer=_start, initargs=(os.getpid(),))
     total, code, left = sum(cell.asked for cell in cells), code_hash((), MEASURING), set()
     try:
@@ -161,7 +162,7 @@ def _work(cells: list[Cell], kind: Benchmark, runs: str, told: str, code: str) -
 def _measure_group(
     cells: list[Cell],
     progress: Callable[[int], object],
-    options: Options = PLAIN,
+    options: Options,
     kind: Benchmark | None = None,
 ) -> None:
     """Measure the settings of one group with one pass over its videos."""
@@ -245,7 +246,7 @@ def _evaluated(lm: Any, cell: Cell, sheet: Any, tasks: Any) -> tuple[Record, lis
     stats = [answer.stats for answer in answers.values() if answer.stats]
     broken = sum(answer.stats is None for answer in answers.values())
     if broken:
-        notes += (f"{broken} questions about videos that cannot be read, counted as {cell.protocol} does",)
+        notes += (f"{broken} questions about videos that cannot be read are {BROKEN[cell.protocol.broken]}",)
     record = Record(
         key=cell.key,
         reduction=cell.reduction.describe(),
