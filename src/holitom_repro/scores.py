@@ -25,7 +25,7 @@ from holitom_repro import paper_tier, tiny  # noqa: F401 (tiny makes its benchma
 from holitom_repro.evaluation import sweep
 from holitom_repro.evaluation.cells import ALL, Cell, key_of, layers_of, model_name
 from holitom_repro.evaluation.statistics import balanced, holm, interval, mcnemar, paired_difference
-from holitom_repro.records import Record, Sample, Store
+from holitom_repro.records import UNREAD, Record, Sample, Store
 
 __all__ = [
     "Difference",
@@ -195,6 +195,9 @@ def _measured(cells: Sequence[Cell], fresh: bool, progress: bool) -> dict[str, F
         if finished is None:
             raise CannotRun(f"{store.folder}/{cell.id}.json was not written", fix="run the same command again")
         found[cell.id] = finished
+    said = [f"{record.benchmark}: {note}" for record, _ in found.values() for note in record.notes if UNREAD in note]
+    for note in dict.fromkeys(said):
+        print(note, file=sys.stderr)
     return found
 
 

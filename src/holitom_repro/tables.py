@@ -11,7 +11,7 @@ from pandas.io.formats.style import Styler
 
 from holitom_repro import papers
 from holitom_repro.judging import STANDS_FOR
-from holitom_repro.records import write_atomic
+from holitom_repro.records import UNREAD, write_atomic
 from holitom_repro.style import VERDICTS, flattened, folder, write_csv
 
 LOOK = {"printed": "color:#6b6b6b;font-style:italic", "measured": "color:#0b4f78"}
@@ -53,12 +53,8 @@ def beside_printed(
 
 def unread(scores: pd.DataFrame) -> str:
     """What a table says below itself: how many questions had videos that cannot be read, and how they count."""
-    notes = [
-        f"{benchmark}: {note}"
-        for benchmark, notes in zip(scores["benchmark"], scores["notes"], strict=True)
-        for note in str(notes).split("; ")
-        if "videos that cannot be read" in note
-    ]
+    told = scores[["benchmark", "notes"]].itertuples(index=False) if "notes" in scores else ()
+    notes = [f"{name}: {note}" for name, notes in told for note in str(notes).split("; ") if UNREAD in note]
     return "; ".join(dict.fromkeys(notes))
 
 
@@ -160,8 +156,10 @@ def _last(name: object) -> str:
 
 def save(table: pd.DataFrame, name: str, tier: str = "tiny", out: str | Path = "") -> Path:
     """Write <name>.csv and <name>.md where ``style.save_figure`` writes; the path of the Markdown."""
-    target, flat = folder(table, tier, out), flattened(table)
+    target = folder(table, tier, out)
     write_csv(target / f"{name}.csv", table)
-    text = flat.astype(object).where(flat.notna(), "–").to_markdown(index=False, floatfmt=".1f") + "\n"
-    below = table.attrs.get("below")
-    return write_atomic(target / f"{name}.md", text + (f"\n{below}\n" if below else ""))
+    flat = flattened(table).map(
+        lambda cell: "–" if pd.isna(cell) else f"{cell:.1f}" if isinstance(cell, float) else cell
+    )
+    below = f"\n{table.attrs['below']}\n" if table.attrs.get("below") else ""
+    return write_atomic(target / f"{name}.md", flat.to_markdown(index=False, disable_numparse=True) + "\n" + below)

@@ -33,10 +33,12 @@ from holitom_repro.code import code_hash
 from holitom_repro.evaluation.cells import MEASURING, Benchmark, Cell, device_kind, model_name, model_path, revision
 from holitom_repro.evaluation.protocols import BROKEN
 from holitom_repro.machine import provenance
-from holitom_repro.records import Record, Sample, Store
+from holitom_repro.records import UNREAD, Record, Sample, Store
 
 GIB_EACH = 1.5
 """Free memory wanted for a process of the tiny tier: 0.9 GB at its peak with 32 frames, 1.2 GB with 64."""
+STARTING = 400
+"""What starting one more process costs, in questions of the tiny tier."""
 SKIP = "HOLITOM_SKIP_BROKEN"
 """The variable by which --skip-broken reaches every process."""
 ENCODING = 7
@@ -81,12 +83,14 @@ def measure_tiny(cells: Sequence[Cell], show: bool = True) -> None:
     for group in groups(cells):
         if (prepare := group[0].kind.prepare) is not None:
             prepare(group[0].limit, show)
-    count = max(1, min(machine.cores(), int(machine.available_gib() / GIB_EACH)))
+    total = sum(cell.asked for cell in cells)
+    count = min(machine.cores(), int(machine.available_gib() / GIB_EACH), max(_own.get("count", 1), total // STARTING))
+    _own["count"] = count = max(1, count)
     environment = OFFLINE | paths.caches() | {"TQDM_DISABLE": "1", "PYTHONSAFEPATH": "1"}
     environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment |= {name: value for name, value in os.environ.items() if name == SKIP}  # or older processes are taken
     executor = get_reusable_executor(count, timeout=180, env=environment, initializer=_start, initargs=(os.getpid(),))
-    total, code, left = sum(cell.asked for cell in cells), code_hash((), MEASURING), set()
+    code, left = code_hash((), MEASURING), set()
     try:
         with tempfile.TemporaryDirectory() as told, tqdm(total=total, unit="question", disable=not show) as bar:
             counts = [Path(told) / str(number) for number in range(len(cells))]
@@ -136,7 +140,7 @@ def _start(parent: int) -> None:
 
 
 _own: dict[str, Any] = {}
-"""What a process of the sweep keeps between groups: the model that it has loaded."""
+"""What a process of the sweep keeps between groups, the model that it has loaded; of its parent: how many there are."""
 
 
 def _work(cells: list[Cell], kind: Benchmark, runs: str, told: str, code: str) -> None:
@@ -246,7 +250,7 @@ def _evaluated(lm: Any, cell: Cell, sheet: Any, tasks: Any) -> tuple[Record, lis
     stats = [answer.stats for answer in answers.values() if answer.stats]
     broken = sum(answer.stats is None for answer in answers.values())
     if broken:
-        notes += (f"{broken} questions about videos that cannot be read are {BROKEN[cell.protocol.broken]}",)
+        notes += (f"{broken} {UNREAD} are {BROKEN[cell.protocol.broken]}",)
     record = Record(
         key=cell.key,
         reduction=cell.reduction.describe(),
