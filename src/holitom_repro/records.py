@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from holitom.errors import CannotRun
 from holitom_repro import paths
 
+UNREAD = "questions about videos that cannot be read"
+"""In the note of a record that tables repeat below themselves."""
 Tier = Literal["tiny", "speed", "paper"]
 Sample = dict[str, Any]
 """One question: doc_id, task, video, kind, question, target, answer, correct (0 to 1), kept (visual tokens)."""

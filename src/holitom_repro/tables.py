@@ -12,7 +12,7 @@ from pandas.io.formats.style import Styler
 
 from holitom_repro import papers
 from holitom_repro.judging import STANDS_FOR
-from holitom_repro.records import write_atomic
+from holitom_repro.records import UNREAD, write_atomic
 from holitom_repro.style import BAD, VERDICTS, flattened, folder, write_csv
 
 LOOK = {"printed": "color:#6b6b6b;font-style:italic", "measured": "color:#0b4f78"}
@@ -81,8 +81,15 @@ def beside_printed(
     blocks += [_block(scores.iloc[:0], printed, of, columns) for of in rest]
     labels = [model if model == of else f"{model} for {of}" for model, of in stands_for.items()] + rest
     table = pd.concat(blocks, keys=labels, names=["model"]) if len(blocks) > 1 else blocks[0]
-    table.attrs["trial"] = bool(scores["limit"].notna().any())
+    table.attrs |= {"trial": bool(scores["limit"].notna().any()), "below": unread(scores)}
     return table
+
+
+def unread(scores: pd.DataFrame) -> str:
+    """What a table says below itself: how many questions had videos that cannot be read, and how they count."""
+    told = scores[["benchmark", "notes"]].itertuples(index=False) if "notes" in scores else ()
+    notes = [f"{name}: {note}" for name, notes in told for note in str(notes).split("; ") if UNREAD in note]
+    return "; ".join(dict.fromkeys(notes))
 
 
 def _block(scores: pd.DataFrame, printed: pd.DataFrame, model: str, columns: Mapping[str, str]) -> pd.DataFrame:
@@ -129,6 +136,7 @@ def ablation_table(scores: pd.DataFrame, default: str, benchmark: str = "average
     table["answers changed"] = found["changed"]
     table["beside the default"] = np.where(found["changed"] == 0, "no answer changes", word)
     table.loc[found["p"].isna(), "beside the default"] = ""
+    table.attrs["below"] = unread(scores)
     return table.rename_axis("setting")
 
 
@@ -163,7 +171,8 @@ def styled(table: pd.DataFrame, caption: str = "") -> Styler:
         return [f"{plain};font-weight:700" if bold else plain for bold in best]
 
     few = {column: "{:.3f}" for column in shown.columns if _last(column).startswith("p (")}
-    return shown.style.apply(look).format(few, precision=1, na_rep="–").set_caption(caption)
+    below = "; ".join(filter(None, (caption, table.attrs.get("below"))))
+    return shown.style.apply(look).format(few, precision=1, na_rep="–").set_caption(below)
 
 
 def _best(column: pd.Series) -> list[bool]:
@@ -187,4 +196,5 @@ def save(table: pd.DataFrame, name: str, tier: str = "tiny", out: str | Path = "
     flat = flattened(table).map(
         lambda cell: "–" if pd.isna(cell) else f"{cell:.1f}" if isinstance(cell, float) else cell
     )
-    return write_atomic(target / f"{name}.md", flat.to_markdown(index=False, disable_numparse=True) + "\n")
+    below = f"\n{table.attrs['below']}\n" if table.attrs.get("below") else ""
+    return write_atomic(target / f"{name}.md", flat.to_markdown(index=False, disable_numparse=True) + "\n" + below)
