@@ -152,12 +152,6 @@ def projector_flops(frames: int, hidden_size: int, shape: VisionShape = SIGLIP_3
     return 2.0 * frames * shape.patches * (shape.hidden_size * hidden_size + hidden_size**2)
 
 
-def outer_tokens(frames: int, cells: int, ratio: Count) -> int:
-    """Visual tokens that the papers' tables assume before the language model: frames * ceil(cells * ratio). The
-    released code's own count varies with the video around this number; the tables do not say so."""
-    return frames * math.ceil(cells * ratio - 1e-9)
-
-
 def tokens_per_layer(n: int, layers: int, stages: Sequence[tuple[int, Count]] = ()) -> list[int]:
     """Visual tokens entering each layer: ``n`` at first, floor(n * share) from each stage's layer on.
 
