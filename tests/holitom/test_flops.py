@@ -9,6 +9,7 @@ import torch
 from counting import measured_flops
 from hosts import onevision
 
+from holitom.attach import reduce_tokens
 from holitom.errors import BadUsage
 from holitom.flops import (
     LLM_SHAPES,
@@ -20,6 +21,7 @@ from holitom.flops import (
     tokens_per_layer,
     vision_flops,
 )
+from holitom.methods import EarlyTom
 
 OV, VIDEO = 32 * 196, 64 * 169
 FASTV, PDROP, HOLITOM = [(2, 0.2)], [(2, 0.5), (7, 0.25), (14, 0.125)], [(18, 0.5)]
@@ -118,3 +120,18 @@ def test_tokens_per_layer() -> None:
     for stages in ([(28, 0.5)], [(-1, 0.5)], [(7, 0.5), (2, 0.2)], [(2, 0.5), (2, 0.2)], [(2, 1.5)]):
         with pytest.raises(BadUsage):
             tokens_per_layer(100, 28, stages)
+
+
+def test_a_stage_in_the_tower_saves_what_its_frames_would_cost() -> None:
+    model, spent = onevision(), {}
+    pixels = torch.randn(1, 10, 3, 112, 112, generator=torch.Generator().manual_seed(1)).mul(0.3).cumsum(1)
+    for tower in (None, EarlyTom((0, 1), tau=0.0)):
+        with reduce_tokens(model, tower=tower) as run:
+            spent[tower] = measured_flops(run.encode, [pixels])
+            merged = run.encode(pixels)[0].merged
+    shape, left = VisionShape.from_config(model.config), len(merged.first)
+    whole = vision_flops(10, shape) + projector_flops(10, 32, shape)
+    fewer = vision_flops(merged.entered, shape) + projector_flops(left, 32, shape)
+    assert spent[None] - spent[tower] == whole - fewer > 0
+    with pytest.raises(BadUsage, match="3 layers, but 2 counts"):
+        vision_flops([4, 3], shape)
