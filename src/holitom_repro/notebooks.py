@@ -52,7 +52,7 @@ _ALL = (
     Notebook("fig_frames", "Does reduction pay for a longer look at the video?", {"tiny": 5, "paper": 1800}),
     Notebook("fig_inference", "Where does the time to the first token go?", {"tiny": 2, "speed": 10}),
     Notebook("ablations", "On which parts of HoliTom does the score depend?", {"tiny": 5, "paper": 2400}),
-    Notebook("later_papers", "Do MMG-Vid and HieraVid keep more of the score?", {"tiny": 15, "paper": 2400}),
+    Notebook("later_papers", "Do the later papers' methods keep more of the score?", {"tiny": 30, "paper": 2400}),
     Notebook("01_method", "What does HoliTom do to a clip: which tokens merge, which are kept?", {"tiny": 0.5}),
     Notebook("explore", "What does each of two methods keep of this clip?", {"tiny": 0.5}),
     Notebook("00_start_here", "What can be reproduced here, and what would the rest take?", {"tiny": 0.5}),

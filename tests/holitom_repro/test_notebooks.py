@@ -277,16 +277,6 @@ def test_bars_move_where_there_is_a_terminal_and_only_there():
 
 SOURCES = ROOT / "notebooks"
 BEFORE_MEASURING = r"^(?=\w+ = evaluate\()"
-MINE = """
-from dataclasses import dataclass
-from holitom.methods import UniformStride
-
-@dataclass(frozen=True)
-class Mine(UniformStride):
-    pass
-
-settings["mine", my_budget] = Reduction("mine", outer=Mine(), budget=my_budget)
-"""
 
 
 def first_cell(name: str) -> str:
@@ -295,7 +285,8 @@ def first_cell(name: str) -> str:
 
 
 def small(name: str) -> dict[str, str]:
-    return {"limit": "2"} if "limit" in notebooks.parameters(SOURCES / f"{name}.ipynb") else {}
+    known = notebooks.parameters(SOURCES / f"{name}.ipynb")
+    return {name: text for name, text in {"limit": "2", "budgets": "[0.15]"}.items() if name in known}
 
 
 def test_there_is_a_command_for_every_notebook_and_a_notebook_for_every_command():
@@ -329,18 +320,22 @@ def test_every_notebook_runs_from_its_first_cell_to_its_last(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_method_of_ones_own_gets_into_the_figure(tmp_path):
+def test_the_method_of_the_page_gets_into_the_figure(tmp_path):
+    """Every block of docs/methods.md, in its order, in front of the measurement."""
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE))
     made = nbformat.read(SOURCES / "fig_tradeoff.ipynb", 4)
     (tmp_path / "notebooks").mkdir()
     for cell in made.cells:
         if "parameters" in cell.metadata.get("tags", []):
-            cell.source += "\nmy_budget: float = 0.5  # of the method below"
-        cell.source = re.sub(BEFORE_MEASURING, lambda _: MINE, cell.source, count=1, flags=re.MULTILINE)
+            cell.source += "\nmy_budget: float = 0.5  # of my method"
+        cell.source = re.sub(BEFORE_MEASURING, lambda _: blocks, cell.source, count=1, flags=re.MULTILINE)
     nbformat.write(made, tmp_path / "notebooks" / "fig_tradeoff.ipynb")
-    given = small("fig_tradeoff") | {"my_budget": "0.25", "out": str(tmp_path / "out")}
+    given = small("fig_tradeoff") | {"my_budget": "0.25", "out": str(tmp_path / "out"), "budgets": "[0.25]"}
+    given |= {"methods": "[HoliTom (w/o M)]", "controls": "[Random]", "fastv_drops": "[]", "pdrop_shares": "[]"}
     done = notebooks.run("fig_tradeoff", given, tmp_path / "notebooks")
     drawn = pd.concat([pd.read_csv(path) for path in done.files if path.suffix == ".csv"])
-    assert "mine@0.25" in set(drawn["key"]) and any(path.suffix == ".png" for path in done.files)
+    assert "Newest@0.25" in set(drawn["key"]) and any(path.suffix == ".png" for path in done.files)
 
 
 def test_the_numbers_of_table2_are_the_recorded_ones():

@@ -75,6 +75,11 @@ def test_the_other_rows():
     assert [(s.layer, s.ratio) for s in preset("table1", "PDrop").reduction.inner] == [(2, 0.5), (7, 0.25), (14, 0.125)]
     assert preset("complete", "PruneVid + selection", 0.10).reduction.inner == (PruneVidSelect(11, 0.4),)
     assert preset("mmg-vid", "MMG-Vid", 0.25).reduction.outer == MMGVid()
+    late = preset("later", "FlashVID", 0.10)
+    assert late.printed and late.reduction.budget == pytest.approx(0.125) and late.reduction.inner[0].layer == 20
+    assert preset("later", "FlashVID", 0.02).reduction.budget == pytest.approx(0.025), "at any budget, as it counts"
+    assert preset("later", "FlashVID (fe = 1)", 0.10).reduction.budget == preset("later", "UniComp", 0.1).budget == 0.1
+    assert not preset("later", "UniComp", 0.05).printed and preset("later", "Unified pool", 0.05).printed
     thirty = preset("hieravid", "HieraVid", 0.30).reduction
     assert (thirty.outer, thirty.budget, len(thirty.inner)) == (HieraVid(), 0.5, 3)
 
