@@ -20,7 +20,7 @@ from holitom_repro.records import Store
 from holitom_repro.scores import compare, evaluate, fewer_frames, layers_of, paired, printed_settings, samples
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # as a notebook's: nobody can import it
-COLUMNS = "key method budget model benchmark frames limit tier accuracy low high diff diff_low diff_high p n videos"
+COLUMNS = "key method budget model benchmark frames limit tier protocol accuracy low high diff diff_low diff_high p n videos"
 COLUMNS += " answers kept_pct newline_pct layer_pct off_per_frame flops_pct cell notes"
 BENCHMARKS = ["tiny_ego", "tiny_actions"]
 SETTINGS = {
