@@ -90,7 +90,10 @@ set_up() {
 }
 
 active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
-[ -z "$active" ] || [ "$active" -ef "$VENV" ] || lacks=$("$active/bin/python" -P -m holitom_repro.doctor "$ROOT" 2>&1)
+[ -z "$active" ] || [ "$active" -ef "$VENV" ] || lacks=$(
+  [ -x "$active/bin/python" ] || { echo "it has no Python"; exit 1; }
+  "$active/bin/python" -P -m holitom_repro.doctor "$ROOT" 2>&1
+)
 if [ $? = 0 ] && [ -n "${lacks+asked}" ]; then # an activated environment that has everything
   PYTHON=$active/bin/python
 elif ! ready; then

@@ -3,7 +3,8 @@
 Milliseconds belong to one machine. Beside them stand the ratios to HoliTom's outer stage and to one reading of the
 tokens, measured in the same rounds, and the most memory held beyond the input, over the input's size. Then HoliTom's
 outer stage over videos of growing length. Aims: no method takes more than 5 times as long as HoliTom, no peak is above
-the input's size, and a frame costs the same in a long video as in a short one.
+the input's size, and a frame costs the same in a long video as in a short one. ``--tower 16`` instead: the vision tower
+of LLaVA-OneVision-7B with random weights on so many frames of the shipped clip, whole and with EarlyTom (minutes).
 """
 
 from __future__ import annotations
@@ -17,11 +18,16 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.functional import interpolate
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForImageTextToText, Qwen2Config
 
-from holitom import methods
-from holitom_repro.timing.shapes import drawn_video
+from holitom import methods, reduce_tokens
+from holitom.flops import SIGLIP_384, vision_flops
+from holitom.video import load_frames
+from holitom_repro import paths
+from holitom_repro.timing.shapes import Model, drawn_video
 from holitom_repro.timing.stages import between, clock_of
 
 OUTER = {
@@ -30,6 +36,10 @@ OUTER = {
     "PruneVid": methods.PruneVid(),
     "MMG-Vid": methods.MMGVid(),
     "HieraVid": methods.HieraVid(),
+    "UniComp": methods.UniComp(head="substitute"),
+    "V-CAST": methods.VCast(),
+    "FlashVID": methods.FlashVID(),
+    "unified pool": methods.UnifiedPool(),
     "VisionZip": methods.VisionZip(),
     "DyCoke": methods.DyCoke(),
     "ToMe": methods.ToMe(),
@@ -92,6 +102,28 @@ class LiveBytes(TorchDispatchMode):
         return result
 
 
+def tower(frames: int) -> None:
+    """Print seconds and FLOPs of one pass of the tower, without and with EarlyTom's preset. The decoder is a stub."""
+    config, small = Model("ov-7b").config, dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), 64)
+    config.text_config = Qwen2Config(**small, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
+    pictures = torch.from_numpy(load_frames(paths.data("videos", "three_shots.mp4"), frames).pixels)
+    pixels = interpolate(pictures.permute(0, 3, 1, 2) / 127.5 - 1, (384, 384), mode="bicubic")
+    name, now = clock_of("cpu")
+    print(f"{frames} frames, float32, {name}")
+    spent, flops = [], []
+    for stage in (methods.EarlyTom(), None):
+        with reduce_tokens(model, tower=stage) as run:
+            begin = now()
+            merged = run.encode(pixels[None])[0].merged
+            spent.append(between(begin, now()))
+        entered = merged.entered if merged else [frames] * SIGLIP_384.layers
+        flops.append(vision_flops(entered))
+        print(f"{stage}: frames in the layers {entered}, {spent[-1]:.1f} s, {flops[-1] / 1e12:.2f} TFLOPs", flush=True)
+    print(f"{spent[1] / spent[0]:.2f}x less time, {flops[1] / flops[0]:.2f}x fewer FLOPs")
+
+
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -101,8 +133,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of a CPU; with one, CPU seconds are measured (1)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--tower", type=int, default=0, help="time the vision tower on so many frames instead")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
+    if asked.tower:
+        return tower(asked.tower)
     where = {"device": asked.device, "dtype": getattr(torch, asked.dtype)}
     video = drawn_video(32, (14, 14), asked.dim, **where)
     share = {name: max(asked.budget, 0.25) if name == "DyCoke" else asked.budget for name in OUTER}

@@ -1,6 +1,7 @@
 """Shared by all areas: GPU tests are skipped where there is no CUDA device; no test fails for being slow; the golden
 files may lie in another folder."""
 
+import signal
 from pathlib import Path
 
 import loader
@@ -17,6 +18,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell has its background jobs ignore it
     if given := config.getoption("--golden"):
         loader.folder = given.resolve()
 

@@ -1,6 +1,7 @@
 """The law of the packages: ``holitom`` never imports ``holitom_repro``; no file imports a later floor; no circles."""
 
 import ast
+import json
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -17,14 +18,14 @@ FLOORS = {
         ["__init__"],
     ],
     "holitom_repro": [
-        ["paths", "machine", "pins", "suggestions", "usage", "refusals"],
+        ["paths", "code", "machine"],
         ["papers", "records"],
         ["evaluation", "timing"],
         ["tiny", "paper_tier"],
         ["scores"],
         ["style", "judging", "checks"],
         ["claims", "tables"],
-        ["method_page", "explore", "report", "convert", "original", "demo", "notebooks", "doctor", "serving"],
+        ["method_page", "explore", "report", "convert", "demo", "notebooks", "doctor", "serving"],
         ["__main__", "__init__"],
     ],
 }
@@ -98,3 +99,26 @@ def test_import_holitom_costs_no_torch():
     early = "import sys, holitom; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", early], check=False).returncode == 0
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_text_file_is_read_and_written_as_utf_8():
+    """Whatever the locale, and what other programs say as well."""
+    root = SRC.parent
+    texts = {
+        path: path.read_text(encoding="utf-8") for name in ("src", "scripts") for path in root.glob(f"{name}/**/*.py")
+    }
+    for path in root.glob("notebooks/*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        texts[path] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    for path, text in texts.items():
+        for call in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)):
+            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+            given, values = {word.arg for word in call.keywords}, [ast.unparse(one) for one in call.args]
+            binary = any("b" in value for value in values if value[:1] == "'" and len(value) < 6)
+            of_text = name in ("read_text", "write_text") or (name == "open" and not binary)
+            of_text &= ast.unparse(call.func) not in ("av.open", "os.open", "Image.open")
+            assert not of_text or "encoding" in given, f"{path.relative_to(root)}, line {call.lineno}"
+            assert not {"text", "universal_newlines"} & given or name not in ("run", "Popen", "check_output"), (
+                path,
+                call.lineno,
+            )

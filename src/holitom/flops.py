@@ -1,4 +1,4 @@
-"""How much a prefill computes: as the papers count it, with the true shapes, and as torch counts it while running.
+"""How much a prefill computes: as the papers count it, and with the true shapes.
 
 The papers' formula and the exact count differ on purpose; docstrings say in what. Terms: n tokens, d hidden size, m
 intermediate size, one multiply-accumulate (MAC) = 2 FLOPs. Only matrix products and convolutions are counted (norms,
@@ -7,7 +7,7 @@ rotary embedding, softmax and activations are below 1 % at these sizes), as torc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,41 +30,10 @@ def paper_flops(tokens_per_layer: Sequence[Count], hidden_size: int, intermediat
     return float(sum(4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m for n in _counts(tokens_per_layer)))
 
 
-def exact_flops(
-    tokens_per_layer: Sequence[Count],
-    hidden_size: int,
-    intermediate_size: int,
-    *,
-    num_heads: int,
-    num_key_value_heads: int,
-    head_dim: int | None = None,
-    text_tokens: int = 0,
-    vocab_size: int = 0,
-    causal: bool = True,
-) -> float:
-    """Prefill FLOPs of a Qwen2-like decoder with its true shapes, 2 per multiply-accumulate, batch 1.
-
-    tokens_per_layer: visual tokens entering each layer; text_tokens: every other prompt token (words, newlines),
-    present in all layers. Counted: q and o projections at full width, k and v at num_key_value_heads, scores and
-    weighted sum of every query head, gate, up and down matrices, and lm_head for the last position (vocab_size 0
-    leaves it out). causal=True counts the n (n + 1) / 2 pairs that causality needs; False counts the full n x n
-    matrix, which is what a kernel without a causal shortcut, and torch's counter, does.
-    """
-    d, m = hidden_size, intermediate_size
-    head_dim = head_dim or d // num_heads
-    wide, narrow = num_heads * head_dim, num_key_value_heads * head_dim
-    macs = 0.0
-    for visual in _counts(tokens_per_layer):
-        n = visual + text_tokens
-        pairs = n * (n + 1) / 2 if causal else n * n
-        macs += 2 * n * d * wide + 2 * n * d * narrow + 2 * pairs * wide + 3 * n * d * m
-    return 2.0 * (macs + d * vocab_size)
-
-
 def _counts(tokens_per_layer: Sequence[Count], layers: int | None = None) -> Sequence[Count]:
     if layers not in (None, len(tokens_per_layer)):
         raise BadUsage(
-            f"the model has {layers} layers, but {len(tokens_per_layer)} token counts were given",
+            f"the model has {layers} layers, but {len(tokens_per_layer)} counts were given",
             fix="give one count per layer, for instance tokens_per_layer(n, layers)",
         )
     if any(n < 0 for n in tokens_per_layer):
@@ -114,18 +83,22 @@ class LLMShape:
     def exact(
         self, tokens_per_layer: Sequence[Count], text_tokens: int = 0, *, causal: bool = True, lm_head: bool = True
     ) -> float:
-        """``exact_flops`` of this model; one entry per layer."""
-        return exact_flops(
-            _counts(tokens_per_layer, self.layers),
-            self.hidden_size,
-            self.intermediate_size,
-            num_heads=self.num_heads,
-            num_key_value_heads=self.num_key_value_heads,
-            head_dim=self.head_dim,
-            text_tokens=text_tokens,
-            vocab_size=self.vocab_size if lm_head else 0,
-            causal=causal,
-        )
+        """Prefill FLOPs of a Qwen2-like decoder with its true shapes, 2 per multiply-accumulate, batch 1.
+
+        tokens_per_layer: visual tokens entering each layer; text_tokens: every other prompt token (words, newlines),
+        present in all layers. Counted: q and o projections at full width, k and v at num_key_value_heads, scores and
+        weighted sum of every query head, gate, up and down matrices, and lm_head for the last position. causal=True
+        counts the n (n + 1) / 2 pairs that causality needs; False counts the full n x n matrix, which is what a kernel
+        without a causal shortcut, and torch's counter, does.
+        """
+        d, m = self.hidden_size, self.intermediate_size
+        wide, narrow = self.num_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        macs = float(d * self.vocab_size) if lm_head else 0.0
+        for visual in _counts(tokens_per_layer, self.layers):
+            n = visual + text_tokens
+            pairs = n * (n + 1) / 2 if causal else n * n
+            macs += 2 * n * d * wide + 2 * n * d * narrow + 2 * pairs * wide + 3 * n * d * m
+        return 2.0 * macs
 
 
 _QWEN2_7B = (3584, 18944, 28, 28, 4, 128, 152064)
@@ -164,37 +137,19 @@ SIGLIP_384 = VisionShape("siglip-so400m-384", 1152, 4304, 26, 729, 14)
 """The tower of all LLaVA-OneVision and LLaVA-Video models: 26 of its 27 layers are kept, the pooling head is not."""
 
 
-def vision_flops(frames: int, shape: VisionShape = SIGLIP_384) -> float:
+def vision_flops(frames: int | Sequence[int], shape: VisionShape = SIGLIP_384) -> float:
     """FLOPs (2 per MAC) of the tower on ``frames`` frames: patch embedding, then per layer 4 n d^2 + 2 n^2 d + 2 n
-    d m with n the patches of ONE frame, because frames do not attend to each other."""
+    d m with n the patches of ONE frame, because frames do not attend to each other. With a tower stage give the frames
+    that enter each layer (``SampleStats.tower_frames``); its similarities are left out, being below 0.01 %."""
+    counts = _counts(frames if isinstance(frames, Sequence) else [frames] * shape.layers, shape.layers)
     n, d, m = shape.patches, shape.hidden_size, shape.intermediate_size
     embed = n * d * shape.channels * shape.patch_size**2
-    return 2.0 * frames * (embed + shape.layers * (4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m))
+    return 2.0 * (counts[0] * embed + sum(counts) * (4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m))
 
 
 def projector_flops(frames: int, hidden_size: int, shape: VisionShape = SIGLIP_384) -> float:
     """FLOPs (2 per MAC) of the two-layer projector, which LLaVA-OneVision applies to every patch, before pooling."""
     return 2.0 * frames * shape.patches * (shape.hidden_size * hidden_size + hidden_size**2)
-
-
-def measured_flops(run: Callable[..., Any], inputs: Mapping[str, Any] | Sequence[Any] = ()) -> float:
-    """FLOPs that torch executes in ``run(**inputs)`` or ``run(*inputs)``, without gradients (FlopCounterMode).
-
-    Attention kernels are counted here, because torch 2.13 leaves the CPU's out and refuses shared key-value heads; like
-    torch's own count it takes the full score matrix: compare with ``exact_flops(..., causal=False)``.
-    """
-    import torch  # here, so that what only calculates starts without it
-    from torch.utils.flop_counter import FlopCounterMode
-
-    def attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
-        return 2 * math.prod(query[:3]) * key[-2] * (query[3] + value[-1])
-
-    kernels = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
-    kernels = (getattr(torch.ops.aten, f"_scaled_dot_product_{name}", None) for name in kernels)
-    counter = FlopCounterMode(display=False, custom_mapping={kernel: attention for kernel in kernels if kernel})
-    with torch.no_grad(), counter:
-        run(**inputs) if isinstance(inputs, Mapping) else run(*inputs)
-    return float(counter.get_total_flops())
 
 
 def outer_tokens(frames: int, cells: int, ratio: Count) -> int:

@@ -1,4 +1,4 @@
-"""The nouns shared by every method and every host model: a video's features, a reduced token set, and the three stages.
+"""The nouns shared by every method and every host model: a video's features, a reduced token set, and the four stages.
 
 Nothing here knows a particular method or a particular model library.
 """
@@ -6,6 +6,7 @@ Nothing here knows a particular method or a particular model library.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -22,6 +23,20 @@ OPTIONAL_FIELDS = ("saliency", "keys", "frame_embed", "head_saliency")
 
 
 @dataclass(frozen=True)
+class MergedFrames:
+    """What a tower stage made of the T0 frames of a video. into [T0]: the frame that holds each of them, counted among
+    the T that are left; entered: how many frames entered each layer of the tower, of which the first counts T0."""
+
+    into: tuple[int, ...]
+    entered: tuple[int, ...]
+
+    @property
+    def first(self) -> list[int]:
+        """[T] the first frame of the whole video that each remaining one holds."""
+        return [self.into.index(t) for t in range(max(self.into) + 1)]
+
+
+@dataclass(frozen=True)
 class VideoFeatures:
     """Visual tokens of one video, as they come out of the projector and the pooling, without newline tokens.
 
@@ -29,7 +44,8 @@ class VideoFeatures:
     saliency: [T, N] float32, the attention each token receives in the last kept layer of the vision tower (mean over
     heads and queries), pooled like the tokens; keys: [T, N, Dk] the keys of that layer, mean over heads; frame_embed:
     [T, E] one vector per frame; head_saliency: [T, N] float32, the attention that the query of SigLIP's pooling head
-    pays to each token, pooled like the tokens. Raises ValueError where shapes do not fit.
+    pays to each token, pooled like the tokens. merged: what a tower stage has done, so that T frames are left (None:
+    none was asked for). Raises ValueError where shapes do not fit.
     """
 
     tokens: Tensor
@@ -38,6 +54,7 @@ class VideoFeatures:
     keys: Tensor | None = None
     frame_embed: Tensor | None = None
     head_saliency: Tensor | None = None
+    merged: MergedFrames | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 3:
@@ -89,8 +106,22 @@ class TokenSet:
 
 
 @runtime_checkable
+class Tower(Protocol):
+    """Inside the vision tower, behind its ``layers`` (counted from 0, ascending, not the last): the states of one video
+    [T, P, C] -> those of the frames that are left [T', P, C], and for every frame the one that holds it now [T] (the
+    states themselves, unchanged, where nothing is merged). ``identity`` as for an inner stage.
+    """
+
+    layers: tuple[int, ...]
+    fidelity: Fidelity
+
+    def __call__(self, hidden: Tensor) -> tuple[Tensor, Sequence[int]]: ...
+
+
+@runtime_checkable
 class Outer(Protocol):
-    """Before the language model: the features of one video and a budget (share of T * N kept) -> a TokenSet.
+    """Before the language model: the features of one video and a budget (share of T * N kept) -> a TokenSet. Behind a
+    tower stage T counts the frames that are left, and the budget is the larger share that gives the same tokens.
 
     ``requires`` names the optional VideoFeatures fields it reads; ``positions`` says whether the kept tokens are
     numbered afresh ("contiguous") or keep the rotary positions they had in the full prompt ("original").
@@ -150,28 +181,31 @@ class Decode(Protocol):
 
 @dataclass(frozen=True)
 class Reduction:
-    """One complete setting: an outer stage at a budget, inner stages, a decode stage. ``name`` is the row's label;
-    without stages it is the unreduced model."""
+    """One complete setting: an outer stage at a budget (the share of all the video's tokens, whatever a tower stage
+    leaves), inner stages, a decode stage, a tower stage. ``name`` is the row's label; without stages it is the
+    unreduced model."""
 
     name: str = ""
     outer: Outer | None = None
     budget: float = 1.0
     inner: tuple[Inner, ...] = ()
     decode: Decode | None = None
+    tower: Tower | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.inner, tuple):
             raise BadUsage(f"inner is {self.inner!r}", fix="give a tuple of stages, also for a single one")
 
     def describe(self) -> dict[str, Any]:
-        """Every parameter, as JSON: what a record stores and what identifies a result."""
+        """Every parameter, as JSON: what a record stores and what identifies a result. "tower" only where there is one,
+        so that older records keep their keys."""
         return {
             "name": self.name,
             "budget": self.budget,
             "outer": _spec(self.outer),
             "inner": [_spec(stage) for stage in self.inner],
             "decode": _spec(self.decode),
-        }
+        } | ({} if self.tower is None else {"tower": _spec(self.tower)})
 
 
 def _spec(value: Any) -> Any:
@@ -185,15 +219,13 @@ def _spec(value: Any) -> Any:
         return sorted(map(_spec, value))
     if value is None or isinstance(value, (str, int, float)):
         return value
-    raise BadUsage(
-        f"a {type(value).__name__} does not tell its parameters, which a record needs", fix="use a frozen dataclass"
-    )
+    what = f"a {type(value).__name__} does not tell its parameters, which a record needs"
+    raise BadUsage(what, fix="use a frozen dataclass")
 
 
 def check_budget(budget: float) -> float:
     """A budget is the share of visual tokens that survive the outer stage: above 0, at most 1."""
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= 1:
-        raise BadUsage(
-            f"budget {budget!r} is no number in (0, 1]", fix="give the share of visual tokens to keep, such as 0.10"
-        )
+        what = f"budget {budget!r} is no number in (0, 1]"
+        raise BadUsage(what, fix="give the share of visual tokens to keep, such as 0.10")
     return float(budget)

@@ -1,4 +1,4 @@
-"""Read and write video files with PyAV: chosen frames, found exactly, without holding the whole video.
+"""Read video files with PyAV: chosen frames, found exactly, without holding the whole video.
 
 A frame is identified by its time stamp, so that a long video is decoded only around the frames that are wanted; a file
 whose time stamps are missing or damaged is decoded from start to end instead, which gives the same frames."""
@@ -97,39 +97,6 @@ def load_frames(path: str | os.PathLike[str], frames: int, sampling: Sampling = 
         raise BadVideo(f"{path} is not a video that can be decoded ({why})", fix=_ANY_VIDEO) from error
 
 
-def write_video(
-    path: str | os.PathLike[str],
-    pixels: np.ndarray,
-    fps: int = 8,
-    *,
-    crf: int = 10,
-    pixel_format: str = "yuv444p",
-    preset: str = "ultrafast",
-) -> Path:
-    """Write RGB frames [T, H, W, 3] as an H.264 mp4; the file appears under its name only when it is complete.
-
-    yuv444p keeps the colour of every pixel; players that know only yuv420p need ``pixel_format="yuv420p"`` and even
-    sizes. Raises OSError when the file cannot be written.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with av.open(f"file:{partial}", "w", format="mp4") as container:
-            # one thread: the bytes then do not depend on the machine's number of cores
-            options = {"crf": str(crf), "preset": preset, "threads": "1"}
-            stream = container.add_stream("libx264", rate=fps, options=options)
-            stream.height, stream.width = pixels.shape[1:3]
-            stream.pix_fmt = pixel_format
-            for picture in pixels:
-                container.mux(stream.encode(VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
-            container.mux(stream.encode())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
-
-
 @dataclass(frozen=True)
 class _Film:
     """What a file's packets say, nothing decoded: ascending time stamps of all frames and of key frames, whether every
@@ -154,9 +121,10 @@ class _Astray(Exception):
 
 
 def _opened(path: Path, whole: bool = False) -> InputContainer:
-    """For reading; whole: without edit lists. "file:", because FFmpeg takes what stands before a colon for a protocol;
-    titles and the like may be in any encoding, or damaged: nobody reads them."""
-    return av.open(f"file:{path}", metadata_errors="replace", options={"ignore_editlist": str(int(whole))})
+    """For reading; whole: without edit lists. "file:", because FFmpeg takes what stands before a colon for a protocol,
+    and "%d" in a picture's name for many files; titles and the like may be in any encoding: nobody reads them."""
+    options = {"ignore_editlist": str(int(whole)), "pattern_type": "none"}
+    return av.open(f"file:{path}", metadata_errors="replace", options=options)
 
 
 def _stream(container: InputContainer, path: Path) -> VideoStream:

@@ -41,6 +41,7 @@ Out = Annotated[str, Option(metavar="DIR", help="where to write, instead of figu
 Fresh = Annotated[bool, Option("--fresh", help="measure finished cells again")]
 Resume = Annotated[bool, Option("--resume", help="read finished cells (the default)")]
 Strict = Annotated[bool, Option("--strict", help="exit 1 when a verdict is not the expected one")]
+Skip = Annotated[bool, Option("--skip-broken", help="count questions about unreadable videos instead of stopping")]
 Rest = Annotated[list[str] | None, typer.Argument(metavar="[MORE]", help="handed on: options of the program behind it")]
 AsJson = Annotated[bool, Option("--json", help="a list of objects: id, paper, kind, statement, verdict, expected")]
 
@@ -100,7 +101,9 @@ def _add(notebook: Notebook) -> None:
         fresh: Fresh = False,
         resume: Resume = False,
         strict: Strict = False,
+        skip_broken: Skip = False,
     ) -> int:
+        _skip(skip_broken)
         _paper_options(tier, more or [])
         asked = {"limit": limit, "out": out, "fresh": _anew(fresh, resume)}
         pairs = dict(pair.partition("=")[::2] for pair in p or [])
@@ -118,6 +121,11 @@ def _anew(fresh: bool, resume: bool) -> bool:
     if fresh and resume:
         raise BadUsage("--fresh and --resume say the opposite", fix="leave one of them out")
     return fresh
+
+
+def _skip(asked: bool) -> None:
+    if asked:
+        os.environ["HOLITOM_SKIP_BROKEN"] = "1"  # of evaluation.sweep, in the processes that a notebook starts
 
 
 def _paper_options(tier: str, words: list[str]) -> None:
@@ -147,9 +155,15 @@ def _run(notebook: Notebook, given: dict[str, Any]) -> Finished:
 
 @app.command("all")
 def all_(
-    tier: Tier = "tiny", limit: Limit = None, fresh: Fresh = False, resume: Resume = False, strict: Strict = False
+    tier: Tier = "tiny",
+    limit: Limit = None,
+    fresh: Fresh = False,
+    resume: Resume = False,
+    strict: Strict = False,
+    skip_broken: Skip = False,
 ) -> int:
     """Every notebook of the tier, each as far as it gets, and one screen at the end."""
+    _skip(skip_broken)
     machine.require(tier)
     chosen = [notebook for notebook in NOTEBOOKS.values() if tier in notebook.minutes]
     given = {"tier": tier, "limit": limit, "fresh": _anew(fresh, resume)}
@@ -236,6 +250,14 @@ def bench(more: Rest = None) -> int:
     return _python(str(paths.root() / "scripts" / f"{script}.py"), *(more or []))
 
 
+@app.command(rich_help_panel="Tools")
+def serving(figure: Annotated[bool, Option("--figure", help="measure figures/tiny/serving.png, too")] = False) -> int:
+    """A real vLLM with the plug-in beside transformers, in .venv-vllm, which is made if need be (docs/serving.md)."""
+    from holitom_repro.serving import serving_command
+
+    return serving_command(figure)
+
+
 @app.command(context_settings=MORE, rich_help_panel="Tools")
 def test(more: Rest = None) -> int:
     """Style, then every test, with every notebook at a reduced size. Options of pytest may follow."""
@@ -262,6 +284,7 @@ def _show(done: Finished) -> None:
         if path.suffix == ".md":
             lines = path.read_text(encoding="utf-8").splitlines()
             console.print(_table(lines)) if console.is_terminal else print(*lines, sep="\n")
+            print(*(f"{line}\n" for line in lines if console.is_terminal and line[:1] not in ("", "|")), sep="", end="")
     if done.verdicts and not done.trial:
         from holitom_repro.style import VERDICTS
 

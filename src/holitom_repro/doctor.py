@@ -97,7 +97,7 @@ def _imports(every: tuple[str, ...]) -> Check:
     """What a run imports, in a process that is started as a run starts it: each from this environment and no other."""
     code = "import importlib, sys\nfor name in sys.argv[1:]: print(importlib.import_module(name).__file__)"
     words = [sys.executable, "-P", "-c", code, *IMPORTED]
-    done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8")
+    done = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace")
     came = done.stdout.splitlines()
     if done.returncode:
         said = done.stderr.strip().split("\n")[-1]
@@ -110,7 +110,7 @@ def _git(root: Path) -> Check:
     fix = "clone the repository: records then name the commit that they were measured on"
     try:
         words = ["git", "-c", "safe.directory=*", "-C", str(root), "rev-parse", "--short", "HEAD"]
-        done = subprocess.run(words, capture_output=True, text=True)
+        done = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace")
     except OSError:
         return "git", False, "git is not installed", fix, ()
     return "git", not done.returncode, (done.stdout or done.stderr).strip().split("\n")[0], fix, ()

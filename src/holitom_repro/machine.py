@@ -134,8 +134,9 @@ def version(package: str) -> str | None:
 
 def _git() -> dict[str, Any] | None:
     def ask(*words: str) -> str:
-        command = ["git", "-C", str(root), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+        command = ["git", "-c", "safe.directory=*", "-C", str(root), *words]  # also where another user has cloned it
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, timeout=20)
+        return done.stdout.strip()
 
     try:
         root = paths.root()

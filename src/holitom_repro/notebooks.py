@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -202,9 +203,10 @@ def _execute(notebook: Path, copy: Path, values: dict[str, Any], words: _Words) 
     from nbformat.sign import NotebookNotary
     from papermill.exceptions import PapermillExecutionError
 
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it would say is said below
+    for name in ("papermill", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they would say is said below
     draft = copy.with_name(f".{copy.stem}.{os.getpid()}.ipynb")
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as said, _Stop() as stop:
         try:
             made = papermill.execute_notebook(
                 _no_pattern(notebook),
@@ -218,14 +220,17 @@ def _execute(notebook: Path, copy: Path, values: dict[str, Any], words: _Words) 
                 start_timeout=120,
                 request_save_on_cell_execute=False,
                 coalesce_streams=True,
-                kernel_manager_class=_kernel(said),
-                extra_arguments=["--log-level=ERROR", "--HistoryManager.enabled=False"],
+                kernel_manager_class=_kernel(said, stop),
+                extra_arguments=["--log-level=ERROR", "--HistoryManager.enabled=False", IDLE],
+                on_cell_execute=stop.check,
             )
             # JupyterLab shows the tables of a signed copy with their style
             NotebookNotary(data_dir=os.environ["JUPYTER_DATA_DIR"]).sign(made)
         except PapermillExecutionError as error:
+            stop.check()
             raise _explained(error, notebook, copy) from error
         except RuntimeError as error:  # Jupyter's own, of a kernel that died or did not start in time
+            stop.check()
             said.seek(0)
             last = said.read().decode(errors="replace").strip().split("\n")[-1] or str(error).strip().split("\n")[0]
             raise CannotRun(
@@ -248,9 +253,9 @@ def _explained(error: Any, notebook: Path, copy: Path) -> BaseException:
     return kind(f"{notebook.name}, cell [{error.exec_count}]: {said}", fix=f"the traceback stands in {copy}")
 
 
-def _kernel(said: Any) -> type:
+def _kernel(said: Any, stop: _Stop) -> type:
     """Managers of kernels of this Python, whatever kernels Jupyter would find. ``said`` gets what a kernel itself
-    writes to stderr. One that has to end while it works is interrupted first: its sweep ends its processes."""
+    writes to stderr."""
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
@@ -262,13 +267,46 @@ def _kernel(said: Any) -> type:
 
         async def start_kernel(self, **options: Any) -> None:
             await super().start_kernel(**{**options, "stderr": said})
-
-        async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
-            if await self.is_alive():
-                await self.interrupt_kernel()
-            await super().shutdown_kernel(now=now, restart=restart)
+            stop.group = self.provisioner.pgid
 
     return Kernel
+
+
+IDLE = "--IPKernelApp.exec_lines=__import__('signal').signal(2, 0)"
+"""A kernel between two cells ends at ctrl-C, which it would overhear."""
+
+
+class _Stop:
+    """Ctrl-C while a notebook runs: the cell at work is interrupted, tidies up and ends the run as KeyboardInterrupt.
+    Nothing is raised in between, for Jupyter's loop would leave its own tasks lying. A second one does not wait."""
+
+    def __init__(self) -> None:
+        self.count, self.group = 0, None
+
+    def __enter__(self) -> _Stop:
+        self.before = None
+        with suppress(ValueError):  # not the main thread: no signal comes
+            self.before = signal.signal(signal.SIGINT, self._heard)
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+        if kind is None:
+            self.check()
+
+    def _heard(self, *_: Any) -> None:
+        self.count += 1
+        if self.count > 1:
+            raise KeyboardInterrupt
+        with suppress(ProcessLookupError):
+            if self.group:
+                os.killpg(self.group, signal.SIGINT)
+
+    def check(self, **_: Any) -> None:
+        """Also the hook before each cell: what came while no cell ran."""
+        if self.count:
+            raise KeyboardInterrupt
 
 
 class _Words:

@@ -4,7 +4,6 @@ Every frame has a column ``key``, the setting of a row in the words of ``evaluat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from typing import SupportsFloat
 
@@ -128,14 +127,6 @@ def flops_columns(name: str) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def scores(name: str) -> pd.DataFrame:
-    """Table 1 or 2 in long form: a row per printed score (key, model, method, retained_pct, reading, benchmark: a
-    column of BENCHMARKS, score)."""
-    same = ["key", "model", "method", "retained_pct", "reading"]
-    long = printed(name).melt(same, list(BENCHMARKS), var_name="benchmark", value_name="score")
-    return long.dropna(subset="score").reset_index(drop=True)
 
 
 def _keys(frame: pd.DataFrame, column: str) -> Sequence[str]:

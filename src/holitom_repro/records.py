@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from holitom.errors import CannotRun
 from holitom_repro import paths
 
+UNREAD = "questions about videos that cannot be read"
+"""In the note of a record that tables repeat below themselves."""
 Tier = Literal["tiny", "speed", "paper"]
 Sample = dict[str, Any]
 """One question: doc_id, task, video, kind, question, target, answer, correct (0 to 1), kept (visual tokens)."""
@@ -28,7 +30,7 @@ Sample = dict[str, Any]
 class Record(BaseModel):
     """One cell. key: of its setting; reduction: ``Reduction.describe()``; protocol: how it was asked
     (evaluation.protocols); device: "cpu" or the GPU's name; code: ``code_hash``; value: accuracy in points; lmms_eval:
-    its own aggregate, in points; tokens: TokenBudget's fields; tokens_per_layer: visual tokens that enter each layer;
+    its own aggregate, in points; tokens: evaluation.sweep.spent; tokens_per_layer: visual tokens that enter each layer;
     flops_paper, flops_exact: of a prefill; all of these are means over the questions. seconds: of the whole cell;
     created: UTC; notes: what a reader should know, such as videos that could not be read."""
 

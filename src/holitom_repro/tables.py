@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ from pandas.io.formats.style import Styler
 
 from holitom_repro import papers
 from holitom_repro.judging import STANDS_FOR
-from holitom_repro.records import write_atomic
-from holitom_repro.style import VERDICTS, flattened, folder, write_csv
+from holitom_repro.records import UNREAD, write_atomic
+from holitom_repro.style import BAD, VERDICTS, flattened, folder, write_csv
 
 LOOK = {"printed": "color:#6b6b6b;font-style:italic", "measured": "color:#0b4f78"}
 """Last part of a column's name -> how its cells look; what is derived from printed numbers is plain."""
+USUAL = ("answers", "most frequent (%)")
 LABELS = {"avg": "average", **papers.BENCHMARKS}
 
 
@@ -26,6 +28,38 @@ def score(row: pd.Series) -> str:
     if pd.isna(row["diff"]):
         return text
     return f"{text} {row['diff']:+.1f}".replace(" -", " −") + "*" * bool(row["diff_low"] > 0 or row["diff_high"] < 0)
+
+
+def usual_answer(scores: pd.DataFrame) -> pd.Series:
+    """The share (%) of the answer that each row of a frame of scores gives most often: a method that answers one letter
+    whatever is asked is seen by it. ``styled`` marks what is above 90."""
+    return scores["answers"].map(lambda text: 100 * max(json.loads(text).values()))
+
+
+def beside_controls(scores: pd.DataFrame, controls: Sequence[str] = ("Random", "Uniform stride")) -> pd.DataFrame:
+    """Every setting of one model (a frame of ``evaluate``) and what it is worth beside plain controls at the same
+    budget, on the same questions: difference of the averages in points with its 95 % interval, p corrected with Holm
+    for all rows of the table, and McNemar's p, for which each question counts alone."""
+    from holitom_repro.scores import compare
+
+    mean = scores[scores["benchmark"] == "average"].drop_duplicates("key").set_index("key")
+    table = pd.DataFrame({("average", "measured"): mean.apply(score, axis=1), ("tokens (%)", "kept"): mean["kept_pct"]})
+    table["tokens (%)", "mean of layers"], table[USUAL] = mean["layer_pct"], usual_answer(mean)
+    rivals = {name: mean[mean["method"] == name].reset_index().set_index("budget")["key"] for name in controls}
+    pairs = [
+        (key, at[budget])
+        for at in rivals.values()
+        for key, budget in mean["budget"].items()
+        if budget in at.index and key != at[budget]
+    ]
+    found = compare(scores, pairs)
+    for name, at in rivals.items():
+        part = found[found["b"].isin(at)].set_index("a").reindex(mean.index)
+        spans = zip(part["value"], part["low"], part["high"], strict=True)
+        table[f"over {name}", "points"] = [f"{v:+.1f} [{a:+.1f}, {b:+.1f}]" if a == a else "" for v, a, b in spans]
+        table[f"over {name}", "p (Holm)"], table[f"over {name}", "p (McNemar)"] = part["p_holm"], part["mcnemar_p"]
+    table.index = pd.MultiIndex.from_arrays([100 * mean["budget"], mean["method"]], names=["asked (%)", "method"])
+    return table.sort_index(level=0, ascending=False, sort_remaining=False)
 
 
 def beside_printed(
@@ -47,8 +81,15 @@ def beside_printed(
     blocks += [_block(scores.iloc[:0], printed, of, columns) for of in rest]
     labels = [model if model == of else f"{model} for {of}" for model, of in stands_for.items()] + rest
     table = pd.concat(blocks, keys=labels, names=["model"]) if len(blocks) > 1 else blocks[0]
-    table.attrs["trial"] = bool(scores["limit"].notna().any())
+    table.attrs |= {"trial": bool(scores["limit"].notna().any()), "below": unread(scores)}
     return table
+
+
+def unread(scores: pd.DataFrame) -> str:
+    """What a table says below itself: how many questions had videos that cannot be read, and how they count."""
+    told = scores[["benchmark", "notes"]].itertuples(index=False) if "notes" in scores else ()
+    notes = [f"{name}: {note}" for name, notes in told for note in str(notes).split("; ") if UNREAD in note]
+    return "; ".join(dict.fromkeys(notes))
 
 
 def _block(scores: pd.DataFrame, printed: pd.DataFrame, model: str, columns: Mapping[str, str]) -> pd.DataFrame:
@@ -68,6 +109,7 @@ def _block(scores: pd.DataFrame, printed: pd.DataFrame, model: str, columns: Map
         table[label, "measured"] = pd.Series({key: score(row) for key, row in here.iterrows()}, dtype=object).reindex(
             keys
         )
+    table[USUAL] = usual_answer(mean).reindex(keys)
     if "avg_pct" in quoted:
         table["% of all tokens", "printed"] = quoted["avg_pct"].reindex(keys)
     if "all tokens" in mean.index:
@@ -94,6 +136,7 @@ def ablation_table(scores: pd.DataFrame, default: str, benchmark: str = "average
     table["answers changed"] = found["changed"]
     table["beside the default"] = np.where(found["changed"] == 0, "no answer changes", word)
     table.loc[found["p"].isna(), "beside the default"] = ""
+    table.attrs["below"] = unread(scores)
     return table.rename_axis("setting")
 
 
@@ -118,6 +161,8 @@ def styled(table: pd.DataFrame, caption: str = "") -> Styler:
         if _last(column.name) == "verdict":
             return [f"color:{VERDICTS.get(str(cell)[2:], ('', 'inherit'))[1]};font-weight:600" for cell in column]
         plain = LOOK.get(_last(column.name), "")
+        if column.name == USUAL:
+            return [f"color:{BAD};font-weight:700" if share > 90 else "" for share in column]
         best = (
             _best(column)
             if isinstance(column.name, tuple) and column.name == ("average", "measured")
@@ -125,7 +170,9 @@ def styled(table: pd.DataFrame, caption: str = "") -> Styler:
         )
         return [f"{plain};font-weight:700" if bold else plain for bold in best]
 
-    return shown.style.apply(look).format(precision=1, na_rep="–").set_caption(caption)
+    few = {column: "{:.3f}" for column in shown.columns if _last(column).startswith("p (")}
+    below = "; ".join(filter(None, (caption, table.attrs.get("below"))))
+    return shown.style.apply(look).format(few, precision=1, na_rep="–").set_caption(below)
 
 
 def _best(column: pd.Series) -> list[bool]:
@@ -144,9 +191,10 @@ def _last(name: object) -> str:
 
 def save(table: pd.DataFrame, name: str, tier: str = "tiny", out: str | Path = "") -> Path:
     """Write <name>.csv and <name>.md where ``style.save_figure`` writes; the path of the Markdown."""
-    target, flat = folder(table, tier, out), flattened(table)
+    target = folder(table, tier, out)
     write_csv(target / f"{name}.csv", table)
-    return write_atomic(
-        target / f"{name}.md",
-        flat.astype(object).where(flat.notna(), "–").to_markdown(index=False, floatfmt=".1f") + "\n",
+    flat = flattened(table).map(
+        lambda cell: "–" if pd.isna(cell) else f"{cell:.1f}" if isinstance(cell, float) else cell
     )
+    below = f"\n{table.attrs['below']}\n" if table.attrs.get("below") else ""
+    return write_atomic(target / f"{name}.md", flat.to_markdown(index=False, disable_numparse=True) + "\n" + below)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from counting import measured_flops
 from hosts import onevision
 
 from holitom.errors import BadUsage
@@ -12,8 +13,6 @@ from holitom.flops import (
     SIGLIP_384,
     LLMShape,
     VisionShape,
-    exact_flops,
-    measured_flops,
     outer_tokens,
     paper_flops,
     projector_flops,
@@ -90,11 +89,9 @@ def test_the_attention_kernel_is_really_counted() -> None:
 
 
 def test_causality_halves_attention_only_and_grouped_heads_shrink_keys_and_values_only() -> None:
-    sizes = {"num_heads": 4, "num_key_value_heads": 4}
-    full, half = (exact_flops([101], 32, 64, causal=causal, **sizes) for causal in (False, True))
-    assert full - half == 2 * 2 * 32 * (101**2 - 101 * 102 / 2)
-    full, grouped = (exact_flops([10], 32, 64, num_heads=4, num_key_value_heads=h) for h in (4, 1))
-    assert full - grouped == 2 * 2 * 10 * 32 * (32 - 8)
+    whole, grouped = (LLMShape("x", 32, 64, 1, 4, heads, 8) for heads in (4, 1))
+    assert whole.exact([101], causal=False) - whole.exact([101]) == 2 * 2 * 32 * (101**2 - 101 * 102 / 2)
+    assert whole.exact([10]) - grouped.exact([10]) == 2 * 2 * 10 * 32 * (32 - 8)
 
 
 def test_shapes_by_name_and_from_configs() -> None:

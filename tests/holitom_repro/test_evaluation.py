@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,12 +19,14 @@ import numpy as np
 import pytest
 import torch
 
+from holitom.attach import SampleStats
 from holitom.errors import BadUsage, BadVideo, CannotRun, UnsupportedModel
+from holitom.flops import LLMShape
 from holitom.methods import HoliTom, HoliTomMerge, RandomDrop, SaliencyTopK
 from holitom.models.inputs import QWEN_PROMPT
 from holitom.types import Reduction, VideoFeatures
 from holitom.video import load_frames, sample_index
-from holitom_repro import paths, tiny
+from holitom_repro import paths, tables, tiny
 from holitom_repro.evaluation import cells as cells_module
 from holitom_repro.evaluation import sweep
 from holitom_repro.evaluation.cells import Cell, device_kind, key_of, layers_of, model_name
@@ -40,6 +43,8 @@ from holitom_repro.evaluation.protocols import (
 from holitom_repro.evaluation.scoring import compared, correct, line, released_letter
 from holitom_repro.evaluation.statistics import balanced, holm, interval, mcnemar, paired_difference, retained_share
 from holitom_repro.records import Store
+from holitom_repro.scores import evaluate, samples
+from holitom_repro.tables import ablation_table, unread
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # as a notebook's: nobody can import it
 FULL = Reduction("all tokens")
@@ -362,6 +367,20 @@ class Counting:
         return type("Encoded", (), {"videos": (VideoFeatures(pixels, (1, pixels.shape[1]), **fields),)})
 
 
+def test_what_is_spent_is_the_mean_over_prompts() -> None:
+    def sample(kept: int) -> SampleStats:
+        layers, shape = ((kept, kept // 2), (1, 1)), LLMShape("x", 8, 16, 2, 2, 2, 4)
+        return SampleStats(1, 4, 16, 0.25, 16, kept, 1, 1, 80, 20, shape, *layers)
+
+    assert sweep.spent([sample(20), sample(8)]) == {
+        **{"asked_share": 0.25, "asked_tokens": 16, "full_tokens": 64, "full_newlines": 1, "kept_tokens": 14},
+        **{"kept_newlines": 1, "layer_tokens": 10.5, "layer_newlines": 1, "frames": 4},
+        **{"off_per_frame": -0.5, "farthest_off": -2},
+    }
+    with pytest.raises(CannotRun, match="no video could be read"):
+        sweep.spent([])
+
+
 def store(max_bytes: int = 10**6) -> FeatureStore:
     made = FeatureStore(Counting(), lambda pixels: pixels, max_bytes)
     made.decode = lambda path: type("Frames", (), {"pixels": torch.ones(2, 4, 8), "notes": (f"seen {path}",)})
@@ -601,16 +620,36 @@ def test_a_sweep_measures_in_processes_of_its_own(runs: Path, capfd: pytest.Capt
     assert "Postprocessing" not in capfd.readouterr().err
 
 
-def test_a_file_of_the_kits_own_cache_is_made_again(runs: Path) -> None:
-    video = tiny.benchmarks.video_path("tiny_ego", "000.mp4")
-    whole = video.read_bytes()
+def test_a_broken_file_of_the_kits_own_is_made_again_and_another_is_told_or_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = [tiny.benchmarks.video_path("tiny_ego", f"00{k}.mp4") for k in (0, 1)]
+    monkeypatch.setattr(paths, "runs", lambda *parts: tmp_path.joinpath(*parts))
+    folder = tiny.benchmarks.folder("tiny_ego")
+    folder.mkdir(parents=True)
+    for file in (*own, own[0].parent / "questions.jsonl"):
+        shutil.copy(file, folder)
+    video, kind = folder / "000.mp4", cell().kind
+    monkeypatch.setattr(
+        sweep, "measure_tiny", lambda cells, show: sweep._measure_group(cells, abs, sweep.Options(), kind)
+    )
     video.write_bytes(b"no video")
-    try:
-        sweep.measure_tiny([cell(limit=1, frames=3)], show=False)
-    finally:
-        remade = video.read_bytes()
-        video.write_bytes(whole)
-    assert remade == whole
+    evaluate("onevision", {}, ["tiny_ego"], frames=3, limit=6)
+    assert video.read_bytes() == own[0].read_bytes()
+    video.write_bytes(b"no video")
+    kind = dataclasses.replace(kind, remake=None)
+    with pytest.raises(BadVideo, match=r"tiny_ego, question \d: .*000\.mp4.*--skip-broken") as told:
+        evaluate("onevision", {}, ["tiny_ego"], frames=3, limit=6, fresh=True)
+    assert "counted as answered wrongly" in told.value.fix
+    monkeypatch.setenv(sweep.SKIP, "1")
+    two = {("r", share): Reduction("r", RandomDrop(), share) for share in (0.25, 0.5)}
+    frame = evaluate("onevision", two, ["tiny_ego"], frames=3, limit=6)
+    said = "tiny_ego: 3 questions about videos that cannot be read are counted as answered wrongly"
+    assert said in capsys.readouterr().err and unread(frame) == said and set(frame["n"]) == {6}
+    assert samples(frame).query("doc_id < 3")["correct"].sum() == 0
+    table = ablation_table(frame, "r@0.50")
+    assert said in tables.save(table, "t", out=tmp_path).read_text(encoding="utf-8")
+    assert said in tables.styled(table, "title").to_html()
 
 
 def test_an_error_of_a_process_is_raised_as_it_was(runs: Path) -> None:
@@ -630,7 +669,7 @@ def test_edited_sources_are_not_measured(runs: Path, monkeypatch: pytest.MonkeyP
 SCRIPT = """
 import os, signal, sys, threading, time
 from pathlib import Path
-from holitom_repro import paths, tiny
+from holitom_repro import paths, tables, tiny
 from holitom_repro.evaluation import sweep
 from holitom_repro.evaluation.cells import Cell
 from holitom.methods import RandomDrop
@@ -652,16 +691,8 @@ except KeyboardInterrupt:
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_sweep_keeps_its_cells_and_leaves_nobody_behind(tmp_path: Path, way: signal.Signals) -> None:
     script = SCRIPT.format(runs=str(tmp_path))
-
-    def heard() -> None:  # also where the parent of the tests ignores ctrl-C
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        stdout=subprocess.PIPE,
-        preexec_fn=heard,
-        start_new_session=True,
-    )
+    words = [sys.executable, "-c", textwrap.dedent(script)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 120
     while not list(tmp_path.rglob("*.json")) and time.monotonic() < deadline:
         time.sleep(0.2)

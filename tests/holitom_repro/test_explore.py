@@ -24,7 +24,7 @@ from holitom.errors import BadUsage, BadVideo, CannotRun, KitError
 from holitom.flops import paper_flops
 from holitom.methods import FastV, FastVID, HoliTom, HoliTomMerge
 from holitom.types import TokenSet, VideoFeatures
-from holitom.video import Frames, write_video
+from holitom.video import Frames
 from holitom_repro import method_page, paths
 from holitom_repro.explore import METHODS, Explorer, Side, State, view
 from holitom_repro.explore.clips import Clip, open_clip, shipped, tiny_model
@@ -35,6 +35,7 @@ from holitom_repro.explore.sources import NOBODY, _recorded, reduce_with_sources
 from holitom_repro.explore.view import table_html
 from holitom_repro.method_page import ALONE, CARRIED, DROPPED, MERGED
 from holitom_repro.style import LOOKS
+from holitom_repro.tiny.benchmarks import write_video
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 

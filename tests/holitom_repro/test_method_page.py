@@ -7,9 +7,10 @@ from matplotlib.figure import Figure
 
 from holitom.errors import BadUsage, BadVideo
 from holitom.methods.holitom import HoliTom
-from holitom.video import load_frames, write_video
+from holitom.video import load_frames
 from holitom_repro import demo, method_page, paths
 from holitom_repro.method_page import ALONE, CARRIED, DROPPED, FATE_COLOURS, MERGED
+from holitom_repro.tiny.benchmarks import write_video
 
 CLIP = paths.data("videos", "three_shots.mp4")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
@@ -308,8 +309,9 @@ def test_a_notebook_is_stored_without_results_and_its_parameters_can_be_handed_o
     assert not [cell for cell in made.cells if cell.get("outputs") or cell.get("execution_count")]
     found = notebooks.parameters(SOURCES / f"{name}.ipynb")
     assert found and all(default is not ... for _, default in found.values()), "literals, which papermill can replace"
-    lines = [line for line in first_cell(name).splitlines() if re.match(r"\w+.*=", line)]
-    assert all("#" in line for line in lines), "what it is, and what may stand there"
+    lines = first_cell(name).splitlines()
+    for one in ast.parse("\n".join(lines)).body:
+        assert "#" in "".join(lines[one.lineno - 1 : one.end_lineno]), "what it is, and what may stand there"
 
 
 @pytest.mark.slow

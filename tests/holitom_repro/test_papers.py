@@ -9,7 +9,7 @@ from holitom.errors import BadUsage
 from holitom.methods.presets import preset_names
 from holitom_repro import papers, paths
 from holitom_repro.evaluation.cells import key_of
-from holitom_repro.papers import BENCHMARKS, MODELS, READINGS, flops_columns, layer_tokens, printed, scores, settings
+from holitom_repro.papers import BENCHMARKS, MODELS, READINGS, flops_columns, layer_tokens, printed, settings
 
 NAMES = ("table1", "table2", "fig_inference", "fig_inner", "fig_frames", "hieravid", "mmg_vid", "other_reports")
 
@@ -72,11 +72,7 @@ def test_averages_are_means_of_the_printed_scores() -> None:
         assert ((frame[list(BENCHMARKS)].mean(axis=1) - frame["avg"]).abs() <= 0.1 + 1e-9).all()
 
 
-def test_long_scores_and_settings() -> None:
-    long = scores("table1")
-    assert set(long["benchmark"]) == set(BENCHMARKS) and long["score"].notna().all()
-    one = long[(long["key"] == "HoliTom@0.10") & (long["benchmark"] == "mvbench")]
-    assert len(one) == 1
+def test_settings() -> None:
     assert settings().set_index(["table", "model", "key"]).loc[("table1", "ov-7b", "HoliTom@0.10")].n == 640
     assert len(layer_tokens("table1", "ov-7b", "HoliTom", 10)) == 28
     with pytest.raises(BadUsage, match="not known"):

@@ -17,7 +17,7 @@ from holitom.types import Reduction
 from holitom_repro.evaluation import sweep
 from holitom_repro.evaluation.statistics import balanced, interval, paired_difference
 from holitom_repro.records import Store
-from holitom_repro.scores import compare, evaluate, fewer_frames, layers_of, paired, printed_settings, samples
+from holitom_repro.scores import compare, evaluate, fewer_frames, paired, samples
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # as a notebook's: nobody can import it
 COLUMNS = "key method budget model benchmark frames limit tier protocol accuracy low high diff diff_low diff_high p n videos"
@@ -153,11 +153,3 @@ def test_a_sweep_that_wrote_nothing_is_no_score(runs: Path, monkeypatch: pytest.
     monkeypatch.setattr(sweep, "measure_tiny", lambda cells, show: None)
     with pytest.raises(CannotRun, match="was not written"):
         evaluate("onevision", SETTINGS, BENCHMARKS, **FEW)
-
-
-def test_the_printed_rows_of_a_table() -> None:
-    found = printed_settings("table1", "ov-7b", layers_of("onevision"))
-    assert next(iter(found)) == ("all tokens", 1.0)
-    assert {("HoliTom", 0.10), ("VisionZip", 0.25), ("FastV", 1.0)} <= set(found)
-    assert all(stage.layer < 6 for made in found.values() for stage in made.inner)
-    assert ("HoliTom", 0.15) in printed_settings("table2", "video-7b", 6)

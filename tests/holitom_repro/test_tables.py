@@ -32,6 +32,7 @@ def frame(rows, model="onevision", **more):
             row |= {"accuracy": accuracy + plus, "low": accuracy - 1, "high": accuracy + 1.5, "limit": None}
             row |= {"diff": accuracy - 95 or float("nan"), "diff_low": accuracy - 96, "diff_high": accuracy - 94}
             row |= {"kept_pct": 100 * float(budget), "flops_pct": 75 * float(budget), "tier": "tiny", "n": 1200}
+            row |= {"answers": '{"A": 0.93, "B": 0.07}' if method == "PruneVid" else '{"A": 0.5, "B": 0.5}'}
             made.append(row | {"cell": "" if benchmark == "average" else "0" * 16} | more)
     return pd.DataFrame(made)
 
@@ -74,10 +75,11 @@ def test_printed_is_grey_and_italic_and_only_the_best_is_bold():
     assert "a caption" in tables.styled(table, "a caption").to_html()
     assert "font-style:italic" in css[(10.0, "HoliTom"), ("average", "printed")]
     assert "italic" not in css[(10.0, "HoliTom"), ("average", "measured")]
-    bold = {row for (row, column), text in css.items() if "700" in text and column == ("average", "measured")}
-    assert bold == {(10.0, "Mine")}
+    bold = {(row, column) for (row, column), text in css.items() if "700" in text}
+    assert bold == {((10.0, "Mine"), ("average", "measured")), ((10.0, "PruneVid"), tables.USUAL)}
     shared = tables.beside_printed(frame(MEASURED | {"Mine@0.10": 91.0}), PRINTED)
-    bold = {row for (row, _), text in style_of(tables.styled(shared), shared).items() if "700" in text}
+    css = style_of(tables.styled(shared), shared)
+    bold = {row for (row, column), text in css.items() if "700" in text and column != tables.USUAL}
     assert bold == {(10.0, "HoliTom"), (10.0, "VisionZip")}
 
 
@@ -94,6 +96,24 @@ def test_what_is_derived_does_not_look_printed():
     table = pd.DataFrame({("FLOPs (%)", "printed"): [6.9], ("FLOPs (%)", "derived"): [6.86]})
     css = style_of(tables.styled(table), table)
     assert "italic" in css[0, ("FLOPs (%)", "printed")] and (0, ("FLOPs (%)", "derived")) not in css
+
+
+def test_controls_stand_beside_every_row_of_their_budget(monkeypatch):
+    asked = []
+
+    def compare(scores, pairs):
+        asked.extend(pairs)
+        row = {"value": 2.0, "low": -0.5, "high": 4.5, "p_holm": 0.2, "mcnemar_p": 0.0612}
+        return pd.DataFrame([{"a": a, "b": b, **row} for a, b in pairs])
+
+    monkeypatch.setattr(scores, "compare", compare)
+    rows = MEASURED | {"Random@0.10": 80.0, "HoliTom@0.25": 94.0, "Uniform stride@0.25": 90.0}
+    table = tables.beside_controls(frame(rows, layer_pct=9.0))
+    assert ("HoliTom@0.25", "Uniform stride@0.25") in asked and ("Mine@0.10", "Random@0.10") in asked
+    assert all(a.rpartition("@")[2] == b.rpartition("@")[2] for a, b in asked) and len(asked) == 5
+    assert table.loc[(10.0, "HoliTom"), ("over Random", "points")] == "+2.0 [-0.5, +4.5]"
+    assert table.loc[(10.0, "HoliTom"), ("over Uniform stride", "points")] == "", "not measured at this budget"
+    assert "0.061" in tables.styled(table).to_html() and table.loc[(10.0, "PruneVid"), tables.USUAL] == 93
 
 
 def test_verdicts_have_a_glyph_and_unexpected_ones_say_so():

@@ -13,7 +13,7 @@ import torch
 
 from holitom import Reduction, reduce_tokens
 from holitom.errors import BadUsage, CannotRun
-from holitom.methods import HoliTom, HoliTomMerge
+from holitom.methods import AveragePool, EarlyTom, HoliTom, HoliTomMerge
 from holitom.methods.presets import preset
 from holitom_repro.timing import measure as measuring
 from holitom_repro.timing import settings, shapes, stages
@@ -118,6 +118,24 @@ def test_a_row_says_what_was_done(tiny):
     assert full.memory["kv"] == token * 6 * (visual + 1 + 40)  # with a newline and the words
     assert full.memory["weights"] >= sum(p.nbytes for p in tiny.module.parameters()) and full.memory["above"] is None
     assert full.provenance["packages"]["torch"] and full.code
+
+
+def test_a_stage_in_the_tower_is_timed_with_the_tower(tiny, monkeypatch):
+    """Fewer frames reach the projector, the drawn features are theirs, and the merging is part of "vision"."""
+    torch.manual_seed(0)
+    now, reduction = [0.0], replace(BOTH, outer=AveragePool(), tower=EarlyTom((0,), 0.0))
+    monkeypatch.setattr(stages, "clock_of", lambda device: ("by hand", lambda: now[0]))
+    original = EarlyTom.__call__
+
+    def slow(self, hidden):
+        now[0] += 3.0
+        return original(self, hidden)
+
+    monkeypatch.setattr(EarlyTom, "__call__", slow)
+    done = run_pass(tiny, reduction, make_inputs(tiny, 24, 2))
+    assert {name: spent for name, spent in done.stages.items() if spent} == {"vision": 6.0}
+    assert all(s.tower_frames[-1] < 24 and s.requested == s.kept == 24 * 16 / 4 for s in done.stats.samples)
+    done.stats.check_acted()
 
 
 STOPS = [

@@ -6,6 +6,7 @@ back. Hooks on the decoder layers run the stages inside (``holitom.attach.decode
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,12 +15,14 @@ from torch import nn
 from holitom.attach.checks import check_model, check_stages
 from holitom.attach.llava import PackageRun
 from holitom.attach.session import Run
-from holitom.attach.stats import RunStats, SampleStats, TokenBudget, token_budget
+from holitom.attach.stats import RunStats, SampleStats
+from holitom.attach.tower import check_tower
 from holitom.errors import BadUsage
 from holitom.models import adapter_for
-from holitom.types import Decode, Inner, Outer, Reduction, check_budget
+from holitom.types import Decode, Inner, Outer, Reduction, Tower, check_budget
 
-__all__ = ["Run", "RunStats", "SampleStats", "TokenBudget", "reduce_tokens", "token_budget"]
+__all__ = ["Run", "RunStats", "SampleStats", "reduce_tokens"]
+_CHANGING = threading.Lock()  # two threads that open a block at once would take each other's methods for the model's
 
 
 @contextmanager
@@ -30,6 +33,7 @@ def reduce_tokens(
     inner: Inner | Sequence[Inner] = (),
     decode: Decode | None = None,
     *,
+    tower: Tower | None = None,
     reduction: Reduction | None = None,
 ) -> Iterator[Run]:
     """Reduce the visual tokens of every video that this model sees inside the block::
@@ -39,9 +43,9 @@ def reduce_tokens(
         run.stats.last.kept
 
     outer runs before the language model and keeps about ``budget`` of the T * N tokens; inner stages run once each in
-    prefill, in front of their layers; decode chooses what is read for every generated token. ``reduction`` gives all
-    four at once. ``run.stats`` says what was asked and spent (``budget``), and ``check_acted()`` raises CannotRun when
-    a stage has done nothing.
+    prefill, in front of their layers; decode chooses what is read for every generated token; tower (``EarlyTom()``)
+    merges frames inside a SigLIP tower, so that outer sees fewer. ``reduction`` gives all five at once. ``run.stats``
+    says what was asked and spent; ``check_acted()`` raises CannotRun when a stage has done nothing.
 
     Prompts keep their placeholders (any number > 0 per video, one unbroken run each), and returned sequences the full
     prompt. ``generate``: greedy, sampling, beams, returned sequences, left-padded batches, several videos, images
@@ -51,24 +55,28 @@ def reduce_tokens(
 
     Hooks and instance attributes (``generate``, ``forward`` of the core) are set on this model object and removed when
     the block ends, also after an exception. Copying the model inside the block is refused, and so is a second thread
-    while a call is under way; a call that outlives the block raises in its own thread. A cache filled inside the block
-    can only be continued inside such a block. Raises UnsupportedModel (unknown family, training mode, compiled model,
+    while a call is under way; a call that outlives the block raises in its own thread, and so does what goes on from a
+    cache that was filled inside it. Raises UnsupportedModel (unknown family, training mode, compiled model,
     static, offloaded or quantised cache, chunked prefill, assisted decoding; sliding windows for stages inside the
     decoder) and BadUsage (budget, layers, attributes of a stage, labels, inputs).
     """
     if reduction is not None and not isinstance(reduction, Reduction):
         raise BadUsage(f"reduction is a {type(reduction).__name__}", fix="give a Reduction: preset(...).reduction")
-    if reduction is not None and (outer is not None or budget != 1.0 or inner or decode is not None):
+    if reduction is not None and (budget != 1.0 or inner or any(stage is not None for stage in (outer, decode, tower))):
         raise BadUsage("a reduction is given, and stages beside it", fix="give one of the two")
     stages = tuple(inner) if isinstance(inner, Sequence) else (inner,)
-    chosen = reduction or Reduction("custom", outer, budget, stages, decode)
+    chosen = reduction or Reduction("custom", outer, budget, stages, decode, tower)
     check_budget(chosen.budget)
     check_model(model, model.modules())
     adapter = adapter_for(model)
     check_stages(adapter, chosen)
+    if chosen.tower is not None:
+        check_tower(adapter, chosen.tower)
     run = (PackageRun if hasattr(adapter, "owner") else Run)(model, adapter, chosen)
     try:
-        run.install()
+        with _CHANGING:
+            run.install()
         yield run
     finally:
-        run.remove()
+        with _CHANGING:
+            run.remove()

@@ -102,7 +102,8 @@ def check_cache(cache: Any, *, inside: bool) -> None:
     """Only plain caches grow with a reduced prompt; stages inside the decoder also read and shorten them."""
     kinds = {type(layer).__name__ for layer in getattr(cache, "layers", ())}
     plain = {"DynamicLayer", "ReadingLayer"} | (set() if inside else {"DynamicSlidingWindowLayer"})
-    dynamic = cache is None or (type(cache).__name__ == "DynamicCache" and not getattr(cache, "offloading", False))
+    known = type(cache).__name__ in ("DynamicCache", "ReducedCache")
+    dynamic = cache is None or (known and not getattr(cache, "offloading", False))
     if not dynamic or not kinds <= plain:
         what = f"a {type(cache).__name__} of {', '.join(sorted(kinds)) or 'no'} layers, fixed, offloaded or quantised"
         raise UnsupportedModel(what, fix="use DynamicCache() without options")

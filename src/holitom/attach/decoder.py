@@ -6,6 +6,7 @@ The language model hands its own positions and masks to every layer, so each lay
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,22 +16,22 @@ from torch import Tensor, nn
 
 from holitom.attach.prompt import TEXT, VISUAL, Held, Prompt, own_precision, pad_left
 from holitom.attach.rows import (
+    ON_CACHE,
     ReadingLayer,
+    ReducedCache,
     attention_mask,
     attention_rows,
     cache_of,
-    device_of,
     keys_of,
     rotation_of,
     select,
 )
 from holitom.attach.stats import RunStats
 from holitom.errors import BadUsage
+from holitom.models.base import device_of
 from holitom.types import Inner, Reduction
 
 Rotary = tuple[Tensor, Tensor]
-ON_CACHE = "_holitom_prompt"
-"""The name under which a cache carries the reduced prompt that it holds."""
 
 
 class Patched(functools.partial):
@@ -45,7 +46,7 @@ class Call:
     """One forward of the language model over a reduced prompt. In prefill (positions None): what entered every layer so
     far, and the scores for the next stage. Later: positions [B, q] of this call's tokens, how many columns lie behind
     the prompt, these included, and per prompt the ids that the decode stage leaves unread. ``once`` shares what layers
-    alike have in common."""
+    alike have in common. thread: whose call it is; the layers may be called by others meanwhile."""
 
     prompt: Prompt
     positions: Tensor | None = None
@@ -54,6 +55,7 @@ class Call:
     scores: list[Tensor | None] = field(default_factory=list)
     unread: list[Tensor] | None = None
     shared: dict[Hashable, Any] = field(default_factory=dict)
+    thread: int = field(default_factory=threading.get_ident)
 
     @property
     def prefill(self) -> bool:
@@ -79,7 +81,7 @@ class Decoder:
         scored |= {self.decode.layer - 1} if self.decode is not None else set()
         handles = []
         for layer in self.adapter.layers if self.stages or self.decode is not None else ():
-            rotation_of(layer.self_attn)
+            rotation_of(getattr(layer, "self_attn", layer))
         for i, layer in enumerate(self.adapter.layers):
             handles.append(layer.register_forward_pre_hook(Patched(self._entering, i), with_kwargs=True))
             if i in scored:
@@ -89,7 +91,7 @@ class Decoder:
     def _entering(self, index: int, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Shorten the sequence if a stage stands before this layer, and give the layer its own positions and mask."""
         call = self.call
-        if call is None:
+        if call is None or call.thread != threading.get_ident():
             return None
         hidden = args[0] if args else kwargs.pop("hidden_states")
         prompt, cache, rotary = call.prompt, cache_of(kwargs), kwargs["position_embeddings"]
@@ -97,6 +99,7 @@ class Decoder:
         kwargs["position_ids"] = None  # the rotary embedding says it all; flash attention would misread the gaps
         if call.prefill:
             if index == 0 and cache is not None:
+                cache.__class__ = ReducedCache
                 setattr(cache, ON_CACHE, prompt)
             if index in self.stages:
                 hidden = self._reduce(call, index, layer, hidden, rotary, cache)
@@ -164,7 +167,7 @@ class Decoder:
 
     def _attended(self, index: int, attention: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         call, stage = self.call, self.stages.get(index + 1)
-        if call is None:
+        if call is None or call.thread != threading.get_ident():
             return
         hidden, cache = args[0] if args else kwargs["hidden_states"], cache_of(kwargs)
         keys, held = None if cache is None else keys_of(cache, index), call.prompt.layers[index]

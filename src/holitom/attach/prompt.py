@@ -5,7 +5,7 @@ What a prompt consists of is written down on the host, in one copy per video; em
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,7 +29,7 @@ class Placed:
 
     On the host: place [P], the place of each row among the embeddings of the whole video, newlines counted; kind [P];
     group, gain [P] as in the TokenSet (None: no groups), where a newline has those of the token before it. size: frames
-    and cells per frame of the whole video; full: how many embeddings it has.
+    and cells per frame of the whole video; full: how many embeddings it has; entered: as in its MergedFrames.
     """
 
     rows: Tensor
@@ -39,6 +39,12 @@ class Placed:
     full: int
     group: Tensor | None = None
     gain: Tensor | None = None
+    entered: tuple[int, ...] = ()
+
+    @property
+    def left(self) -> int:
+        """Frames that the outer stage saw."""
+        return self.entered[-1] if self.entered else self.size[0]
 
 
 def arrange(kept: TokenSet, frames: int, grid: tuple[int, int], newline: Tensor | None, order: str) -> Placed:
@@ -77,8 +83,16 @@ def arrange(kept: TokenSet, frames: int, grid: tuple[int, int], newline: Tensor 
 
 
 def reduced(video: VideoFeatures, reduction: Reduction, adapter: Any) -> Placed:
-    """One video through the outer stage (or whole), with its newlines."""
-    outer = reduction.outer
+    """One video through the outer stage (or whole), with its newlines. Where a tower stage has merged frames, the outer
+    stage is asked for the share of those left that makes the budget of all, and a kept token takes the place that it
+    has in the first frame of the video that its own frame holds."""
+    outer, merged, budget, frames = reduction.outer, video.merged, reduction.budget, video.frames
+    if (merged is None) != (reduction.tower is None):
+        what = f"the given features come from a tower with{'out' * (merged is None)} a stage in it"
+        raise BadUsage(what, fix="take the features from run.encode(...) inside this reduce_tokens block")
+    if merged is not None:
+        frames = len(merged.into)
+        budget = min(1.0, budget * frames / video.frames)
     if outer is None:
         place = torch.arange(video.frames * video.cells, device=video.tokens.device)
         kept = TokenSet(video.tokens.flatten(0, 1), place // video.cells, place % video.cells)
@@ -88,10 +102,13 @@ def reduced(video: VideoFeatures, reduction: Reduction, adapter: Any) -> Placed:
             what = f"{type(outer).__name__} needs {', '.join(missing)}, which the given features lack"
             raise BadUsage(what, fix="take the features from run.encode(...) inside this reduce_tokens block")
         with own_precision(video.tokens.device):
-            kept = outer(video, reduction.budget)
+            kept = outer(video, budget)
     if not len(kept):
         raise BadUsage(f"budget {reduction.budget} leaves no token of {video.frames} frames", fix="raise the budget")
-    return arrange(kept, video.frames, video.grid, adapter.newline, adapter.newline_order)
+    if merged is not None:
+        kept = replace(kept, frame=torch.tensor(merged.first, device=kept.frame.device)[kept.frame])
+    placed = arrange(kept, frames, video.grid, adapter.newline, adapter.newline_order)
+    return placed if merged is None else replace(placed, entered=merged.entered)
 
 
 @dataclass(eq=False)
@@ -144,13 +161,14 @@ class Held:
 class Prompt:
     """A batch of reduced prompts. following [B]: the position of the first token behind; base: what enters the first
     decoder layer; layers: what every layer holds. samples, seconds: for the statistics, one sample per prompt (None
-    without a video)."""
+    without a video). ended: whether its block has (a function, which copies of a cache share)."""
 
     following: Tensor
     base: Held
     layers: list[Held]
     samples: list[SampleStats | None]
     seconds: dict[str, Any] = field(default_factory=dict)
+    ended: Callable[[], bool] = bool
 
     def repeated(self, times: int) -> Prompt:
         """Every prompt ``times`` times in a row, as generation repeats it for beams and returned sequences."""
@@ -241,7 +259,8 @@ def _sample(videos: list[Placed], budget: float, **known: Any) -> SampleStats:
         frames=frames,
         cells=videos[0].size[1] if len({v.size[1] for v in videos}) == 1 else full / frames,
         budget=budget,
-        requested=sum(round(budget * (v.size[0] * v.size[1])) for v in videos),
+        requested=sum(min(round(budget * v.size[0] * v.size[1]), v.left * v.size[1]) for v in videos),
+        tower_frames=tuple(map(sum, zip(*(v.entered for v in videos), strict=True))),
         kept=kept,
         newlines=sum(len(v.kind) for v in videos) - kept,
         full_newlines=sum(v.full for v in videos) - full,

@@ -10,17 +10,16 @@ import torch
 from torch import Tensor, nn
 from transformers import cache_utils
 
-from holitom.errors import UnsupportedModel
+from holitom.errors import BadUsage, UnsupportedModel
+from holitom.models.base import device_of
 
 
 def rotation_of(attention: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
     """The rotary function of the library module that defines this attention; UnsupportedModel without one."""
     rotate = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
     if rotate is None or not all(hasattr(attention, part) for part in ("q_proj", "k_proj", "head_dim", "scaling")):
-        raise UnsupportedModel(
-            f"the decoder's {type(attention).__name__} has no q_proj, k_proj, head_dim, scaling and rotary function",
-            fix="use an outer stage only, or a Qwen2- or Llama-like decoder",
-        )
+        what = f"the decoder's {type(attention).__name__} has no q_proj, k_proj, head_dim, scaling and rotary function"
+        raise UnsupportedModel(what, fix="use an outer stage only, or a Qwen2- or Llama-like decoder")
     return rotate
 
 
@@ -63,13 +62,6 @@ def _heads(attention: nn.Module, part: str, x: Tensor) -> Tensor:
     return (norm(states) if norm is not None else states).transpose(0, 1)[None]
 
 
-def device_of(module: nn.Module, states: Tensor) -> torch.device:
-    """Where a module computes: its weight's device; that of the states where accelerate holds the weight back until it
-    is needed, or where it is no tensor (quantised layers)."""
-    weight = getattr(module, "weight", None)
-    return weight.device if isinstance(weight, Tensor) and weight.device.type != "meta" else states.device
-
-
 def attention_mask(
     config: Any, hidden: Tensor, real: Tensor | None, columns: int, *, causal: bool = True
 ) -> Tensor | None:
@@ -109,6 +101,21 @@ def cache_of(kwargs: Mapping[str, Any]) -> Any:
 def keys_of(cache: Any, index: int) -> Tensor:
     """The keys [B, kv heads, columns, width] of one layer; transformers 4.51 keeps them in a list."""
     return cache.layers[index].keys if hasattr(cache, "layers") else cache.key_cache[index]
+
+
+ON_CACHE = "_holitom_prompt"
+"""The name under which a cache carries the reduced prompt that it holds."""
+
+
+class ReducedCache(cache_utils.DynamicCache):
+    """What a cache becomes when a reduced prompt enters it: outside of a block, the model would misread it."""
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        prompt = getattr(self, ON_CACHE, None)
+        if prompt is not None and prompt.ended():
+            what = "this cache holds a prompt that was reduced in a reduce_tokens block, and the block has ended"
+            raise BadUsage(what, fix="go on inside the block, or begin with a new cache")
+        return super().update(*args, **kwargs)
 
 
 class ReadingLayer(getattr(cache_utils, "DynamicLayer", object)):

@@ -17,6 +17,7 @@ from holitom.attach.checks import check_cache, check_generation, check_model, se
 from holitom.attach.decoder import ON_CACHE, Call, Decoder, Patched
 from holitom.attach.prompt import NEWLINE, VISUAL, Prompt, reduced, splice
 from holitom.attach.stats import RunStats, SampleStats
+from holitom.attach.tower import merging
 from holitom.errors import BadUsage
 from holitom.models import ADAPTERS, EncodedVideos
 from holitom.models.base import between, clock
@@ -40,16 +41,22 @@ class Run:
         family = (m for m in model.modules() if any(c.__name__ in ADAPTERS for c in type(m).__mro__))
         self._host: Any = next(family)  # inside of wrappers (PEFT, for one)
         self._provided: EncodedVideos | None = None
+        self._provider = 0  # the thread that has done so
         self._waiting: Prompt | None = None  # spliced, on its way through generate to the core
         self._full: tuple[Tensor, Tensor | None] | None = None  # ids and mask of the full prompt in generate
-        self._lock, self._open = threading.RLock(), True
+        ended = threading.Event()
+        self._lock, self._end, self._ended = threading.RLock(), ended.set, lambda: ended.is_set()
         self._undo: list[Callable[[], None]] = []
 
     def provide(self, videos: Sequence[VideoFeatures]) -> None:
         """Features for the next prefill, one per video in prompt order, instead of ``pixel_values_videos``."""
         if not videos or not all(hasattr(video, "tokens") for video in videos):
             raise BadUsage("provide(...) needs a list of VideoFeatures", fix="take it from run.encode(...)")
-        self._provided = EncodedVideos(tuple(videos))
+        with self._alone():
+            if self._provided is not None and self._provider != threading.get_ident():
+                what = "another thread has provided features, and no prompt has taken them yet"
+                raise BadUsage(what, fix="use a lock around both calls")
+            self._provided, self._provider = EncodedVideos(tuple(videos)), threading.get_ident()
 
     @torch.no_grad()
     def encode(self, pixel_values_videos: Tensor | Sequence[Tensor], **given: Any) -> list[VideoFeatures]:
@@ -61,10 +68,16 @@ class Run:
     def _encode(self, pixels: Any, given: Mapping[str, Any]) -> EncodedVideos:
         outer, names = self.reduction.outer, self._adapter.video_inputs
         requires = frozenset(() if outer is None else outer.requires)
-        return self._adapter.encode(pixels, requires, **{name: given.get(name) for name in names})
+        given = {name: given.get(name) for name in names}
+        if self.reduction.tower is not None:
+            given["tower"] = functools.partial(merging, self._adapter, self.reduction.tower)
+        encoded = self._adapter.encode(pixels, requires, **given)
+        self.stats.noted(encoded.videos)
+        return encoded
 
     def install(self) -> None:
-        """Put hooks and methods into this model instance; ``remove`` takes everything out again."""
+        """Put hooks and methods into this model instance; ``remove`` takes everything out again. One thread at a time
+        (``reduce_tokens`` sees to it)."""
         core, host = self._adapter.core, self._host
         if isinstance(vars(core).get("forward"), Patched):
             raise BadUsage("this model is already inside a reduce_tokens block", fix="leave that block first")
@@ -76,7 +89,7 @@ class Run:
             self._override(host, "_get_logits_processor", self._logits_processors)
 
     def remove(self) -> None:
-        self._open = False
+        self._end()
         while self._undo:
             self._undo.pop()()
 
@@ -96,23 +109,21 @@ class Run:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """BadUsage while another thread's call is under way, for hooks and tower hold what belongs to one call; and
-        when the block has ended at the end of this one, whatever it gives or raises."""
+        when the block has ended before this one or at its end, whatever it gives or raises."""
         if not self._lock.acquire(blocking=False):
-            raise BadUsage(
-                "another thread is using this model", fix="use a lock around its calls, or a model for each thread"
-            )
+            what = "another thread is using this model"
+            raise BadUsage(what, fix="use a lock around its calls, or a model for each thread")
         try:
+            self._check_open()
             yield
         finally:
             self._lock.release()
             self._check_open()
 
     def _check_open(self) -> None:
-        if not self._open:
-            raise BadUsage(
-                "a reduce_tokens block has ended while a call of its model was under way",
-                fix="wait inside the block until the thread that generates is done",
-            )
+        if self._ended():
+            what = "the reduce_tokens block has ended that this call of its model belongs to"
+            raise BadUsage(what, fix="wait inside the block until the thread that generates is done")
 
     @torch.no_grad()
     def _generate(self, original: Callable[..., Any], given: dict[str, Any]) -> Any:
@@ -181,7 +192,10 @@ class Run:
                 what = "a video is given on top of a cache that already holds a conversation"
                 raise BadUsage(what, fix="for a new video prefill everything again")
             prompt = getattr(cache, ON_CACHE, None)
-            return None if prompt is None else _behind(prompt, cache, kwargs)
+            if prompt is None:
+                return None
+            prompt.ended = self._ended
+            return _behind(prompt, cache, kwargs)
         if cache is not None:
             vars(cache).pop(ON_CACHE, None)  # an emptied cache holds no prompt any more
         if self._waiting is not None and kwargs.get("inputs_embeds") is not None:
@@ -202,9 +216,8 @@ class Run:
         ids = given.get("input_ids")
         found = ids is not None and ids.shape[1] > 1 and bool((ids == self._adapter.video_token_id).any())
         if not found and _shown(given):
-            raise BadUsage(
-                "a video is given, and no prompt has a place for it", fix="put video placeholders into input_ids"
-            )
+            what = "a video is given, and no prompt has a place for it"
+            raise BadUsage(what, fix="put video placeholders into input_ids")
         return found
 
     def _videos(self, given: Mapping[str, Any]) -> EncodedVideos:
@@ -236,10 +249,11 @@ class Run:
         placed = [reduced(video, reduction, adapter) for video in encoded.videos]
         seconds = encoded.seconds | {"outer": between(start, clock(device))}
         ours, prompt = splice(given, placed, adapter, reduction)
-        prompt.seconds = seconds
+        prompt.seconds, prompt.ended = seconds, self._ended
         if reduction.outer is not None:
             self.stats.calls["outer"] += 1
-            self.stats.removed["outer"] += sum(s.full - s.kept for s in prompt.samples if s is not None)
+            seen = sum(video.frames * video.cells for video in encoded.videos)
+            self.stats.removed["outer"] += seen - sum(s.kept for s in prompt.samples if s is not None)
         return ours, prompt
 
 
@@ -268,10 +282,8 @@ def _behind(prompt: Prompt, cache: Any, kwargs: dict[str, Any]) -> Call:
     (batch, count), first, mask = tokens.shape[:2], prompt.layers[0], kwargs.get("attention_mask")
     held = cache.get_seq_length() - first.length
     if batch != len(first.kind) or held < 0:
-        raise BadUsage(
-            f"{batch} rows on a cache of {len(first.kind)} prompts, {held} columns behind them",
-            fix="keep the batch of the prefill, and crop only what follows the prompt",
-        )
+        what = f"{batch} rows on a cache of {len(first.kind)} prompts, {held} columns behind them"
+        raise BadUsage(what, fix="keep the batch of the prefill, and crop only what follows the prompt")
     if count > 1 and mask is not None and not mask[:, -count:].all():
         raise BadUsage("padding among tokens that follow a reduced prompt", fix="give turns of equal length")
     following, real = prompt.following, first.mask(held + count)
@@ -290,7 +302,5 @@ def _shown(given: Mapping[str, Any]) -> bool:
 def _refuse_labels(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     """A pre-hook: a loss over a reduced prompt, and logits chosen by their place in the full one, are refused."""
     if kwargs.get("labels") is not None or isinstance(kwargs.get("logits_to_keep"), Tensor):
-        raise BadUsage(
-            "labels, or logits_to_keep as a tensor, count the places of the full prompt",
-            fix="compute losses outside of the block, and give the number of last logits",
-        )
+        what = "labels, or logits_to_keep as a tensor, count the places of the full prompt"
+        raise BadUsage(what, fix="compute losses outside of the block, and give the number of last logits")

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import Any
 
 from holitom.errors import CannotRun
 from holitom.flops import LLMShape
-from holitom.types import Reduction
-
-WITHIN = 1.0
-"""Tokens per frame by which two realised budgets may differ and still be called equal."""
+from holitom.types import Reduction, VideoFeatures
 
 
 @dataclass(frozen=True)
@@ -21,11 +17,12 @@ class SampleStats:
     """One prompt of one prefill (beams of a prompt count once).
 
     frames, cells: of its videos (frames summed; cells per frame, their mean where grids differ). budget: the share that
-    was asked for; requested: round(budget * frames * cells), rounded for each video; kept, newlines: visual and newline
-    tokens that entered the language model; full_newlines: those of the whole videos; prompt_before, prompt_after:
-    tokens of the prompt as given and after the outer stage, without padding. What entered each decoder layer: per_layer
-    (visual), newlines_per_layer, prompt_per_layer (all); cached_per_layer: prompt tokens in its cache after prefill.
-    seconds: per stage (vision, saliency, outer, prefill), of the whole batch.
+    was asked for; requested: round(budget * frames * cells), rounded for each video, and no more than a tower stage
+    leaves; tower_frames: frames that entered each layer of the tower, with such a stage (the last: what is left); kept,
+    newlines: visual and newline tokens that entered the language model; full_newlines: those of the whole videos;
+    prompt_before, prompt_after: tokens of the prompt as given and after the outer stage, without padding. What entered
+    each decoder layer: per_layer (visual), newlines_per_layer, prompt_per_layer (all); cached_per_layer: prompt tokens
+    in its cache after prefill. seconds: per stage (vision, saliency, outer, prefill), of the whole batch.
     """
 
     videos: int
@@ -43,6 +40,7 @@ class SampleStats:
     newlines_per_layer: tuple[int, ...] = ()
     prompt_per_layer: tuple[int, ...] = ()
     cached_per_layer: tuple[int, ...] = ()
+    tower_frames: tuple[int, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -70,84 +68,18 @@ class SampleStats:
         """Prefill FLOPs with the model's true shapes over all tokens of the prompt, text and newlines included."""
         return self.shape.exact(self.prompt_per_layer)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for a record."""
-        values = {name: value for name, value in vars(self).items() if name != "shape"}
-        derived = ("realised", "off_per_frame", "flops_paper", "flops_exact")
-        return values | {name: getattr(self, name) for name in derived}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenBudget:
-    """Tokens of the videos of one prompt, as means over the prompts of a run.
-
-    asked_share, asked_tokens: the outer stage's budget (1 and all tokens without one); full_tokens, full_newlines: of
-    the whole video; kept_tokens, kept_newlines: what entered the language model; layer_tokens, layer_newlines: what
-    entered a layer, averaged over its layers; frames: of the video. off_per_frame: kept minus asked tokens, per frame;
-    farthest_off: the same of the prompt where it is farthest from 0.
-    """
-
-    asked_share: float
-    asked_tokens: float
-    full_tokens: float
-    full_newlines: float
-    kept_tokens: float
-    kept_newlines: float
-    layer_tokens: float
-    layer_newlines: float
-    frames: float
-    off_per_frame: float
-    farthest_off: float
-
-    @property
-    def share(self) -> float:
-        """Realised before the language model: visual tokens that entered it, of the full video's."""
-        return self.kept_tokens / self.full_tokens
-
-    @property
-    def share_with_newlines(self) -> float:
-        """The same, newline embeddings counted on both sides."""
-        return (self.kept_tokens + self.kept_newlines) / (self.full_tokens + self.full_newlines)
-
-    @property
-    def layer_share(self) -> float:
-        """Averaged over the layers, as HieraVid and FastV count."""
-        return self.layer_tokens / self.full_tokens
-
-    @property
-    def met(self) -> bool:
-        """Whether the realised budget is within one token per frame of what was asked."""
-        return abs(self.off_per_frame) <= WITHIN
-
-
-def token_budget(samples: Sequence[SampleStats]) -> TokenBudget:
-    """What the samples of one setting asked for and spent, per sample on average. CannotRun when there are none."""
-    if not samples:
-        raise CannotRun("no video has been prefilled yet", fix="call model.generate(...) with a video first")
-    return TokenBudget(
-        asked_share=fmean(s.budget for s in samples),
-        asked_tokens=fmean(s.requested for s in samples),
-        full_tokens=fmean(s.full for s in samples),
-        full_newlines=fmean(s.full_newlines for s in samples),
-        kept_tokens=fmean(s.kept for s in samples),
-        kept_newlines=fmean(s.newlines for s in samples),
-        layer_tokens=fmean(fmean(s.per_layer) for s in samples),
-        layer_newlines=fmean(fmean(s.newlines_per_layer) for s in samples),
-        frames=fmean(s.frames for s in samples),
-        off_per_frame=fmean(s.off_per_frame for s in samples),
-        farthest_off=max((s.off_per_frame for s in samples), key=abs),
-    )
-
 
 class RunStats:
     """Everything since the ``with`` block began.
 
-    stages: those that were asked for, "outer", "inner@3", "decode@4"; identities: those of them whose parameters ask
-    for nothing; calls: how often each ran; removed: how many tokens each took away (a decode stage: left unread).
+    stages: those that were asked for, "tower", "outer", "inner@3", "decode@4"; identities: those of them whose
+    parameters ask for nothing; calls: how often each ran; removed: how many tokens each took away (a decode stage: left
+    unread).
     """
 
     def __init__(self, reduction: Reduction) -> None:
-        named: dict[str, Any] = {} if reduction.outer is None else {"outer": reduction.outer}
+        before = {"tower": reduction.tower, "outer": reduction.outer}
+        named: dict[str, Any] = {name: stage for name, stage in before.items() if stage is not None}
         named |= {f"inner@{stage.layer}": stage for stage in reduction.inner}
         if reduction.decode is not None:
             named[f"decode@{reduction.decode.layer}"] = reduction.decode
@@ -158,6 +90,12 @@ class RunStats:
         self.removed: Counter[str] = Counter()
         self._samples: list[SampleStats] = []
         self._spans: list[tuple[SampleStats, Mapping[str, Any]]] = []
+
+    def noted(self, videos: Sequence[VideoFeatures]) -> None:
+        """Note the videos of one pass of the tower."""
+        if "tower" in self.stages:
+            self.calls["tower"] += 1
+            self.removed["tower"] += sum((len(video.merged.into) - video.frames) * video.cells for video in videos)
 
     def add(self, samples: Sequence[SampleStats], spans: Mapping[str, Any]) -> None:
         """Note the prompts of one prefill. spans: by stage its seconds, or two events of CUDA."""
@@ -182,11 +120,6 @@ class RunStats:
         if not self._samples:
             raise CannotRun("no video has been prefilled yet", fix="call model.generate(...) with a video first")
         return self.samples[-1]
-
-    @property
-    def budget(self) -> TokenBudget:
-        """Asked and spent, over all samples. CannotRun without one."""
-        return token_budget(self._samples)
 
     @property
     def missing(self) -> tuple[str, ...]:

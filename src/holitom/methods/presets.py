@@ -5,7 +5,8 @@ how unique each fit is); tau, beta, k and the window from the scripts of cokesha
 sets K and r under names that nothing reads; K = 60, r = 0.5 is what its printed FLOPs need. HoliTom's inner stage is
 the released one; the paper's text describes another (causal, newlines kept), which stands beside it as "HoliTom
 (text)". The other methods have the defaults of their releases: FastVID compares frames by SigLIP's own head, and of
-PruneVid it is the merging stage alone, for its printed FLOPs are those of an outer stage.
+PruneVid it is the merging stage alone, for its printed FLOPs are those of an outer stage. "later" holds what came after
+HoliTom, as each paper counts: FlashVID's share is the mean over the layers, or with fe = 1 what enters them.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ from holitom.errors import BadUsage
 from holitom.methods.dycoke import DyCoke, DyCokeDecode
 from holitom.methods.fastv import FastV
 from holitom.methods.fastvid import FastVID
+from holitom.methods.flashvid import FlashVID, flashvid
 from holitom.methods.hieravid import SCHEDULES, hieravid
 from holitom.methods.holitom import HoliTom, HoliTomMerge
 from holitom.methods.mmg_vid import MMGVid
 from holitom.methods.prunevid import PruneVid, PruneVidSelect
 from holitom.methods.pyramiddrop import PyramidDrop
+from holitom.methods.unicomp import UniComp
+from holitom.methods.unified_pool import UnifiedPool
+from holitom.methods.vcast import VCast
 from holitom.methods.visionzip import VisionZip
 from holitom.types import Decode, Inner, Outer, Reduction, check_budget
 
@@ -32,7 +37,7 @@ CELLS = {"ov-7b": 196, "ov-72b": 196, "video-7b": 169}
 LAYERS = {"ov-7b": 28, "ov-72b": 80, "video-7b": 28}
 MERGE_LAYER = {"ov-7b": 18, "ov-72b": 60, "video-7b": 18}
 BUDGETS = (0.25, 0.20, 0.15, 0.10)
-ANY_BUDGET = ("table1", "table2", "fig-tradeoff")
+ANY_BUDGET = ("table1", "table2", "fig-tradeoff", "later")
 """Tables whose rows can be asked for at a budget that is not printed."""
 BEFORE: dict[str, Outer] = {
     "DyCoke": DyCoke(),
@@ -40,6 +45,10 @@ BEFORE: dict[str, Outer] = {
     "PruneVid": PruneVid(),
     "FastVID": FastVID(),
     "MMG-Vid": MMGVid(),
+    "UniComp": UniComp(),
+    "V-CAST": VCast(),
+    "Unified pool": UnifiedPool(),
+    "FlashVID (fe = 1)": FlashVID(),
 }
 INSIDE: dict[str, tuple[Inner, ...]] = {"FastV": (FastV(layer=2, ratio=0.8),), "PDrop": PyramidDrop().stages()}
 
@@ -170,6 +179,11 @@ def _all_cells() -> Iterator[Preset]:
         yield from _rows("mmg-vid", model, 1.0, "Vanilla")
         for budget in budgets:
             yield from _rows("mmg-vid", model, budget, "MMG-Vid")
+    for budget in (*BUDGETS, 0.05):
+        scored = {"UniComp": budget > 0.05, "V-CAST": False, "Unified pool": budget <= 0.10, "FlashVID": budget > 0.05}
+        for row, printed in {**scored, "FlashVID (fe = 1)": budget == 0.10}.items():
+            cell = _cell("later", row, "ov-7b", budget, BEFORE.get(row), printed=printed)
+            yield replace(cell, reduction=flashvid(budget, cell.layers)) if row == "FlashVID" else cell
     yield from _rows("hieravid", "video-7b", 1.0, "Vanilla")
     for schedule in SCHEDULES:  # a share is the mean over the layers
         cell = _cell("hieravid", "HieraVid", "video-7b", int(schedule.rstrip("%")) / 100)
@@ -213,13 +227,14 @@ def _at(cell: Preset, budget: float) -> Preset:
     outer = cell.reduction.outer
     outer = outer_for(cell.model, budget) if isinstance(outer, HoliTom) else outer
     reduction = replace(cell.reduction, outer=outer, budget=_asked(outer, cell.model, budget))
+    reduction = flashvid(budget, cell.layers) if cell.row == "FlashVID" else reduction
     return replace(cell, budget=budget, reduction=reduction, printed=False)
 
 
 def _asked(outer: Outer | None, model: str, budget: float) -> float:
-    """HoliTom rounds up in every frame by itself, FastVID's release rounds the share itself down (39 of 196 tokens at
-    20 %), MMG-Vid's tables state the share; the others have to be asked for whole tokens."""
-    return budget if isinstance(outer, HoliTom | FastVID | MMGVid | None) else whole_tokens(model, budget)
+    """What takes a count per frame has to be asked for whole tokens. HoliTom rounds up in every frame by itself,
+    FastVID's release rounds the share itself down (39 of 196 tokens at 20 %), the others state the share."""
+    return whole_tokens(model, budget) if isinstance(outer, VisionZip | PruneVid | DyCoke) else budget
 
 
 def _same(value: object, wanted: object) -> bool:

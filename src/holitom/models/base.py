@@ -52,7 +52,8 @@ class Adapter(Protocol):
 
     def encode(self, pixels: Tensor | Sequence[Tensor], requires: frozenset[str], **given: Any) -> EncodedVideos:
         """Pixels -> the features of every video, with the optional fields of VideoFeatures that ``requires`` names, and
-        no others. Raises UnsupportedModel or CannotRun for a field that cannot be had."""
+        no others. Raises UnsupportedModel or CannotRun for a field that cannot be had. given: ``video_inputs``, and
+        ``tower`` where a stage works inside a SigLIP tower (``LlavaOnevision.encode``)."""
         ...
 
     def embed(self, ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
@@ -79,9 +80,8 @@ class AdapterBase:
         parts = {tower, "language_model"}
         self.core: Any = next((module for module in model.modules() if parts <= set(module._modules)), None)
         if self.core is None:
-            raise UnsupportedModel(
-                f"{type(model).__name__} has no {tower} beside a language_model", fix="give the whole model"
-            )
+            what = f"{type(model).__name__} has no {tower} beside a language_model"
+            raise UnsupportedModel(what, fix="give the whole model")
         self.config: Any = model.config
         self.tower, self.text = getattr(self.core, tower), self.core.language_model
         self.layers, self.rotary = self.text.layers, self.text.rotary_emb
@@ -92,13 +92,12 @@ class AdapterBase:
 
     def pooling_head(self) -> Any:
         """What frame_embed and head_saliency are made by: SigLIP's pooling head."""
-        raise UnsupportedModel(
-            f"the vision tower of {type(self).__name__} is no SigLIP and has no pooling head",
-            fix="compare frames without it: FastVID(head='substitute')",
-        )
+        what = f"the vision tower of {type(self).__name__} is no SigLIP and has no pooling head"
+        raise UnsupportedModel(what, fix="compare frames without it: FastVID(head='substitute')")
 
     def embed(self, ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
-        words = self.core.get_input_embeddings()(ids.masked_fill(ids == self.video_token_id, 0))
+        table, known = self.core.get_input_embeddings(), ids.masked_fill(ids == self.video_token_id, 0)
+        words = table(known.to(device_of(table, ids)))
         if kwargs.get("pixel_values") is None:
             return words
         names = inspect.signature(self.core.get_image_features).parameters
@@ -108,10 +107,8 @@ class AdapterBase:
         rows = rows if isinstance(rows, Tensor) else torch.cat(tuple(rows))
         places = ids == self.config.image_token_id
         if places.sum() != len(rows):
-            raise BadUsage(
-                f"{int(places.sum())} placeholders for images of {len(rows)} tokens",
-                fix="give the prompt that the model's own processor makes",
-            )
+            what = f"{int(places.sum())} placeholders for images of {len(rows)} tokens"
+            raise BadUsage(what, fix="give the prompt that the model's own processor makes")
         return words.masked_scatter(places[..., None].to(words.device), rows.to(words))
 
 
@@ -138,15 +135,17 @@ def adapter_for(model: nn.Module) -> Adapter:
         for parent in type(module).__mro__:
             if parent.__name__ in ADAPTERS:
                 if not hasattr(model, "config"):
-                    raise UnsupportedModel(
-                        f"a {type(model).__name__} around a {type(module).__name__} hides its config",
-                        fix=f"give reduce_tokens the {type(module).__name__} itself",
-                    )
+                    what = f"a {type(model).__name__} around a {type(module).__name__} hides its config"
+                    raise UnsupportedModel(what, fix=f"give reduce_tokens the {type(module).__name__} itself")
                 made = ADAPTERS[parent.__name__]
                 if isinstance(made, str):
                     home, _, name = made.partition(":")
                     made = getattr(import_module(home), name)
-                return made(model)
+                try:
+                    return made(model)
+                except AttributeError as error:
+                    what = f"a part of this {type(module).__name__} is wrapped or replaced ({error})"
+                    raise UnsupportedModel(what, fix="give the model with its own parts") from error
     families = sorted(name for name in ADAPTERS if not name.endswith("Model"))
     kind = getattr(getattr(model, "config", None), "model_type", None)
     raise UnsupportedModel(
@@ -167,11 +166,13 @@ def require_transformers(found: str | None = None) -> None:
         )
 
 
-def placed(pixels: Tensor, tower: nn.Module) -> Tensor:
-    """The pixels on the tower's device. Where accelerate keeps its weights elsewhere until they are needed (device
-    "meta"), accelerate also moves what comes in."""
-    weight = next(tower.parameters(), None)
-    return pixels if weight is None or weight.device.type == "meta" else pixels.to(weight.device)
+def device_of(module: nn.Module, states: Tensor) -> torch.device:
+    """Where a module computes: where accelerate moves what comes in, else where its weights are; the states' own device
+    where that cannot be told (weights that are put away, or that are no tensors, as in quantised layers)."""
+    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    if device is None:
+        device = next((weight.device for weight in module.parameters() if weight.device.type != "meta"), states.device)
+    return torch.device(device)
 
 
 def own_weight(module: nn.Module, name: str) -> Tensor:

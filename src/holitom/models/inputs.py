@@ -58,9 +58,8 @@ class VideoProcessor:
         except ImportError as error:
             raise CannotRun(f"pictures cannot be resized ({_first_line(error)})", fix="pip install pillow") from error
         except (OSError, ValueError) as error:
-            raise CannotRun(
-                f"{path} has no tokenizer that loads ({_first_line(error)})", fix="add tokenizer.json and its config"
-            ) from error
+            what = f"{path} has no tokenizer that loads ({_first_line(error)})"
+            raise CannotRun(what, fix="add tokenizer.json and its config") from error
         return cls(tokenizer, image_processor, config, _conversation(tokenizer))
 
     @property
@@ -110,10 +109,8 @@ class VideoProcessor:
         video = self.config.video_token_id
         ids = self.tokenizer(self.text(question), add_special_tokens=False)["input_ids"]
         if ids.count(video) != 1:
-            raise UnsupportedModel(
-                f"the tokenizer does not know {self.video_token} as one token of id {video}",
-                fix="use the tokenizer that belongs to the model",
-            )
+            what = f"the tokenizer does not know {self.video_token} as one token of id {video}"
+            raise UnsupportedModel(what, fix="use the tokenizer that belongs to the model")
         at = ids.index(video)
         return torch.tensor(ids[:at] + [video] * placeholders + ids[at + 1 :])
 
@@ -214,18 +211,18 @@ def _first_line(error: Exception) -> str:
 
 def _image_settings(path: str | Path, config: Any) -> dict[str, Any]:
     """Resampling and normalisation from the folder's preprocessing files; the size is the vision tower's."""
-    whole = _read_json(path, "processor_config.json")
+    whole, plain = _read_json(path, "processor_config.json"), _read_json(path, "preprocessor_config.json")
     places = (
+        {} if "image_grid_pinpoints" in plain else plain,  # without pinpoints: of frames, and not of images alone
         _read_json(path, "video_preprocessor_config.json"),
         whole.get("video_processor") or {},
-        _read_json(path, "preprocessor_config.json"),
+        plain,
         whole.get("image_processor") or {},
     )
     stored = next((place for place in places if "image_mean" in place), None)
     if stored is None:
-        raise UnsupportedModel(
-            f"{path} says nothing about image preprocessing", fix="add its preprocessor_config.json with image_mean"
-        )
+        what = f"{path} says nothing about image preprocessing"
+        raise UnsupportedModel(what, fix="add its preprocessor_config.json with image_mean")
     side = config.vision_config.image_size
     settings = {name: stored[name] for name in _SETTINGS if stored.get(name) is not None}
     return settings | {"size": {"height": side, "width": side}, "do_convert_rgb": True}

@@ -27,20 +27,16 @@ class LlavaNextVideo(LlavaOnevision):
         if not isinstance(self.config.vision_feature_layer, int):
             raise UnsupportedModel("features of several layers are not supported", fix="set one vision_feature_layer")
         if self.config.vision_feature_select_strategy != "default":
-            raise UnsupportedModel(
-                "with the class token among the features they are no grid",
-                fix="set vision_feature_select_strategy to 'default'",
-            )
+            what = "with the class token among the features they are no grid"
+            raise UnsupportedModel(what, fix="set vision_feature_select_strategy to 'default'")
 
     def vision_attention(self) -> nn.Module:
         """The attention of the layer whose output the features are (the last but one in the published models)."""
         found, layer = self.attentions(), self.config.vision_feature_layer
         index = layer + len(found) if layer < 0 else layer - 1  # state 0 is what enters the first layer
         if not 0 <= index < len(found):
-            raise UnsupportedModel(
-                f"vision_feature_layer {layer} is no output of a tower of {len(found)} layers",
-                fix="use the published setting, -2",
-            )
+            what = f"vision_feature_layer {layer} is no output of a tower of {len(found)} layers"
+            raise UnsupportedModel(what, fix="use the published setting, -2")
         return found[index]
 
     def tokens(self, patches: Tensor) -> Tensor:

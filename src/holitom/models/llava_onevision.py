@@ -7,8 +7,9 @@ means, an odd last row and column left out: 27 x 27 -> 13 x 13), and ``mm_newlin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import zip_longest
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from holitom.errors import BadUsage, UnsupportedModel
-from holitom.models.base import AdapterBase, EncodedVideos, Order, between, clock, own_weight, placed
+from holitom.models.base import AdapterBase, EncodedVideos, Order, between, clock, device_of, own_weight
 from holitom.models.saliency import mean_keys, probing, received_attention
 from holitom.models.siglip_head import HUB, PoolingHead, head_of
-from holitom.types import VideoFeatures
+from holitom.types import MergedFrames, VideoFeatures
 
 NEWLINE_ORDERS: dict[str, Order] = {"one_token": "end", "grid": "row", "no_token": "none"}
 
@@ -68,10 +69,8 @@ def frames_of(pixels: Tensor | Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     """Pixels [B, T, 3, H, W], or one [T, 3, H, W] per video -> all frames [F, 3, H, W], and frames per video."""
     videos = list(pixels)
     if not videos or any(v.ndim != 4 for v in videos):
-        raise BadUsage(
-            f"pixel_values_videos of shapes {[list(v.shape) for v in videos]}",
-            fix="give [videos, frames, 3, height, width], or a list of them",
-        )
+        what = f"pixel_values_videos of shapes {[list(v.shape) for v in videos]}"
+        raise BadUsage(what, fix="give [videos, frames, 3, height, width], or a list of them")
     return videos[0] if len(videos) == 1 else torch.cat(videos), [len(v) for v in videos]
 
 
@@ -127,20 +126,28 @@ class LlavaOnevision(AdapterBase):
     def pooling_head(self) -> PoolingHead:
         return head_of(self.tower, self.head_source)
 
-    def encode(self, pixels: Tensor | Sequence[Tensor], requires: frozenset[str] = frozenset()) -> EncodedVideos:
+    def encode(
+        self,
+        pixels: Tensor | Sequence[Tensor],
+        requires: frozenset[str] = frozenset(),
+        tower: Callable[[list[int]], AbstractContextManager[list[MergedFrames]]] = lambda frames: nullcontext([]),
+    ) -> EncodedVideos:
         """One tower pass over all frames of all videos: pixels [B, T, 3, H, W], or one [T, 3, H, W] per video.
 
         requires: the optional fields to fill. saliency and keys come from ``vision_attention()``, wherever the features
         come from. frame_embed and head_saliency are the output of SigLIP's own pooling head and the attention of its
         query; these checkpoints leave the head out, so it is read apart, once per model (models.siglip_head).
+        tower: frames per video -> a block in which a stage works inside the tower (attach.tower), and what it did.
         """
         frames, sizes = frames_of(pixels)
         head = self.pooling_head() if {"frame_embed", "head_saliency"} & requires else None
         attention = self.vision_attention() if {"saliency", "keys"} & requires else None
-        frames = placed(frames, self.tower)
+        frames = frames.to(device_of(self.tower, frames))
         start = clock(frames.device)
-        with probing(attention, "q_proj", "k_proj") if attention else nullcontext({}) as seen:
+        probe = probing(attention, "q_proj", "k_proj") if attention else nullcontext({})
+        with tower(sizes) as merged, probe as seen:
             patches = self.patches(frames)
+        sizes = [len(one.first) for one in merged] or sizes
         tokens = self.tokens(patches)
         encoded = clock(frames.device)
         per_frame: dict[str, Tensor] = {}
@@ -160,7 +167,7 @@ class LlavaOnevision(AdapterBase):
         split = {name: value.to(tokens.device).split(sizes) for name, value in per_frame.items()}
         side = isqrt(tokens.shape[1])
         videos = (
-            VideoFeatures(part, (side, side), **{name: parts[i] for name, parts in split.items()})
-            for i, part in enumerate(tokens.split(sizes))
+            VideoFeatures(part, (side, side), **{name: parts[i] for name, parts in split.items()}, merged=done)
+            for i, (part, done) in enumerate(zip_longest(tokens.split(sizes), merged))
         )
         return EncodedVideos(tuple(videos), seconds)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from holitom.errors import BadUsage, UnsupportedModel
-from holitom.models.base import AdapterBase, EncodedVideos, between, clock, placed
+from holitom.models.base import AdapterBase, EncodedVideos, between, clock, device_of
 from holitom.models.saliency import mean_keys, probing, received_attention
 from holitom.types import VideoFeatures
 
@@ -29,16 +29,15 @@ class Qwen25VL(AdapterBase):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model, "visual")
         self.merge: int = self.config.vision_config.spatial_merge_size
+        self._whole = [i for i in self.tower.fullatt_block_indexes if i < len(self.tower.blocks)]
 
     def vision_attention(self) -> nn.Module:
         """The attention of the tower's last block that sees whole frames: the others see windows of 8 x 8 patches, in
         which a patch can receive nothing from outside. In the published models it is also the last block."""
-        whole = [i for i in self.tower.fullatt_block_indexes if i < len(self.tower.blocks)]
-        if not whole:
-            raise UnsupportedModel(
-                "no block of this vision tower attends to whole frames", fix="use a method that needs no saliency"
-            )
-        return self.tower.blocks[max(whole)].attn
+        if not self._whole:
+            what = "no block of this vision tower attends to whole frames"
+            raise UnsupportedModel(what, fix="use a method that needs no saliency")
+        return self.tower.blocks[max(self._whole)].attn
 
     def encode(
         self,
@@ -53,15 +52,13 @@ class Qwen25VL(AdapterBase):
         positions. There is no pooling head, so frame_embed and head_saliency are refused.
         """
         if video_grid_thw is None or not isinstance(pixels, Tensor) or pixels.ndim != 2:
-            raise BadUsage(
-                "Qwen2.5-VL needs pixel_values_videos [patches, values] and video_grid_thw [videos, 3]",
-                fix="give both, as the model's processor makes them",
-            )
+            what = "Qwen2.5-VL needs pixel_values_videos [patches, values] and video_grid_thw [videos, 3]"
+            raise BadUsage(what, fix="give both, as the model's processor makes them")
         if {"frame_embed", "head_saliency"} & requires:
             self.pooling_head()
         sizes = video_grid_thw.tolist()
         attention = self.vision_attention() if {"saliency", "keys"} & requires else None
-        pixels = placed(pixels, self.tower).to(self.tower.dtype)
+        pixels = pixels.to(device_of(self.tower, pixels), self.tower.dtype)
         start = clock(pixels.device)
         with probing(attention, "qkv") if attention else nullcontext({}) as seen:
             tokens = self.tower(pixels, grid_thw=video_grid_thw).pooler_output
@@ -98,10 +95,8 @@ class Qwen25VL(AdapterBase):
         if given is not None:
             return given[-3:] if given.ndim == 3 else given.expand(3, -1, -1)
         if kwargs.get("mm_token_type_ids") is None or kwargs.get("video_grid_thw") is None:
-            raise BadUsage(
-                "the positions of a video's tokens need mm_token_type_ids and video_grid_thw",
-                fix="give all that the model's processor makes",
-            )
+            what = "the positions of a video's tokens need mm_token_type_ids and video_grid_thw"
+            raise BadUsage(what, fix="give all that the model's processor makes")
         names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "attention_mask", "mm_token_type_ids")
         found, deltas = self.core.get_rope_index(kwargs["input_ids"], **{name: kwargs.get(name) for name in names})
         self.core.rope_deltas = deltas  # as the model's own forward does

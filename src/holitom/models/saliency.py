@@ -5,6 +5,7 @@ nothing twice, runs whatever attention kernel it likes, and may lie on another d
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,13 +22,17 @@ def probing(attention: nn.Module, *names: str) -> Iterator[dict[str, Any]]:
     """While the block lasts: what these children of an attention put out, by name, and the arguments that the attention
     was called with. A compiled tower runs uncompiled meanwhile, because compiled code calls no hooks. The hooks are
     removed when the block ends, also after an exception."""
-    seen: dict[str, Any] = {}
+    seen, thread = {}, threading.get_ident()
+
+    def keep(values: dict[str, Any]) -> None:
+        if threading.get_ident() == thread:  # another may call the tower meanwhile
+            seen.update(values)
 
     def keeping(name: str) -> Any:
-        return lambda module, args, output: seen.update({name: output})
+        return lambda module, args, output: keep({name: output})
 
     handles = [getattr(attention, name).register_forward_hook(keeping(name)) for name in names]
-    handles.append(attention.register_forward_pre_hook(lambda _, __, kwargs: seen.update(kwargs), with_kwargs=True))
+    handles.append(attention.register_forward_pre_hook(lambda _, __, kwargs: keep(kwargs), with_kwargs=True))
     try:
         with torch.compiler.set_stance("force_eager"):
             yield seen

@@ -48,7 +48,8 @@ def head_of(tower: nn.Module, source: str | Path = HUB) -> PoolingHead:
     """The head for a tower, read from ``source`` the first time. Raises as ``load_pooling_head`` does."""
     kept = _KEPT.get(tower)
     if kept is None or kept[0] != str(source):
-        kept = _KEPT[tower] = (str(source), load_pooling_head(source, tower.config.hidden_size))
+        config = next(module.config for module in tower.modules() if hasattr(module, "config"))  # may be wrapped
+        kept = _KEPT[tower] = (str(source), load_pooling_head(source, config.hidden_size))
     return kept[1]
 
 
@@ -67,10 +68,8 @@ def load_pooling_head(source: str | Path = HUB, width: int | None = None) -> Poo
         head, tensors = PoolingHead(config), _read(source)
     except (OSError, ValueError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise CannotRun(
-            f"SigLIP's pooling head cannot be read from {source} ({lines[0][:160]})",
-            fix=f"go online once, or {other}",
-        ) from error
+        what = f"SigLIP's pooling head cannot be read from {source} ({lines[0][:160]})"
+        raise CannotRun(what, fix=f"go online once, or {other}") from error
     if width not in (None, config.hidden_size):
         raise UnsupportedModel(f"{source} pools {config.hidden_size} numbers a patch, not {width}", fix=other)
     try:

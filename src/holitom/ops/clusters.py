@@ -25,7 +25,7 @@ from holitom.ops.tensors import gram, group_mean, grouped, ids_of, on, ranks, wo
 def squared_distances(x: Tensor) -> Tensor:
     """Squared Euclidean distances / dim in every group [G, n, D] -> [G, n, n] float32, exactly symmetric. Rows are
     taken relative to their group's first one: equal rows are at distance zero exactly."""
-    inner = gram(x.float() - x[:, :1].float())
+    inner = gram(x - x[:, :1].float())  # in float32, without a copy of the rows in it
     norm = inner.diagonal(dim1=1, dim2=2)
     square = norm[:, :, None] + norm[:, None]  # first the sum, which is symmetric
     return square.sub_(inner, alpha=2).clamp_(min=0).div_(x.shape[2])
@@ -86,17 +86,21 @@ def ranked_clusters(
 
 
 @torch.no_grad()
-def density_peaks(rows: Tensor, sizes: np.ndarray, clusters: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
-    """HoliTom's clusters: rows [n, D] are the groups one after the other, ``sizes[g]`` rows each, of which
-    ``clusters[g]`` (from 1) become centres; k neighbours, at most as many as clusters. Returns the centre mask [n] and,
-    for each row, the row of its centre [n] (a centre's own)."""
-    centre, owner = torch.ones(len(rows), dtype=torch.bool, device=rows.device), torch.arange(len(rows)).to(rows.device)
+def density_peaks(
+    rows: Tensor, sizes: np.ndarray, clusters: np.ndarray, k: int, members: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """HoliTom's clusters: rows [n, D], or ``rows[members]``, are the groups one after the other, ``sizes[g]`` rows
+    each, of which ``clusters[g]`` (from 1) become centres; k neighbours, at most as many as clusters. Returns the
+    centre mask [n] and, for each row, the row of its centre [n] (a centre's own)."""
+    owner = torch.arange(int(sizes.sum()), device=rows.device)
+    centre = torch.ones_like(owner, dtype=torch.bool)
     start, hard = sizes.cumsum() - sizes, clusters < sizes  # where every row is a centre there is nothing to compute
     if not hard.any():
         return centre, owner
     place, inside = padding(sizes[hard])
     ids, valid, total = on(start[hard][:, None] + place, rows), on(inside, rows), int(sizes[hard].sum())
-    rank, nearest = ranked_clusters(rows, ids, valid, on(clusters[hard], rows), k, capped=True)
+    where = ids if members is None else members[ids]
+    rank, nearest = ranked_clusters(rows, where, valid, on(clusters[hard], rows), k, capped=True)
     real = ids_of(valid.flatten(), total)
     target = ids.flatten()[real]
     centre[target] = (rank < on(clusters[hard], rows)[:, None]).flatten()[real]

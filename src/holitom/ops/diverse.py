@@ -34,3 +34,18 @@ def greedy_map(rows: Tensor, quality: Tensor, valid: Tensor, counts: Tensor, eps
         residual[every, best] = torch.where(running, 0, pivot)
         spent[every, best] = torch.where(running, -torch.inf, spent[every, best])
     return spent.isinf() & valid
+
+
+def first_come(near: Tensor) -> Tensor:
+    """Who stays when every row of a group is asked in turn, and goes where a row that stayed is near: near [G, n, n]
+    booleans, symmetric -> mask [G, n].
+
+    In rounds: of the open rows those stay that no earlier open row is near to, and what is near to them goes. The
+    result is that of the walk; there are as many rounds as its longest chain, each with one copy to the host."""
+    earlier = near.tril(-1)
+    stays, open_ = near.new_zeros(near.shape[:2]), near.new_ones(near.shape[:2])
+    while open_.any():
+        free = open_ & ~(earlier & open_[:, None]).any(-1)
+        stays |= free
+        open_ &= ~(free | (earlier & free[:, None]).any(-1))
+    return stays

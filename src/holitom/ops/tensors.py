@@ -103,7 +103,7 @@ def group_mean(rows: Tensor, ids: Tensor, sizes: Tensor) -> Tensor:
     weight = power.to(rows.dtype).repeat_interleave(sizes, output_size=len(ids))
     scaled = embedding_bag(ids, rows, start, mode="sum", per_sample_weights=weight)
     rest = (filled * power)[:, None]
-    for part, by in zip(scaled.split(1024), rest.split(1024), strict=True):  # no float32 copy of the whole
+    for part, by in zip(scaled.split(256), rest.split(256), strict=True):  # no float32 copy of the whole
         part.copy_(part.float().div_(by))
     return scaled
 
@@ -125,19 +125,19 @@ def row_norms(tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def neighbour_cosine(tokens: Tensor, norms: Tensor | None = None) -> Tensor:
-    """cos(x[t, n], x[t + 1, n]) of tokens [T, N, D] for neighbouring frames: [T - 1, N] float32, [0, N] for one frame.
-    norms: row_norms(tokens), where the caller has them.
+def neighbour_cosine(tokens: Tensor, norms: Tensor | None = None, lag: int = 1) -> Tensor:
+    """cos(x[t, n], x[t + lag, n]) of tokens [T, N, D], by default for neighbouring frames: [T - lag, N] float32, so
+    [0, N] for one frame. norms: row_norms(tokens), where the caller has them.
 
     One pair of frames at a time, which stays in a CPU's cache. Multiplies and adds: a matrix product may round to TF32.
     """
     norms = (row_norms(tokens) if norms is None else norms).clamp_min(TINY)
-    dots = norms.new_empty(len(tokens) - 1, tokens.shape[1])
+    dots = norms.new_empty(len(tokens) - lag, tokens.shape[1])
     step = 1 if tokens.device.type == "cpu" else max(1, len(tokens) // 8)
     for t in range(0, len(dots), step):
-        here, there = tokens[t : t + step][: len(dots) - t], tokens[t + 1 : t + 1 + step]
+        here, there = tokens[t : t + step][: len(dots) - t], tokens[t + lag : t + lag + step]
         torch.sum(here.float() * there.float(), dim=-1, out=dots[t : t + step])
-    return dots / norms[:-1] / norms[1:]
+    return dots / norms[:-lag] / norms[lag:]
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ from holitom.models.inputs import VideoProcessor, load_model
 from holitom.types import Reduction, VideoFeatures
 from holitom.video import load_frames
 from holitom_repro.evaluation.features import FeatureStore
-from holitom_repro.evaluation.protocols import GENERATION, PROTOCOLS, Protocol
+from holitom_repro.evaluation.protocols import BROKEN, GENERATION, PROTOCOLS, Protocol
 
 _WINDOW = 16  # batches whose questions are sorted by length together; videos stay close enough to be kept
 _PATIENCE = timedelta(hours=24)  # processes wait for each other over a download or a share of long videos
@@ -159,6 +159,7 @@ class ReducedVideoModel(lmms):
         cache_gb: float = 2.0,
         protocol: Protocol | str = "tiny",
         max_batch_size: int | None = None,
+        skip_broken: bool = False,
         **fields: Any,
     ) -> None:
         super().__init__()
@@ -182,7 +183,7 @@ class ReducedVideoModel(lmms):
         self.store.decode = lambda path: load_frames(path, self.frames, self.protocol.sampling)
         self.sheets = [Sheet(_setting(method, float(budget), preset, len(adapter.layers), fields))]
         self.on_progress: Callable[[int], object] = lambda questions: None
-        self.skip_broken = False
+        self.skip_broken = skip_broken
         self.remake: Callable[[Path], object] | None = None
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
@@ -284,15 +285,14 @@ class ReducedVideoModel(lmms):
             return self.store.get(job.video, reduction.outer)
         except BadVideo as error:
             if self.remake is not None:
-                self.remake(Path(job.video))
-                return self.store.get(job.video, reduction.outer)
+                with suppress(BadVideo):
+                    self.remake(Path(job.video))
+                    return self.store.get(job.video, reduction.outer)
             if self.skip_broken:
                 return None
-            how = {"text": "asked without its video", "sentence": "answered wrongly"}[self.protocol.broken]
-            raise BadVideo(
-                f"{job.key[0]}, question {job.key[1]}: {error.what}",
-                fix=f"fetch the file again, or --skip-broken: the question then counts as {how}, as the release has it",
-            ) from error
+            what = f"{job.key[0]}, question {job.key[1]}: {error.what}"
+            fix = f"fetch the file again, or --skip-broken: such questions are {BROKEN[self.protocol.broken]}"
+            raise BadVideo(what, fix=fix) from error
 
     def _answered(self, run: Any, jobs: Sequence[_Job], videos: Sequence[VideoFeatures]) -> list[Answer]:
         prompts = self.processor.prompts([job.question for job in jobs])

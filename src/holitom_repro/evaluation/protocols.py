@@ -83,7 +83,8 @@ class Protocol:
                 )
 
 
-TINY = Protocol("tiny", 1, None, EVENLY, None, "float32", 32, "holitom", stops=True)
+BROKEN = {"text": "asked without their videos, as the release does", "sentence": "counted as answered wrongly"}
+TINY = Protocol("tiny", 1, None, EVENLY, None, "float32", 32, "holitom", stops=True, broken="sentence")
 """The models of this repository: as they were trained."""
 LONG_ANSWERS = {"egoschema": 1024, "egoschema_subset": 1024}
 """The release's EgoSchema task sets no number, so its models' default holds."""

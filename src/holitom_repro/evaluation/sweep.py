@@ -13,11 +13,12 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -30,11 +31,16 @@ from holitom.errors import CannotRun
 from holitom_repro import machine, paths
 from holitom_repro.code import code_hash
 from holitom_repro.evaluation.cells import MEASURING, Benchmark, Cell, device_kind, model_name, model_path, revision
+from holitom_repro.evaluation.protocols import BROKEN
 from holitom_repro.machine import provenance
-from holitom_repro.records import Record, Sample, Store
+from holitom_repro.records import UNREAD, Record, Sample, Store
 
 GIB_EACH = 1.5
 """Free memory wanted for a process of the tiny tier: 0.9 GB at its peak with 32 frames, 1.2 GB with 64."""
+STARTING = 400
+"""What starting one more process costs, in questions of the tiny tier."""
+SKIP = "HOLITOM_SKIP_BROKEN"
+"""The variable by which --skip-broken reaches every process."""
 ENCODING = 7
 """What decoding and encoding a group's videos costs, in median cells of the tiny tier."""
 OFFLINE = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
@@ -47,16 +53,13 @@ class Options:
     folders of task files that are taken before lmms-eval's own; device_map: "auto" spreads a model over all GPUs; runs:
     where finished cells are kept."""
 
-    skip_broken: bool = False
+    skip_broken: bool = field(default_factory=lambda: SKIP in os.environ)
     tasks: tuple[str, ...] = ()
     device_map: str | None = None
     runs: Path | None = None
 
 
-PLAIN = Options()
-
-
-def measure(cells: Sequence[Cell], progress: Callable[[int], object], options: Options = PLAIN) -> None:
+def measure(cells: Sequence[Cell], progress: Callable[[int], object], options: Options) -> None:
     """Measure and store these cells in this process, or in each of those that ``accelerate launch`` started; progress
     is told how many questions were answered."""
     for group in groups(cells):
@@ -80,11 +83,14 @@ def measure_tiny(cells: Sequence[Cell], show: bool = True) -> None:
     for group in groups(cells):
         if (prepare := group[0].kind.prepare) is not None:
             prepare(group[0].limit, show)
-    count = max(1, min(machine.cores(), int(machine.available_gib() / GIB_EACH)))
+    total = sum(cell.asked for cell in cells)
+    count = min(machine.cores(), int(machine.available_gib() / GIB_EACH), max(_own.get("count", 1), total // STARTING))
+    _own["count"] = count = max(1, count)
     environment = OFFLINE | paths.caches() | {"TQDM_DISABLE": "1", "PYTHONSAFEPATH": "1"}
     environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment |= {name: value for name, value in os.environ.items() if name == SKIP}  # or older processes are taken
     executor = get_reusable_executor(count, timeout=180, env=environment, initializer=_start, initargs=(os.getpid(),))
-    total, code, left = sum(cell.asked for cell in cells), code_hash((), MEASURING), set()
+    code, left = code_hash((), MEASURING), set()
     try:
         with tempfile.TemporaryDirectory() as told, tqdm(total=total, unit="question", disable=not show) as bar:
             counts = [Path(told) / str(number) for number in range(len(cells))]
@@ -123,13 +129,18 @@ def _start(parent: int) -> None:
     """A process of the sweep begins: ctrl-C is for its parent, and it ends when that is gone."""
     import torch
 
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
     torch.set_num_threads(1)
-    _own["parent"] = parent
 
 
 _own: dict[str, Any] = {}
-"""What a process of the sweep keeps between groups: its parent, and the model that it has loaded."""
+"""What a process of the sweep keeps between groups, the model that it has loaded; of its parent: how many there are."""
 
 
 def _work(cells: list[Cell], kind: Benchmark, runs: str, told: str, code: str) -> None:
@@ -141,8 +152,6 @@ def _work(cells: list[Cell], kind: Benchmark, runs: str, told: str, code: str) -
         )
 
     def progress(questions: int) -> None:
-        if os.getppid() != _own["parent"]:
-            os._exit(1)
         with open(told, "ab") as file:
             file.write(b"." * questions)
 
@@ -157,7 +166,7 @@ def _work(cells: list[Cell], kind: Benchmark, runs: str, told: str, code: str) -
 def _measure_group(
     cells: list[Cell],
     progress: Callable[[int], object],
-    options: Options = PLAIN,
+    options: Options,
     kind: Benchmark | None = None,
 ) -> None:
     """Measure the settings of one group with one pass over its videos."""
@@ -215,7 +224,6 @@ def _evaluated(lm: Any, cell: Cell, sheet: Any, tasks: Any) -> tuple[Record, lis
     from accelerate.utils import gather_object
     from lmms_eval import evaluator
 
-    from holitom.attach import token_budget
     from holitom_repro.evaluation.scoring import compared, line
 
     start = time.perf_counter()
@@ -241,7 +249,7 @@ def _evaluated(lm: Any, cell: Cell, sheet: Any, tasks: Any) -> tuple[Record, lis
     stats = [answer.stats for answer in answers.values() if answer.stats]
     broken = sum(answer.stats is None for answer in answers.values())
     if broken:
-        notes += (f"{broken} questions about videos that cannot be read, counted as {cell.protocol} does",)
+        notes += (f"{broken} {UNREAD} are {BROKEN[cell.protocol.broken]}",)
     record = Record(
         key=cell.key,
         reduction=cell.reduction.describe(),
@@ -260,7 +268,7 @@ def _evaluated(lm: Any, cell: Cell, sheet: Any, tasks: Any) -> tuple[Record, lis
         lmms_eval=own,
         n=len(samples),
         videos=len({(sample["task"], sample["video"]) for sample in samples}),
-        tokens=asdict(token_budget(stats)),
+        tokens=spent(stats),
         tokens_per_layer=tuple(fmean(layer) for layer in zip(*(one.per_layer for one in stats), strict=True)),
         flops_paper=fmean(one.flops_paper for one in stats),
         flops_exact=fmean(one.flops_exact for one in stats),
@@ -270,6 +278,22 @@ def _evaluated(lm: Any, cell: Cell, sheet: Any, tasks: Any) -> tuple[Record, lis
         notes=(*notes, *sorted({note for answer in answers.values() for note in answer.notes})),
     )
     return record, samples
+
+
+def spent(stats: Sequence[Any]) -> dict[str, float]:
+    """Tokens of the videos of one prompt, as means over the prompts of a run: asked by the outer stage (1 and all
+    tokens without one), of the full video, kept before the language model and in a layer of it (mean over layers), and
+    kept minus asked per frame, with the prompt where that is farthest from 0. CannotRun without a prompt."""
+    if not stats:
+        raise CannotRun("no video could be read, so there is nothing to record", fix="check the benchmark's videos")
+    names = {"asked_share": "budget", "asked_tokens": "requested", "full_tokens": "full", "kept_tokens": "kept"}
+    names |= {"kept_newlines": "newlines"} | {name: name for name in ("full_newlines", "frames", "off_per_frame")}
+    layers = {"layer_tokens": "per_layer", "layer_newlines": "newlines_per_layer"}
+    return {
+        **{name: fmean(getattr(one, own) for one in stats) for name, own in names.items()},
+        **{name: fmean(fmean(getattr(one, own)) for one in stats) for name, own in layers.items()},
+        "farthest_off": max((one.off_per_frame for one in stats), key=abs),
+    }
 
 
 @contextmanager

@@ -18,6 +18,10 @@ METHODS: dict[str, Callable[..., Outer]] = {
     "FastVID": partial(methods.FastVID, head="substitute"),  # nothing here has SigLIP's pooling head
     "MMG-Vid": methods.MMGVid,
     "HieraVid": methods.HieraVid,
+    "UniComp": partial(methods.UniComp, head="substitute"),
+    "V-CAST": methods.VCast,
+    "FlashVID": methods.FlashVID,
+    "Unified pool": methods.UnifiedPool,
     "DyCoke": methods.DyCoke,
     "ToMe": methods.ToMe,
     "Average pooling": methods.AveragePool,

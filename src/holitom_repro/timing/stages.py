@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -17,6 +18,7 @@ import torch
 
 from holitom import Reduction, reduce_tokens
 from holitom.models import adapter_for
+from holitom.types import OPTIONAL_FIELDS, MergedFrames, VideoFeatures
 from holitom_repro.timing.records import STAGES
 from holitom_repro.timing.shapes import Model
 
@@ -85,6 +87,15 @@ class Pass(NamedTuple):
     stats: Any
 
 
+def _left(drawn: VideoFeatures, merged: MergedFrames | None) -> VideoFeatures:
+    """Drawn features of the frames that a tower stage has left."""
+    if merged is None:
+        return drawn
+    fields = {name: getattr(drawn, name) for name in ("tokens", *OPTIONAL_FIELDS)}
+    fields = {name: value[merged.first] for name, value in fields.items() if value is not None}
+    return replace(drawn, **fields, merged=merged)
+
+
 @torch.inference_mode()
 def run_pass(model: Model, reduction: Reduction, inputs: Any, new_tokens: int = 0) -> Pass:
     """One pass of a loaded model, and ``new_tokens`` further ones, eagerly. Without any stage it is the stock model,
@@ -93,7 +104,7 @@ def run_pass(model: Model, reduction: Reduction, inputs: Any, new_tokens: int = 
     now, run = clock_of(model.device)[1], None
     with Marks(now) as marks:
         marks.around(adapter.text, "forward", before="prefill", after="first_token")
-        if model.row_newlines or reduction.outer or reduction.inner or reduction.decode:
+        if model.row_newlines or reduction.outer or reduction.inner or reduction.decode or reduction.tower:
             requires = getattr(reduction.outer, "requires", frozenset())
             if {"saliency", "keys"} & requires:
                 attention = adapter.vision_attention()
@@ -105,9 +116,9 @@ def run_pass(model: Model, reduction: Reduction, inputs: Any, new_tokens: int = 
             run = marks.enter_context(reduce_tokens(module, reduction=reduction))
             marks.inside(adapter.layers, reduction.inner, "prefill")
             marks.enter("vision")
-            adapter.encode(pixels, requires)
+            seen = run.encode(pixels)
             marks.enter("splice")
-            run.provide(features)
+            run.provide([_left(drawn, one.merged) for drawn, one in zip(features, seen, strict=True)])
             output = module(input_ids=ids, use_cache=True, logits_to_keep=1)
         else:
             marks.around(adapter.core, "get_video_features", after="splice")

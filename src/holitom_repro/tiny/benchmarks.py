@@ -11,17 +11,19 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import av
 import numpy as np
 from tqdm import tqdm
 
 from holitom.errors import BadUsage, CannotRun
-from holitom.video import Frames, sample_index, write_video
+from holitom.video import Frames, sample_index
 from holitom_repro import paths
 from holitom_repro.code import meaning
 from holitom_repro.records import write_atomic
@@ -82,10 +84,30 @@ def pixels(clip: world.Clip) -> np.ndarray:
     return np.round(clip.frames * 255).astype(np.uint8).repeat(SCALE, axis=1).repeat(SCALE, axis=2)
 
 
+def write_video(path: Path, frames: np.ndarray) -> Path:
+    """Write RGB frames [T, H, W, 3] as an H.264 mp4 that keeps the colour of every pixel; the file appears under its
+    name only when it is complete. Raises OSError when it cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with av.open(f"file:{partial}", "w", format="mp4") as container:
+            # one thread: the bytes then do not depend on the machine's number of cores
+            options = {"crf": str(CRF), "preset": "ultrafast", "threads": "1"}
+            stream = container.add_stream("libx264", rate=FPS, options=options)
+            (stream.height, stream.width), stream.pix_fmt = frames.shape[1:3], "yuv444p"
+            for picture in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
 @cache
 def recipe_hash() -> str:
     """Changes when anything changes that a question or a pixel depends on; comments and docstrings do not count."""
-    parts = (world, vocabulary, sys.modules[__name__], write_video)
+    parts = (world, vocabulary, sys.modules[__name__])
     return hashlib.sha256("\n".join(meaning(inspect.getsource(part)) for part in parts).encode()).hexdigest()[:12]
 
 
@@ -113,7 +135,7 @@ def video_path(name: str, file: str, root: Path | None = None) -> Path:
     path = folder(name, root) / file
     if not path.exists():
         try:
-            write_video(path, pixels(draw(name, int(path.stem))[0]), fps=FPS, crf=CRF)
+            write_video(path, pixels(draw(name, int(path.stem))[0]))
         except OSError as error:
             fix = "free about 200 MB, then run the same command again: what is written is kept"
             raise CannotRun(f"{path} cannot be written ({error.strerror})", fix=fix) from error

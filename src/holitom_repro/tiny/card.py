@@ -1,8 +1,8 @@
 """Measure the tiny models on clips that nothing was chosen on, and write the tables of their card.
 
 ``python -m holitom_repro.tiny.card`` measures again; ``train-tiny`` does it after training. The clips come from streams
-of their own; training and development never draw from them. What the tower does (where attention goes, how alike
-neighbouring frames are) decides how each method fares on a model; none of it was trained for.
+of their own; training and development never draw from them. Where the tower's attention goes decides how
+methods fare on a model; it was not trained for.
 """
 
 from __future__ import annotations
@@ -20,18 +20,13 @@ from holitom_repro import paths
 from holitom_repro.machine import provenance
 from holitom_repro.records import write_atomic
 from holitom_repro.tiny import learning
-from holitom_repro.tiny.model import CELLS, GRID, build, normalise, project, tower_states
+from holitom_repro.tiny.model import CELLS, GRID, build
 from holitom_repro.tiny.vocabulary import CHANCE, QUESTION_TYPES
-from holitom_repro.tiny.world import SIZE, benchmark_rng, make_clip
+from holitom_repro.tiny.world import benchmark_rng
 
 CLIPS = 240
 KEPT = (0.5, 0.25, 0.1)
 _GENERATED = "## Training\n"  # of the card, everything below
-_TOWER_TEXT = """Attention received in the last layer; cosine of a cell in neighbouring frames (5 / 50 / 95 %)."""
-_TOWER_HEAD = (
-    "model|attention, object over background|AUC|objects in top quarter (chance 0.25)|cosine at rest|with an object|"
-    "across a cut|above 0.65: rest / cut|above 0.8: rest / cut"
-)
 
 
 def load(folder: Path):
@@ -60,7 +55,6 @@ def measure(folder: Path) -> dict[str, Any]:
 
         found = {"frames": frames, "clips": CLIPS, "accuracy": right(0, CLIPS)}
         found["random_kept"] = {str(keep): right(1, CLIPS // 4, keep)["all"] for keep in KEPT}
-        found["similarity"] = similarity(model)
     found |= {"attention": attention(model), "provenance": provenance()}
     write_atomic(folder.parent / "evaluation" / f"{folder.name}.json", json.dumps(found, indent=1) + "\n")
     return found
@@ -99,27 +93,6 @@ def _received(model, pixels: Tensor) -> Tensor:
     )
     received = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1).mean((1, 2))
     return F.avg_pool2d(received.view(-1, 1, 2 * GRID, 2 * GRID), 2).flatten(1)
-
-
-@torch.no_grad()
-def similarity(model, clips: int = 60, frames: int = 32) -> dict:
-    """Cosine of neighbouring frames: cells at rest (no object pixel), cells with an object, cells across a cut."""
-    values: dict[str, list[Tensor]] = {"at rest": [], "object": [], "cut": []}
-    for i in range(clips):
-        clip = make_clip(benchmark_rng("card-clips", i), frames, "general")
-        tokens = project(model, tower_states(model, normalise(clip.frames))[0])
-        same = F.cosine_similarity(tokens[:-1], tokens[1:], dim=-1)
-        shown = torch.from_numpy(learning.cell_looks(clip.labels)).any(-1)
-        cells = clip.labels.reshape(frames, GRID, SIZE // GRID, GRID, -1)
-        touched = torch.from_numpy(cells.any((2, 4)).reshape(frames, CELLS))
-        cut = torch.from_numpy(clip.scenes[1:] != clip.scenes[:-1])[:, None].expand_as(same)
-        values["cut"].append(same[cut])
-        values["object"].append(same[~cut & (shown[1:] | shown[:-1])])
-        values["at rest"].append(same[~cut & ~(touched[1:] | touched[:-1])])
-    joined, levels = {name: torch.cat(parts) for name, parts in values.items()}, torch.tensor([0.05, 0.5, 0.95])
-    above = {str(t): {k: round(float((v > t).float().mean()), 3) for k, v in joined.items()} for t in (0.65, 0.8)}
-    quantiles = {k: [round(float(q), 3) for q in v.quantile(levels)] for k, v in joined.items()}
-    return {"quantiles": quantiles, "share_above": above}
 
 
 def write_card(root: Path) -> Path:
@@ -161,15 +134,9 @@ def _accuracy(models: dict[str, Any]) -> str:
 
 
 def _tower(found: dict[str, Any]) -> str:
-    rows = []
-    for name, (_, measured) in found.items():
-        row = [name, *(f"{x:.2f}" for x in measured["attention"].values()), *[""] * 5]
-        if "similarity" in measured:
-            quantiles, above = measured["similarity"]["quantiles"], measured["similarity"]["share_above"]
-            row[4:7] = [" / ".join(f"{x:.2f}" for x in quantiles[k]) for k in ("at rest", "object", "cut")]
-            row[7:9] = [" / ".join(f"{above[t][k]:.3f}" for k in ("at rest", "cut")) for t in ("0.65", "0.8")]
-        rows.append(row)
-    return _table("Tower statistics", _TOWER_TEXT, _TOWER_HEAD.split("|"), rows)
+    rows = [[name, *(f"{x:.2f}" for x in one["attention"].values())] for name, (_, one) in found.items()]
+    head = ["model", "object over background", "AUC", "objects in top quarter (chance 0.25)"]
+    return _table("Tower statistics", "Attention received in the last layer.", head, rows)
 
 
 def main(argv: list[str]) -> int:

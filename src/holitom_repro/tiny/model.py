@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from holitom_repro.records import write_atomic
@@ -23,6 +24,16 @@ PREPROCESSOR = {
     "image_std": [0.5, 0.5, 0.5],
 }  # fmt: skip
 """4: PIL's box filter, the exact inverse of nearest-neighbour enlargement."""
+_TORCH = {name: value for name, value in PREPROCESSOR.items() if name != "image_processor_type"}
+_TORCH |= {"resample": 3, "do_convert_rgb": True}  # bicubic: torchvision knows no box filter
+PROCESSOR = {
+    "processor_class": "LlavaOnevisionProcessor", "num_image_tokens": (SIZE // PATCH) ** 2,
+    "vision_feature_select_strategy": "full", "image_token": IMAGE, "video_token": VIDEO,
+    "image_processor": _TORCH
+    | {"image_processor_type": "LlavaOnevisionImageProcessor", "image_grid_pinpoints": [[SIZE, SIZE]]},
+    "video_processor": _TORCH | {"video_processor_type": "LlavaOnevisionVideoProcessor"},
+}  # fmt: skip
+"""For transformers' own processor, and so for engines; this kit reads PREPROCESSOR."""
 
 
 def build(row_newlines: bool = False, feature_layer: int = -2):
@@ -78,4 +89,13 @@ def export(model, folder: Path, tower_only: bool = False) -> None:
     copy.deepcopy(part).to("cpu", torch.bfloat16).save_pretrained(folder)
     write_atomic(folder / "preprocessor_config.json", json.dumps(PREPROCESSOR, indent=2) + "\n")
     if not tower_only:
+        _name_as_published(folder / "model.safetensors")
+        write_atomic(folder / "processor_config.json", json.dumps(PROCESSOR, indent=2) + "\n")
         tokenizer().save_pretrained(folder)
+
+
+def _name_as_published(file: Path) -> None:
+    """Give the tower's weights the names that they have in LLaVA-OneVision's own checkpoints, which every release of
+    transformers reads, and vLLM too; transformers 5.23 writes them without the level "vision_model"."""
+    named = {name.replace("vision_tower.", "vision_tower.vision_model."): one for name, one in load_file(file).items()}
+    save_file(named, file, {"format": "pt"})

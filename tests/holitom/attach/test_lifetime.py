@@ -1,5 +1,6 @@
 """What a block leaves behind (nothing), and its meeting with other threads, copies, compilers, offloading, autocast."""
 
+import contextlib
 import copy
 import gc
 import pickle
@@ -14,6 +15,7 @@ from seam import GREEDY, NEAR, Drop, Host, KeepEvery, Nearest, batch, marks, wor
 from transformers import LogitsProcessor
 
 from holitom.attach import reduce_tokens
+from holitom.attach.decoder import Decoder
 from holitom.errors import BadUsage, UnsupportedModel
 from holitom.methods.fastv import FastV
 from holitom.methods.holitom import HoliTom, HoliTomMerge
@@ -180,15 +182,95 @@ def test_a_second_thread_is_refused_while_a_call_is_under_way(plain, where):
             "Other", (LogitsProcessor,), {"__call__": lambda self, ids, scores: (meanwhile(), scores)[1]}
         )()
         settings["logits_processor"] = [processor]
-    with reduce_tokens(plain.model, Outer(), 0.3):
+    with reduce_tokens(plain.model, Outer(), 0.3) as run:
         ours = plain.model.generate(**inputs, **settings)
         if handle:
             handle.remove()
         thread, found = in_thread(lambda: plain.model.generate(**batch(words(5)), **GREEDY))
         thread.join(10)
+        run.provide(run.encode(inputs["pixel_values_videos"]))
+        thread, provided = in_thread(lambda: run.provide(run.encode(inputs["pixel_values_videos"])))
+        thread.join(10)
     assert torch.equal(ours.sequences, expected.sequences)
     assert refused and all(error.what == "another thread is using this model" for error in refused)
     assert not isinstance(found[0], Exception)  # nothing is under way, so any thread may call
+    assert "another thread has provided" in str(provided[0])  # else it would answer about the other's video
+
+
+@torch.no_grad()
+def test_calls_that_begin_behind_their_block(plain):
+    """By a method that was taken inside, or by going on from a cache (or its copy) that was filled inside."""
+    token, caches = torch.tensor([[7]]), []
+    with reduce_tokens(plain.model, KeepEvery(), 0.3) as run:
+        caches += [plain.model(**plain.inputs(0), use_cache=True).past_key_values]
+        caches += [copy.deepcopy(caches[0])]
+        kept, expected = plain.model.generate, plain.model(input_ids=token, past_key_values=caches[0]).logits
+    for late in (lambda: kept(**plain.inputs(0), **GREEDY), lambda: run.encode(plain.clips[:1])):
+        with pytest.raises(BadUsage, match="block has ended that this call"):
+            late()
+    for cache in caches:
+        with pytest.raises(BadUsage, match="the block has ended"):
+            plain.model(input_ids=token, past_key_values=cache)
+        with pytest.raises(BadUsage, match="the block has ended"):
+            plain.model.generate(**batch(words(99)), past_key_values=cache, **GREEDY)
+    with reduce_tokens(plain.model, KeepEvery(), 0.3):
+        ours = plain.model(input_ids=token, past_key_values=caches[1]).logits
+    assert torch.equal(ours, expected)
+
+
+@torch.no_grad()
+def test_another_thread_may_call_the_parts_meanwhile(plain):
+    """Tower and decoder by themselves give it the model's own answer, and take nothing from the call under way."""
+    core, text = plain.model.model, batch(words(9))
+    parts = {"tower": lambda: core.vision_tower(plain.clips[1]), "decoder": lambda: core.language_model(**text)}
+    expected = {name: part().last_hidden_state for name, part in parts.items()}
+    watched = KeepEvery(requires=frozenset({"saliency", "keys"}))
+    with reduce_tokens(plain.model, watched, 0.3) as run:
+        features = run.encode(plain.clips[:1])[0]
+
+    def meanwhile(*_):
+        if threading.current_thread() is threading.main_thread():
+            for name, part in parts.items():
+                thread, found = in_thread(torch.no_grad()(part))
+                thread.join(10)
+                assert torch.equal(found[0].last_hidden_state, expected[name])
+
+    class Inside(Drop):
+        def __call__(self, *args):
+            meanwhile()
+            return super().__call__(*args)
+
+    quiet, loud = (Drop(2), Drop(3)), (Inside(2), Inside(3))
+    with reduce_tokens(plain.model, watched, 0.3, quiet):
+        answer = plain.model.generate(**plain.inputs(0), **GREEDY).sequences
+    handle = core.vision_tower.register_forward_hook(meanwhile)
+    with reduce_tokens(plain.model, watched, 0.3, loud) as run:
+        again = run.encode(plain.clips[:1])[0]
+        assert torch.equal(plain.model.generate(**plain.inputs(0), **GREEDY).sequences, answer)
+    handle.remove()
+    assert torch.equal(again.saliency, features.saliency) and torch.equal(again.keys, features.keys)
+
+
+def test_two_threads_that_open_a_block_at_once(plain, monkeypatch):
+    before, both, install, go_on = marks(plain.model), threading.Barrier(2), Decoder.install, threading.Event()
+
+    def together(self):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.2)
+        return install(self)
+
+    def use():
+        with contextlib.ExitStack() as stack:
+            stack.callback(go_on.set)  # the refused one lets the other go on
+            stack.enter_context(reduce_tokens(plain.model, KeepEvery(), 0.3))
+            go_on.wait(10)
+
+    monkeypatch.setattr(Decoder, "install", together)
+    threads = [in_thread(use) for _ in range(2)]
+    for thread, _ in threads:
+        thread.join(20)
+    assert sorted("already inside" in str(found) for _, found in threads) == [False, True]
+    assert marks(plain.model) == before
 
 
 # --- models that are not plain
@@ -292,23 +374,78 @@ def test_an_autocast_around_the_block_leaves_stages_their_precision(plain, inner
     assert seen == [False] * 4 and run.stats.acted
 
 
+class Wrapper(torch.nn.Module):
+    """What PEFT and others put around a module: calls go through, names may not."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **given):
+        return self.inner(*args, **given)
+
+
+def replaced(model, path, make):
+    """A copy in which one module is another."""
+    model = copy.deepcopy(model)
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, make(model.get_submodule(path)))
+    return model
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_parts_that_are_wrapped(name):
+    """Work as before, or are refused by name where what is inside must be known."""
+    host = Host(name)
+    reduction = Reduction("x", KeepEvery(requires=frozenset({"saliency", "keys"})), 0.3, BOTH.inner, Nearest(4, 1))
+    with reduce_tokens(host.model, reduction=reduction):
+        expected = host.model.generate(**host.inputs(0, 1), **GREEDY).sequences
+    inside, tower = "model.language_model.", "model.visual" if name == "qwen2_5_vl" else "model.vision_tower"
+    wrapped = [f"{inside}{part}" for part in ("embed_tokens", "layers.1.self_attn.q_proj", "layers.2.input_layernorm")]
+    wrapped += [] if name == "qwen2_5_vl" else [tower]
+    for path in wrapped:
+        model = replaced(host.model, path, Wrapper)
+        with reduce_tokens(model, reduction=reduction):
+            assert torch.equal(model.generate(**host.inputs(0, 1), **GREEDY).sequences, expected), path
+    refused = {inside[:-1]: "wrapped or replaced", f"{inside}layers.2": "Wrapper has no q_proj"}
+    refused |= {f"{inside}layers.1.self_attn": "Wrapper has no q_proj"}
+    refused |= {tower: "wrapped or replaced"} if name == "qwen2_5_vl" else {}
+    for path, said in refused.items():
+        for make in (Wrapper, torch.nn.DataParallel) if "layers" not in path else (Wrapper,):
+            model = replaced(host.model, path, make)
+            with pytest.raises(UnsupportedModel, match=said), reduce_tokens(model, reduction=reduction):
+                pass
+            assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantised_decoder(name):
+    """Its layers have no weight that is a tensor: stages that keep all score it, and change nothing."""
+    host, quantise = Host(name), torch.ao.quantization.quantize_dynamic
+    model = replaced(host.model, "model.language_model", lambda text: quantise(text, {torch.nn.Linear}))
+    with reduce_tokens(model):
+        expected = model.generate(**host.inputs(0), **GREEDY).logits[0]
+    whole = (Drop(2, 1.0), Drop(3, 1.0, score="this"), Drop(4, 1.0, query="text"))
+    with reduce_tokens(model, inner=whole, decode=Nearest(4, 999)) as run:
+        ours = model.generate(**host.inputs(0), **GREEDY).logits[0]
+    torch.testing.assert_close(ours, expected, **NEAR)
+    assert run.stats.samples and not run.stats.missing
+    for stage in whole:
+        assert all(seen["score"].isfinite().all() and seen["score"].std() > 0 for seen in stage.seen)
+
+
 def test_inside_a_wrapper(plain):
     """What is wrapped around a model (PEFT, for one) calls through to it."""
 
-    class Wrapper(torch.nn.Module):
-        def __init__(self, base_model):
-            super().__init__()
-            self.base_model, self.config = base_model, base_model.config
-
+    class Outside(Wrapper):
         def generate(self, **given):
-            return self.base_model.generate(**given)
-
-        def forward(self, **given):
-            return self.base_model(**given)
+            return self.inner.generate(**given)
 
     with reduce_tokens(plain.model, KeepEvery(), 0.3, Drop(2)):
         expected = plain.model.generate(**plain.inputs(0), **GREEDY)
-    wrapper = Wrapper(plain.model).eval()
+    wrapper = Outside(plain.model).eval()
+    wrapper.config = plain.model.config
     with reduce_tokens(wrapper, KeepEvery(), 0.3, Drop(2)) as run:
         ours = wrapper.generate(**plain.inputs(0), **GREEDY)
         torch.testing.assert_close(wrapper(**plain.inputs(0)).logits[:, -1], expected.logits[0], **NEAR)

@@ -250,6 +250,6 @@ def test_placeholders_of_places_on_a_grid():
 
 def test_a_setting_that_did_nothing(plain):
     with reduce_tokens(plain.model, HoliTom(), 0.25) as run:
-        for ask in (run.stats.check_acted, lambda: run.stats.last, lambda: run.stats.budget):
+        for ask in (run.stats.check_acted, lambda: run.stats.last):
             with pytest.raises(CannotRun, match="no video"):
                 ask()

@@ -107,9 +107,7 @@ def test_a_layer_that_is_not_causal(both, layer):
     assert (out.logits[0] - causal.logits[0]).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize(
-    "stage", [HoliTomMerge(2, 0.0), Drop(2, 1.0, positions="contiguous"), Drop(3, 1.0, prune_past=True)]
-)
+@pytest.mark.parametrize("stage", [Drop(2, 1.0, positions="contiguous"), Drop(3, 1.0, prune_past=True)])
 def test_a_stage_that_keeps_everything_is_the_unmodified_model(both, stage):
     stock = both.model.generate(**both.inputs(0, 1), **GREEDY)
     with reduce_tokens(both.model, inner=stage):

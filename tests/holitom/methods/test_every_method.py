@@ -2,19 +2,24 @@
 
 import inspect
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
+import seam
 import torch
+from hosts import HOSTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from videos import BUDGETS, DTYPES, VIDEOS, check, same, scenes
+from seam import GREEDY, Host
+from videos import BUDGETS, DTYPES, VIDEOS, check, same, scenes, with_every_field
 
 from holitom import methods
+from holitom.attach import reduce_tokens
 from holitom.errors import BadUsage
 from holitom.methods import holitom_variants
 from holitom.methods.base import budget_tokens
-from holitom.types import OPTIONAL_FIELDS, Inner, Outer
+from holitom.types import OPTIONAL_FIELDS, Inner, Outer, Reduction
 
 OUTER = [
     methods.HoliTom(),
@@ -28,6 +33,13 @@ OUTER = [
     methods.MMGVid(gain="opposite"),
     methods.HieraVid(),
     methods.DyCoke(),
+    methods.UniComp(),
+    methods.UniComp(head="substitute"),
+    methods.VCast(),
+    methods.FlashVID(),
+    methods.FlashVID(alpha=0.2, tau=0.3),
+    methods.UnifiedPool(),
+    methods.UnifiedPool(tau=0.99, window=20),
     methods.ToMe(),
     methods.RandomDrop(seed=3),
     methods.UniformStride(),
@@ -42,6 +54,9 @@ EXACT = (
     methods.AveragePool,
     methods.ToMe,
     methods.VisionZip,
+    methods.VCast,
+    methods.FlashVID,
+    methods.UnifiedPool,
 )
 INNER = [
     methods.HoliTomMerge(3, 0.5),
@@ -204,4 +219,45 @@ def test_wrong_layers_and_shares_are_refused(stage):
 def test_every_method_of_the_package_is_here():
     named = {getattr(methods, name) for name in methods.__all__}
     stages = {kind.__name__ for kind in named if inspect.isclass(kind)} - {"PyramidDrop", "DyCokeDecode"}
-    assert stages == {type(m).__name__ for m in [*OUTER, *INNER]} - set(holitom_variants.__all__)
+    kinds = {type(stage).__name__ for stage in [*OUTER, *INNER, methods.EarlyTom()]}
+    assert stages == kinds - set(holitom_variants.__all__)
+
+
+KEEPING = [
+    *(Reduction(str(method), method, 1.0) for method in OUTER),
+    *(
+        Reduction(str(stage), inner=(stage,))
+        for stage in (
+            methods.HoliTomMerge(3, 0.0),
+            methods.HoliTomMerge(3, 0.0, "mean", include_newlines=True),
+            methods.FastV(2, 0.0),
+            methods.PyramidDropStage(2, 1.0),
+            methods.PruneVidSelect(2, 1.0),
+            methods.HieraVidSelect(2, 0.0),
+        )
+    ),
+    Reduction("DyCokeDecode", decode=methods.DyCokeDecode(2, 0.0)),
+]
+
+
+@pytest.fixture(scope="module", params=HOSTS)
+def unreduced(request):
+    """A host, one of its videos with every field a method may read, and the logits without a reduction: of the stock
+    model, but of LLaVA-Video, whose row newlines the stock class does not know."""
+    host = Host(request.param)
+    asked = {name: value for name, value in host.inputs(0).items() if name != "pixel_values_videos"}
+    video = with_every_field(seam.video_of(host), torch.Generator().manual_seed(0))
+    video = replace(video, saliency=torch.rand(video.tokens.shape[:2], generator=torch.Generator().manual_seed(1)))
+    with reduce_tokens(host.model) if request.param == "llava_video" else nullcontext():
+        logits = host.model.generate(**host.inputs(0), **GREEDY).logits
+    return host, asked, video, torch.cat(logits)
+
+
+@pytest.mark.parametrize("reduction", KEEPING, ids=lambda reduction: reduction.name)
+def test_what_keeps_everything_is_the_unreduced_model_exactly(unreduced, reduction):
+    """Every method through its own path on every host, in prefill and in decoding: not one bit is another."""
+    host, asked, video, expected = unreduced
+    with reduce_tokens(host.model, reduction=reduction) as run:
+        run.provide([video])
+        assert torch.equal(torch.cat(host.model.generate(**asked, **GREEDY).logits), expected)
+    run.stats.check_acted()

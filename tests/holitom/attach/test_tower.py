@@ -1,0 +1,257 @@
+"""A stage inside the vision tower: what the rest of the model then sees, alone and with every other stage."""
+
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from hosts import HOSTS
+from seam import ALL, GREEDY, NEAR, NEW, Drop, Host, KeepEvery, Nearest, batch, layout, marks, words
+
+from holitom.attach import reduce_tokens
+from holitom.errors import BadUsage, CannotRun, UnsupportedModel
+from holitom.flops import VisionShape, measured_flops, projector_flops, vision_flops
+from holitom.methods import EarlyTom, HoliTom, HoliTomMerge, VisionZip
+from holitom.models import adapter_for
+from holitom.types import Reduction, VideoFeatures
+
+STAGE = EarlyTom((0, 1), tau=0.0)  # the tiny towers have three layers
+LENGTH = 10
+
+
+@pytest.fixture(scope="module", params=["llava_onevision", "llava_video"])
+def host(request):
+    """A host with SigLIP, and two videos that move slowly."""
+    found, draw = Host(request.param), torch.Generator().manual_seed(1)
+    size = found.clips.shape[-1]
+    found.clips = torch.randn(2, LENGTH, 3, size, size, generator=draw).mul(0.3).cumsum(1)
+    return found
+
+
+def layers_of(host):
+    return [m for m in host.model.modules() if type(m).__name__ == "SiglipEncoderLayer"]
+
+
+@torch.no_grad()
+def expected(host, i, stage=STAGE):
+    """Tokens [T', N, D] of a video, by running the tower layer for layer; which frame holds each; frames per layer."""
+    into, entered, seen = list(range(LENGTH)), [], []
+    handle = layers_of(host)[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    host.model.model.vision_tower(host.clips[i])
+    handle.remove()
+    states = seen[0]
+    for number, layer in enumerate(layers_of(host)):
+        entered.append(len(states))
+        states = layer(states, None)
+        if number in stage.layers:
+            states, now = stage(states)
+            into = [now[t] for t in into]
+    return adapter_for(host.model).tokens(states), tuple(into), tuple(entered)
+
+
+def near(ours, theirs):
+    torch.testing.assert_close(ours, theirs, **NEAR)
+
+
+def test_frames_are_merged_between_the_layers(host):
+    """Of every video of a batch by itself; saliency and keys are those of the frames that are left."""
+    with reduce_tokens(host.model, VisionZip(), 0.5, tower=STAGE) as run:
+        videos = run.encode(host.clips)
+        again = run.encode(list(host.clips))
+    lengths = set()
+    for i, video in enumerate(videos):
+        tokens, into, entered = expected(host, i)
+        near(video.tokens, tokens)
+        assert (video.merged.into, video.merged.entered) == (into, entered) and torch.equal(
+            video.tokens, again[i].tokens
+        )
+        assert len(video.saliency) == len(video.keys) == video.frames == entered[-1] < LENGTH
+        lengths.add(into)
+    assert len(lengths) == 2  # the videos differ
+
+
+@pytest.mark.parametrize("positions", ["contiguous", "original"])
+def test_an_outer_stage_sees_fewer_frames_and_its_tokens_keep_the_places_of_their_first_frames(host, positions):
+    outer, (tokens, into, entered) = KeepEvery(positions=positions), expected(host, 0)
+    with reduce_tokens(host.model, outer, 0.3, tower=STAGE) as run:
+        out = host.model.generate(**host.inputs(0), **GREEDY)
+    kept = outer(VideoFeatures(tokens, host.grids[0]), 0.3)
+    kept = replace(kept, frame=torch.tensor([into.index(t) for t in range(len(tokens))])[kept.frame])
+    height, width = host.grids[0]
+    by_rows = host.name == "llava_video"
+    across = width + by_rows
+    place = (kept.frame * height + kept.cell // width) * across + kept.cell % width
+    ends = (place // across).unique() * across + width if by_rows else torch.tensor([LENGTH * height * width])
+    place, order = torch.cat([place, ends]).sort()
+    rows = torch.cat([kept.tokens, host.model.model.image_newline.detach().expand(len(ends), -1)])[order]
+    embeds = host.embed(0, rows, out.sequences[0, -NEW:])
+    numbers = torch.arange(len(embeds))
+    if positions == "original":
+        first, full = host.before[0], LENGTH * height * across + (not by_rows)
+        numbers = torch.cat([numbers[:first], first + place, first + full + torch.arange(host.after[0] + NEW)])
+    near(torch.cat(out.logits), host.recompute(embeds, *layout(0, len(embeds), numbers=numbers))[-NEW - 1 : -1])
+    last, cells = run.stats.last, height * width
+    assert (last.frames, last.full, last.tower_frames) == (LENGTH, LENGTH * cells, entered)
+    assert (last.requested, last.kept) == (round(0.3 * LENGTH * cells), len(kept))
+    assert run.stats.removed == {"tower": (LENGTH - len(tokens)) * cells, "outer": len(tokens) * cells - len(kept)}
+    run.stats.check_acted()
+
+
+@pytest.mark.parametrize("budget", [1.0, 0.8, 0.3])
+def test_a_budget_counts_tokens_of_the_whole_video(host, budget):
+    asked = []
+
+    class Asked(KeepEvery):
+        def __call__(self, video, budget):
+            asked.append(budget * video.frames)
+            return super().__call__(video, budget)
+
+    with reduce_tokens(host.model, Asked(1), budget, tower=STAGE) as run:
+        host.model(**host.inputs(0))
+    left = run.stats.last.tower_frames[-1]
+    assert asked == [pytest.approx(min(budget * LENGTH, left))]
+    cells = host.grids[0][0] * host.grids[0][1]
+    assert run.stats.last.requested == min(round(budget * LENGTH * cells), left * cells)
+
+
+SETTINGS = {
+    "alone": Reduction("alone", tower=STAGE),
+    "all": Reduction("all", HoliTom(tau=0.5), 0.3, (HoliTomMerge(2, 0.5), Drop(3, score="this")), Nearest(4, 1), STAGE),
+    "gaps": Reduction("gaps", KeepEvery(positions="original"), 0.3, (Drop(1),), tower=STAGE),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_batch_equals_singles_and_nothing_is_left_behind(host, name):
+    before, text = marks(host.model), batch(words(9))
+    stock = host.model(**text).logits
+    singles = []
+    for i in (0, 1):
+        with reduce_tokens(host.model, reduction=SETTINGS[name]) as run:
+            singles.append(host.model.generate(**host.inputs(i), **GREEDY))
+            assert torch.equal(host.model(**text).logits, stock)
+        run.stats.check_acted()
+    with reduce_tokens(host.model, reduction=SETTINGS[name]):
+        both = host.model.generate(**host.inputs(0, 1), **GREEDY)
+    for i, single in enumerate(singles):
+        assert torch.equal(both.sequences[i, -NEW:], single.sequences[0, -NEW:])
+        near(torch.stack(both.logits)[:, i], torch.stack(single.logits)[:, 0])
+    assert marks(host.model) == before and torch.equal(host.model(**text).logits, stock)
+
+
+@pytest.mark.parametrize("outer", [None, ALL])
+def test_merging_nothing_is_the_model_without_the_stage(host, outer):
+    """Bit for bit, also with a single frame, of which there is nothing to merge."""
+    for clips, stage in (
+        (host.clips, replace(STAGE, longest=3)),
+        (host.clips, EarlyTom(())),
+        (host.clips[:, :1], STAGE),
+    ):
+        given, found = host.inputs(0, 1) | {"pixel_values_videos": clips}, []
+        for tower in (None, stage):
+            with reduce_tokens(host.model, outer, tower=tower) as run:
+                found.append(torch.stack(host.model.generate(**given, **GREEDY).logits))
+        assert torch.equal(*found) and run.stats.budget.share == 1
+        assert run.stats.acted == stage.identity
+
+
+def test_a_stage_that_fails_leaves_nothing_behind(host):
+    class Broken(EarlyTom):
+        def __call__(self, hidden):
+            raise RuntimeError("a stage failed")
+
+    before = marks(host.model)
+    with reduce_tokens(host.model, tower=Broken((0,))):
+        inside = marks(host.model)
+        for _ in (0, 1):
+            with pytest.raises(RuntimeError, match="a stage failed"):
+                host.model(**host.inputs(0))
+            assert marks(host.model) == inside
+    assert marks(host.model) == before
+
+
+def test_flops_of_a_tower_with_a_stage(host):
+    shape, spent = VisionShape.from_config(host.model.config), {}
+    for tower in (None, STAGE):
+        with reduce_tokens(host.model, tower=tower) as run:
+            spent[tower] = measured_flops(lambda: run.encode(host.clips[:1]))
+            (video,) = run.encode(host.clips[:1])
+    whole = vision_flops(LENGTH, shape) + projector_flops(LENGTH, 32, shape)
+    fewer = vision_flops(video.merged.entered, shape) + projector_flops(video.frames, 32, shape)
+    assert spent[None] - spent[STAGE] == whole - fewer > 0
+    with pytest.raises(BadUsage, match="3 layers, but 2 counts"):
+        vision_flops([4, 3], shape)
+
+
+REFUSED = {
+    "not a tower stage": EarlyTom,
+    "KeepEvery.* is not a tower stage": KeepEvery(),
+    r"layers \[0, 2\] of a tower of 3.*\[0, 1\]": EarlyTom((0, 2)),
+    r"layers \[1, 0\]": EarlyTom((1, 0)),
+    r"layers \[6, 14, 20\]": EarlyTom(),
+    r"layers \[0\.5\]": EarlyTom((0.5,)),
+}
+
+
+@pytest.mark.parametrize("match", REFUSED)
+def test_wrong_stages_are_refused(host, match):
+    with pytest.raises(BadUsage, match=match), reduce_tokens(host.model, tower=REFUSED[match]):
+        pass
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_next_video"])
+def test_hosts_without_siglip_are_refused(name):
+    with pytest.raises(UnsupportedModel, match="is no SigLIP"), reduce_tokens(HOSTS[name](), tower=EarlyTom((0,))):
+        pass
+
+
+def test_layers_behind_the_features_are_refused(host, monkeypatch):
+    monkeypatch.setattr(host.model.config, "vision_feature_layer", -2)
+    with pytest.raises(UnsupportedModel, match=r"from state -2, and .* behind layer 1"):
+        reduce_tokens(host.model, tower=STAGE).__enter__()
+    with reduce_tokens(host.model, tower=EarlyTom((0,), 0.0)) as run:
+        assert run.encode(host.clips)[0].frames < LENGTH
+
+
+def test_features_of_another_tower_and_a_stage_without_effect_are_no_result(host):
+    reduction = Reduction("x", tower=STAGE)
+    with reduce_tokens(host.model) as run:
+        whole = run.encode(host.clips)
+    with reduce_tokens(host.model, reduction=reduction) as run:
+        merged = run.encode(host.clips)
+    for given, videos, said in ((reduction, whole, "without"), (Reduction("y"), merged, "with")):
+        with reduce_tokens(host.model, reduction=given) as run:
+            run.provide(videos)
+            with pytest.raises(BadUsage, match=f"a tower {said} a stage in it"):
+                host.model(**batch(host.prompt(0), host.prompt(1)))
+    with reduce_tokens(host.model, tower=replace(STAGE, tau=2.0)) as run:
+        host.model(**host.inputs(0))
+    with pytest.raises(CannotRun, match="tower kept every token"):
+        run.stats.check_acted()
+
+
+def test_a_second_thread_is_refused_while_the_stage_works(host):
+    found = []
+
+    class Watched(EarlyTom):
+        def __call__(self, hidden):
+            thread = threading.Thread(target=refused)
+            thread.start()
+            thread.join(10)
+            return super().__call__(hidden)
+
+    def refused():
+        with pytest.raises(BadUsage, match="another thread is using this model"):
+            host.model(**host.inputs(0))
+        found.append(True)
+
+    with reduce_tokens(host.model, tower=Watched((0,), 0.0)) as run:
+        run.encode(host.clips)
+        host.model(**host.inputs(0, 1))
+    assert found == [True] * 4
+
+
+def test_records_of_other_settings_keep_their_keys():
+    said = Reduction("x", tower=STAGE).describe()
+    assert said.pop("tower") == {"method": "EarlyTom", "layers": [0, 1], "tau": 0.0, "longest": 6}
+    assert said == Reduction("x").describe()
