@@ -20,8 +20,8 @@ from holitom_repro.records import Store
 from holitom_repro.scores import compare, evaluate, fewer_frames, paired, samples
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # as a notebook's: nobody can import it
-COLUMNS = "key method budget model benchmark frames limit tier accuracy low high diff diff_low diff_high p n videos"
-COLUMNS += " answers kept_pct newline_pct layer_pct off_per_frame flops_pct cell notes"
+COLUMNS = "key method budget model benchmark frames limit tier protocol accuracy low high diff diff_low diff_high p n"
+COLUMNS += " videos answers kept_pct newline_pct layer_pct off_per_frame flops_pct cell notes"
 BENCHMARKS = ["tiny_ego", "tiny_actions"]
 SETTINGS = {
     ("HoliTom", 0.25): Reduction("HoliTom", HoliTom(tau=0.8), 0.25),
