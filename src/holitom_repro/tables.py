@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,7 @@ def verdict_table(verdicts: pd.DataFrame) -> Styler:
     shown = verdicts.assign(expected=verdicts["expected"].where(verdicts["expected"] != verdicts["verdict"], ""))
     order = ["claim", "printed", "ours", "interval", "verdict", "expected", "why"]
     return styled(shown.set_index("id")[order], "Verdicts on the claims of this notebook").format(
-        {"ours": "{:.2f}"}, na_rep="–"
+        {"ours": "{:.2f}"}, na_rep="–", escape="html"
     )
 
 
@@ -133,11 +134,8 @@ def styled(table: pd.DataFrame, caption: str = "") -> Styler:
         )
         return [f"{plain};font-weight:700" if bold else plain for bold in best]
 
-    return (
-        shown.style.apply(look)
-        .format(precision=1, na_rep="–")
-        .set_caption("; ".join(filter(None, (caption, table.attrs.get("below")))))
-    )
+    made = shown.style.apply(look).format(precision=1, na_rep="–", escape="html").format_index(escape="html")
+    return made.set_caption(escape("; ".join(filter(None, (caption, table.attrs.get("below"))))))
 
 
 def _best(column: pd.Series) -> list[bool]:
