@@ -20,7 +20,7 @@ for fd in 0 1 2; do [ -e /dev/fd/$fd ] || eval "exec $fd<>/dev/null"; done # a s
 for name in ${!PYTHON*}; do # the user's Python is another one; a few of its variables do no harm here
   case $name in *DONTWRITEBYTECODE | *PYCACHEPREFIX | *HASHSEED | *UNBUFFERED) ;; *) unset "$name" ;; esac
 done
-unset CDPATH PIP_TARGET PIP_PREFIX PIP_ROOT PIP_DRY_RUN PIP_NO_DEPS PIP_REQUIRE_HASHES PIP_PYTHON PIP_IGNORE_INSTALLED
+unset CDPATH PIP_TARGET PIP_PREFIX PIP_ROOT PIP_DRY_RUN PIP_NO_DEPS PIP_REQUIRE_HASHES PIP_PYTHON PIP_IGNORE_INSTALLED PIP_CONSTRAINT
 export PYTHONUTF8=1 PYTHONNOUSERSITE=1
 [ "$(locale charmap 2>/dev/null)" = UTF-8 ] || export LC_ALL=C.UTF-8
 
@@ -64,8 +64,9 @@ set_up() {
     find "$ROOT" -maxdepth 0 ! -writable
     find "$VENV" "$ROOT/runs" -maxdepth 2 ! -type l ! -writable
   } 2>/dev/null | head -n 1)
-  [ -z "$other" ] || die "$other belongs to $(stat -c %U -- "$other"), and $(id -un) may not write there" \
-    "use a checkout of your own, or: sudo chown -R $(id -un) '$ROOT'"
+  [ -z "$other" ] || die "$other belongs to $(stat -c %U -- "$other"), and $(id -un 2>/dev/null) may not write there" \
+    "use a checkout of your own, or: sudo chown -R $(id -u) $(printf %q "$ROOT")"
+  case $ROOT in *:* | *$'\n'*) die "no Python environment can be made below $ROOT" "give the folder a name without a colon" ;; esac
   base=$(find_python) || die "no Python 3.11 or 3.12 with its venv module (python3: $(python3 -V 2>&1 | head -n 1))" \
     "install one: apt install python3 python3-venv, or conda env create -f environment.yml"
   mkdir -p "$ROOT/runs/cache" || die "$ROOT/runs is no folder" "remove what is in its place"
@@ -80,7 +81,7 @@ set_up() {
   step "torch ($(sed -n 's/^torch==//p' "$REQ/constraints.txt"))" "${PIP[@]}" -r "$REQ/constraints.txt"
   step "libraries" "${PIP[@]}" -r "$REQ/core.txt" -r "$REQ/eval.txt" -r "$REQ/notebooks.txt" -r "$REQ/dev.txt"
   step "lmms-eval alone, and the packages of here" \
-    "${PIP[@]}" --no-deps --no-build-isolation -r "$REQ/lmms-eval.txt" -e "$ROOT"
+    "${PIP[@]}" --no-deps --no-build-isolation -r "$REQ/lmms-eval.txt" -e "$ROOT/."
   step "a look at what was made" "$PYTHON" -P -m holitom_repro.doctor "$ROOT"
   rm -rf "$ROOT/runs/cache/pip" "$ROOT/runs/cache/rustup"
   made_from >"$VENV/holitom.stamp"

@@ -365,12 +365,19 @@ def _explained(error: Exception) -> int:
     if isinstance(error, PermissionError) and error.filename:
         path = Path(error.filename).absolute()
         place = next(one for one in (path, *path.parents) if os.path.lexists(one))
-        fix = f"Use a checkout of your own, or: sudo chown -R $(id -un) {shlex.quote(str(place))}"
-        return _say(f"{PROG}: no right to {path}: {place} belongs to {place.owner()}. {fix}", 2)
+        fix = f"Use a checkout of your own, or: sudo chown -R $(id -u) {shlex.quote(str(place))}"
+        return _say(f"{PROG}: no right to {path}: {place} belongs to {_owner(place)}. {fix}", 2)
     if isinstance(error, OSError):
         return _say(f"{PROG}: {error}. --debug shows where.", 2)
     first = (str(error).strip() or "no message").split("\n")[0]
     return _say(f"{PROG}: a fault in the kit, {type(error).__name__}: {first}. Please report what --debug shows.", 2)
+
+
+def _owner(place: Path) -> str:
+    try:
+        return place.owner()
+    except KeyError:  # a number without a name
+        return f"user {place.stat().st_uid}"
 
 
 def _say(message: str, code: int) -> int:

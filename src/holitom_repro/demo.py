@@ -49,7 +49,8 @@ def demo(
         features = method_page.colour_features(sampled.pixels)
     seen = method_page.walk(sampled, features, method, budget)
     title = f"HoliTom on {path.name}: {len(sampled)} frames, budget {100 * budget:.3g} %"
-    figure, table = method_page.method_figure(seen, title, note), method_page.frame_table(seen)
+    plain = [text.replace("$", r"\$") for text in (title, note)]  # between two of them matplotlib reads formulas
+    figure, table = method_page.method_figure(seen, *plain), method_page.frame_table(seen)
     picture = save_figure(figure, f"demo_{path.stem}", table, "tiny", out)
     lines = report(seen) + ([f"question     {question}", f"answer       {answer}"] if question else [])
     print("\n".join([*lines, f"picture      {picture}"]))

@@ -48,13 +48,17 @@ def hub() -> Answer:
     offline by choice is not asked: what is needed is in the hub's cache, or told by name when it is not."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return Answer(True, "not asked (HF_HUB_OFFLINE is set): only its cache is read")
-    address = urlparse(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    proxy = getproxies().get(address.scheme)
-    asked = urlparse(proxy if "//" in proxy else f"//{proxy}") if proxy else address
+    given = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     try:
-        socket.create_connection((asked.hostname or "", asked.port or 443), timeout=2).close()
-    except (OSError, UnicodeError) as error:
-        return Answer(False, f"{asked.hostname} does not answer ({error})")
+        address = urlparse(given)
+        proxy = getproxies().get(address.scheme)
+        asked = urlparse(proxy if "//" in proxy else f"//{proxy}") if proxy else address
+        if not address.hostname or not asked.hostname:
+            return Answer(False, f"{given!r} is no address (https://...)")
+        usual = 80 if asked.scheme == "http" else 443
+        socket.create_connection((asked.hostname, asked.port or usual), timeout=2).close()
+    except (OSError, ValueError) as error:
+        return Answer(False, f"{given} does not answer ({error})")
     return Answer(True, f"{asked.hostname} answers")
 
 

@@ -63,6 +63,7 @@ NOTEBOOKS = {notebook.name: notebook for notebook in _ALL}
 FOREIGN = (
     *("JUPYTER_PATH", "JUPYTER_CONFIG_PATH", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"),
     *("IPYTHONDIR", "MPLBACKEND", "MPLCONFIGDIR", "MATPLOTLIBRC", "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"),
+    *("GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE"),
 )
 """Variables by which other programs' kernels, start-up files, styles and repositories would get into a run."""
 
@@ -75,6 +76,10 @@ def own_surroundings() -> None:
         os.environ[name] = place
         with suppress(OSError):  # a checkout that may only be read can still be looked at
             Path(place).mkdir(parents=True, exist_ok=True)
+    try:
+        Path.home()
+    except RuntimeError:  # a container's user without a name
+        os.environ["HOME"] = str(paths.runs("cache", "home"))
     os.environ.update(PYTHONUTF8="1", PYTHONNOUSERSITE="1", JUPYTER_PREFER_ENV_PATH="1", TOKENIZERS_PARALLELISM="false")
     os.environ.update(PYDEVD_DISABLE_FILE_VALIDATION="1")
 

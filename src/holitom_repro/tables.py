@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -145,7 +146,7 @@ def verdict_table(verdicts: pd.DataFrame) -> Styler:
     shown = verdicts.assign(expected=verdicts["expected"].where(verdicts["expected"] != verdicts["verdict"], ""))
     order = ["claim", "printed", "ours", "interval", "verdict", "expected", "why"]
     return styled(shown.set_index("id")[order], "Verdicts on the claims of this notebook").format(
-        {"ours": "{:.2f}"}, na_rep="–"
+        {"ours": "{:.2f}"}, na_rep="–", escape="html"
     )
 
 
@@ -171,8 +172,8 @@ def styled(table: pd.DataFrame, caption: str = "") -> Styler:
         return [f"{plain};font-weight:700" if bold else plain for bold in best]
 
     few = {column: "{:.3f}" for column in shown.columns if _last(column).startswith("p (")}
-    below = "; ".join(filter(None, (caption, table.attrs.get("below"))))
-    return shown.style.apply(look).format(few, precision=1, na_rep="–").set_caption(below)
+    made = shown.style.apply(look).format(few, precision=1, na_rep="–", escape="html").format_index(escape="html")
+    return made.set_caption(escape("; ".join(filter(None, (caption, table.attrs.get("below"))))))
 
 
 def _best(column: pd.Series) -> list[bool]:

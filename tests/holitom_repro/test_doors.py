@@ -258,6 +258,15 @@ def test_doctor_finds_a_library_of_another_python(monkeypatch, tmp_path):
     assert not well and "numpy of another Python" in said
 
 
+@pytest.mark.parametrize("given", ["http://127.0.0.1:port", "mirror", "https://", "http://[::1", "http://127.0.0.1:9"])
+def test_a_hub_that_is_no_address_does_not_answer(monkeypatch, given):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(machine, "getproxies", dict)
+    monkeypatch.setenv("HF_ENDPOINT", given)
+    found = machine.hub.__wrapped__()
+    assert not found.ok and given in found.found
+
+
 def test_an_environment_that_lacks_something_is_told(monkeypatch):
     monkeypatch.setattr(doctor, "installed", lambda name: None if name == "av" else doctor.locked(ROOT).get(name, "1"))
     assert [word for word in doctor.lacking(ROOT) if word.startswith("av")] == ["av is missing (needs >=14)"]
@@ -405,15 +414,21 @@ def test_ctrl_c_in_the_set_up(script, ignored):
     assert "ran: -P -m holitom_repro list" in script("list").stdout
 
 
+def test_a_folder_in_which_no_environment_can_be_made_is_named(checkout):
+    moved = checkout.rename(checkout.with_name("2026-11-29 12:30"))
+    done = subprocess.run([moved / "reproduce.sh", "list"], capture_output=True, encoding="utf-8")
+    assert done.returncode == 2 and done.stderr.count("\n") == 2 and "a name without a colon" in done.stderr
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
 @pytest.mark.parametrize("place", ["runs/cache", ".venv"])
 def test_what_belongs_to_somebody_else_is_said_in_one_message(script, checkout, tmp_path, place):
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_uid == 0 and folder != Path("/"):
             folder.chmod(folder.stat().st_mode | 0o755)
-    os.chown(checkout, 65534, 65534)
+    os.chown(checkout, 65432, 65432)  # nobody by name, as in a container
     (checkout / place).mkdir(parents=True)
-    done = script("list", user=65534)
+    done = script("list", user=65432)
     assert done.returncode == 2 and done.stderr.count("\n") == 2, done.stderr
     assert "belongs to root, and " in done.stderr and "sudo chown -R" in done.stderr
 

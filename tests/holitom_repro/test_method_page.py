@@ -1,5 +1,7 @@
 """The pictures of the method and the demo on the shipped clip: segments at the cuts, counts that add up, bad input."""
 
+import shutil
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
@@ -89,8 +91,10 @@ def test_colour_features_are_finite_and_need_a_picture_larger_than_the_grid():
 
 
 def test_the_demo_writes_a_picture_and_tells_both_budgets(tmp_path, capsys):
-    assert demo.main(["--frames", "6", "--out", str(tmp_path)]) == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"demo_three_shots.png", "demo_three_shots.csv"}
+    clip, out = tmp_path / r"a $\frac$ {b} [x] 100%.mp4", tmp_path / "schön, out"
+    shutil.copy(paths.data("videos", "three_shots.mp4"), clip)
+    assert demo.main([str(clip), "--frames", "6", "--out", str(out)]) == 0
+    assert {path.name for path in out.iterdir()} == {f"demo_{clip.stem}.png", f"demo_{clip.stem}.csv"}
     told = capsys.readouterr().out
     assert "asked 10.00%, realised" in told and "6 of 330 frames" in told
 
