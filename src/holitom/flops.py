@@ -30,6 +30,36 @@ def paper_flops(tokens_per_layer: Sequence[Count], hidden_size: int, intermediat
     return float(sum(4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m for n in _counts(tokens_per_layer)))
 
 
+def exact_flops(
+    tokens_per_layer: Sequence[Count],
+    hidden_size: int,
+    intermediate_size: int,
+    *,
+    num_heads: int,
+    num_key_value_heads: int,
+    head_dim: int | None = None,
+    text_tokens: int = 0,
+    vocab_size: int = 0,
+    causal: bool = True,
+) -> float:
+    """Prefill FLOPs of a Qwen2-like decoder with its true shapes, 2 per multiply-accumulate, batch 1.
+
+    tokens_per_layer: visual tokens entering each layer; text_tokens: every other prompt token (words, newlines),
+    present in all layers. Counted: q and o projections at full width, k and v at num_key_value_heads, scores and
+    weighted sum of every query head, gate, up and down matrices, and lm_head for the last position (vocab_size 0
+    leaves it out). causal=True counts the n (n + 1) / 2 pairs that causality needs; False counts the full n x n
+    matrix, which is what a kernel without a causal shortcut, and torch's counter, does.
+    """
+    d, m, each = hidden_size, intermediate_size, head_dim or hidden_size // num_heads
+    wide, narrow = num_heads * each, num_key_value_heads * each
+    macs = float(d * vocab_size)
+    for visual in _counts(tokens_per_layer):
+        n = visual + text_tokens
+        pairs = n * (n + 1) / 2 if causal else n * n
+        macs += 2 * n * d * wide + 2 * n * d * narrow + 2 * pairs * wide + 3 * n * d * m
+    return 2.0 * macs
+
+
 def _counts(tokens_per_layer: Sequence[Count], layers: int | None = None) -> Sequence[Count]:
     if layers not in (None, len(tokens_per_layer)):
         raise BadUsage(
@@ -83,22 +113,18 @@ class LLMShape:
     def exact(
         self, tokens_per_layer: Sequence[Count], text_tokens: int = 0, *, causal: bool = True, lm_head: bool = True
     ) -> float:
-        """Prefill FLOPs of a Qwen2-like decoder with its true shapes, 2 per multiply-accumulate, batch 1.
-
-        tokens_per_layer: visual tokens entering each layer; text_tokens: every other prompt token (words, newlines),
-        present in all layers. Counted: q and o projections at full width, k and v at num_key_value_heads, scores and
-        weighted sum of every query head, gate, up and down matrices, and lm_head for the last position. causal=True
-        counts the n (n + 1) / 2 pairs that causality needs; False counts the full n x n matrix, which is what a kernel
-        without a causal shortcut, and torch's counter, does.
-        """
-        d, m = self.hidden_size, self.intermediate_size
-        wide, narrow = self.num_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        macs = float(d * self.vocab_size) if lm_head else 0.0
-        for visual in _counts(tokens_per_layer, self.layers):
-            n = visual + text_tokens
-            pairs = n * (n + 1) / 2 if causal else n * n
-            macs += 2 * n * d * wide + 2 * n * d * narrow + 2 * pairs * wide + 3 * n * d * m
-        return 2.0 * macs
+        """``exact_flops`` of this model; one entry per layer."""
+        return exact_flops(
+            _counts(tokens_per_layer, self.layers),
+            self.hidden_size,
+            self.intermediate_size,
+            num_heads=self.num_heads,
+            num_key_value_heads=self.num_key_value_heads,
+            head_dim=self.head_dim,
+            text_tokens=text_tokens,
+            vocab_size=self.vocab_size if lm_head else 0,
+            causal=causal,
+        )
 
 
 _QWEN2_7B = (3584, 18944, 28, 28, 4, 128, 152064)
