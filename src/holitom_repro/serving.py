@@ -37,7 +37,7 @@ from holitom.types import Reduction
 from holitom.video import load_frames
 from holitom_repro import paths
 from holitom_repro.records import write_atomic
-from holitom_repro.tiny.benchmarks import BENCHMARKS, questions, rendered_frames, video_path
+from holitom_repro.tiny.benchmarks import BENCHMARKS, SCALE, questions, rendered_frames, video_path
 
 
 class _Reached(Exception):
@@ -170,7 +170,7 @@ def references() -> list[dict[str, Any]]:
     for name in BENCHMARKS:
         for video in range(VIDEOS):
             docs = [doc for doc in questions(name) if doc["video"] == f"{video:03d}.mp4"]
-            frames = rendered_frames(f"{name}/{video:03d}.mp4", FRAMES).pixels
+            frames = _frames(f"{name}/{video:03d}.mp4")
             rows = [
                 {"question": doc["question"], "prompt": processor.text(doc["question"]), "video": frames}
                 for doc in docs
@@ -192,6 +192,11 @@ def references() -> list[dict[str, Any]]:
         row["prompt_embeds"] = prompt_embeds(model, inputs, RELEASED)
         row["embeds"] = row["prompt_embeds"][at : at + len(row["prompt_embeds"]) - text]
     return found[:CHOSEN]
+
+
+def _frames(file: str) -> np.ndarray:
+    """A clip in the model's own size, where resizing does nothing: torchvision's differs from the kit's."""
+    return np.ascontiguousarray(rendered_frames(file, FRAMES).pixels[:, ::SCALE, ::SCALE])
 
 
 def _loaded() -> tuple[Any, VideoProcessor]:
@@ -221,7 +226,6 @@ def checks() -> list[dict[str, Any]]:
     videos, reduced = ([_given(row, "prompt", name) for row in rows] for name in ("video", "embeds"))
     n, m, k = len(videos), len(others), len(mixed)
 
-    found = _server_checks(rows)
     there = asked([*others, *mixed], transformers=MODEL, reduction=EXACT[0.25])
     stock = asked([*videos, *others], engine=ENGINE)
     quarter = asked([*videos, *others, *mixed, *reduced], engine=_plugin(0.25))
@@ -242,7 +246,7 @@ def checks() -> list[dict[str, Any]]:
         _row("a video reduced inside and an image, 25%", "plug-in", quarter[n + m : n + m + k], there[m:]),
         _row("reduced videos come in, released counts, 25%", "plug-in", quarter[n + m + k :],
              [row["released"] for row in rows], [row["released"]["ids"] != row["full"]["ids"] for row in rows]),
-        *found,
+        *_server_checks(rows),
     ]  # fmt: skip
 
 
@@ -370,7 +374,7 @@ def measure() -> list[dict[str, Any]]:
     clip of its own, and at the highest concurrency once more with one clip for all ("the same clip"). The servers are
     up together and take turns, so that other work on the machine troubles them alike."""
     rows: list[dict[str, Any]] = []
-    base, text = rendered_frames("tiny_general/000.mp4", FRAMES).pixels, questions("tiny_general")[0]["question"]
+    base, text = _frames("tiny_general/000.mp4"), questions("tiny_general")[0]["question"]
     rng = np.random.default_rng(0)
     with ExitStack() as stack, ThreadPoolExecutor(len(SETTINGS)) as pool:
         ports = list(pool.map(lambda one: stack.enter_context(server(one.strip(" %"), *SETTINGS[one])), SETTINGS))
