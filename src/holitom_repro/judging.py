@@ -281,7 +281,7 @@ def _is_setting(claim: Claim, key: str, record: Record) -> bool:
     name, _, share = key.rpartition("@")
     found, layers = record.reduction, len(record.tokens_per_layer)
     if key == "all tokens":
-        return not (found["outer"] or found["inner"] or found["decode"])
+        return not (found["outer"] or found["inner"] or found["decode"] or found.get("tower"))
     special = _file()["settings"].get(name, {}) if claim.kind == "trend" else {}
     wanted = [{"budget": float(share), "outer": {}, "inner": [], "decode": None}]
     if not special or "like" in special:
@@ -289,7 +289,7 @@ def _is_setting(claim: Claim, key: str, record: Record) -> bool:
         wanted = [preset(*one).scaled(layers).describe() for one in preset_names() if one[1:] == cell]
     return any(
         (found["outer"] or {}).items() >= {**(one["outer"] or {}), **special.get("outer", {})}.items()
-        and all(found[part] == one[part] for part in ("budget", "inner", "decode"))
+        and all(found.get(part) == one.get(part) for part in ("budget", "inner", "decode", "tower"))
         for one in wanted
     )
 

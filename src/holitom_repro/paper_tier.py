@@ -146,7 +146,8 @@ def measure(cells: Sequence[Cell], asked: argparse.Namespace, progress: Callable
 
 
 def unreduced(cell: Cell) -> bool:
-    return cell.reduction.outer is None and not cell.reduction.inner and cell.reduction.decode is None
+    made = cell.reduction
+    return not made.inner and all(stage is None for stage in (made.outer, made.decode, made.tower))
 
 
 class Baseline(NamedTuple):

@@ -22,7 +22,7 @@ import torch
 from holitom.attach import SampleStats
 from holitom.errors import BadUsage, BadVideo, CannotRun, UnsupportedModel
 from holitom.flops import LLMShape
-from holitom.methods import HoliTom, HoliTomMerge, RandomDrop, SaliencyTopK
+from holitom.methods import EarlyTom, HoliTom, HoliTomMerge, RandomDrop, SaliencyTopK
 from holitom.models.inputs import QWEN_PROMPT
 from holitom.types import Reduction, VideoFeatures
 from holitom.video import load_frames, sample_index
@@ -403,6 +403,15 @@ def test_a_video_is_encoded_once_for_all_settings_and_memory_is_bounded() -> Non
     assert small.adapter.encoded == 4
     small.get("0")
     assert small.adapter.encoded == 5 and small._bytes <= 2 * size
+
+
+def test_a_stage_inside_the_tower_is_measured_with_features_of_its_own(lm: ReducedVideoModel) -> None:
+    early, jobs = Reduction("EarlyTom", tower=EarlyTom((0,), tau=0.5)), asked(lm)
+    texts(lm, jobs, FULL)
+    texts(lm, jobs, early)
+    spent = [one.stats for one in lm.sheets[0].answers.values()]
+    assert all(one.tower_frames[0] == 8 and one.kept == one.tower_frames[-1] * 16 for one in spent)
+    assert any(one.kept < 8 * 16 for one in spent) and early.describe()["tower"]["tau"] == 0.5
 
 
 def test_foreign_saliency_is_no_tower_and_never_mistaken_for_one() -> None:

@@ -71,9 +71,7 @@ class Run:
         given = {name: given.get(name) for name in names}
         if self.reduction.tower is not None:
             given["tower"] = functools.partial(merging, self._adapter, self.reduction.tower)
-        encoded = self._adapter.encode(pixels, requires, **given)
-        self.stats.noted(encoded.videos)
-        return encoded
+        return self._adapter.encode(pixels, requires, **given)
 
     def install(self) -> None:
         """Put hooks and methods into this model instance; ``remove`` takes everything out again. One thread at a time
@@ -244,6 +242,7 @@ class Run:
         adapter, reduction = self._adapter, self.reduction
         check_model(self._host, (self._host, adapter.core, adapter.text, *adapter.layers))
         encoded = self._videos(given)
+        self.stats.noted(encoded.videos)
         device = encoded.videos[0].tokens.device
         start = clock(device)
         placed = [reduced(video, reduction, adapter) for video in encoded.videos]

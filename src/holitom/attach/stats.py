@@ -92,10 +92,11 @@ class RunStats:
         self._spans: list[tuple[SampleStats, Mapping[str, Any]]] = []
 
     def noted(self, videos: Sequence[VideoFeatures]) -> None:
-        """Note the videos of one pass of the tower."""
-        if "tower" in self.stages:
+        """Note the videos of one prompt, whoever sent them through the tower."""
+        merged = [video for video in videos if video.merged is not None]
+        if merged and "tower" in self.stages:
             self.calls["tower"] += 1
-            self.removed["tower"] += sum((len(video.merged.into) - video.frames) * video.cells for video in videos)
+            self.removed["tower"] += sum((len(video.merged.into) - video.frames) * video.cells for video in merged)
 
     def add(self, samples: Sequence[SampleStats], spans: Mapping[str, Any]) -> None:
         """Note the prompts of one prefill. spans: by stage its seconds, or two events of CUDA."""

@@ -154,7 +154,7 @@ class Cell:
     @cached_property
     def code(self) -> str:
         setting = self.reduction
-        return code_hash((setting.outer, *setting.inner, setting.decode), MEASURING)
+        return code_hash((setting.outer, *setting.inner, setting.decode, setting.tower), MEASURING)
 
 
 def key_of(name: str, budget: float) -> str:

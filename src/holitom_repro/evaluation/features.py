@@ -8,15 +8,17 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from holitom.attach.tower import merging
 from holitom.errors import BadUsage, CannotRun
 from holitom.models.saliency import probing, received_attention
-from holitom.types import Outer, TokenSet, VideoFeatures
+from holitom.types import Outer, TokenSet, Tower, VideoFeatures
 from holitom.video import Frames
 from holitom_repro import paths
 
@@ -71,21 +73,23 @@ class FeatureStore:
         self._kept: OrderedDict[tuple[str, str], Any] = OrderedDict()
         self._bytes = 0
 
-    def get(self, path: str, outer: Outer | None = None) -> VideoFeatures:
-        """The features of a video, with what ``outer`` reads."""
+    def get(self, path: str, outer: Outer | None = None, tower: Tower | None = None) -> VideoFeatures:
+        """The features of a video, with what ``outer`` reads, from a tower with the stage ``tower`` inside."""
+        inside = repr(tower) if tower is not None else ""
         source = getattr(outer, "source", "") if isinstance(outer, ForeignSaliency) else ""
         requires = frozenset(outer.requires) if outer is not None else frozenset()
-        features = self._recall(path, "")
+        features = self._recall(path, inside)
         if features is None or any(getattr(features, name) is None for name in requires):
             with torch.inference_mode():
-                features = self.adapter.encode([self._decoded(path)], self.requires | requires).videos[0]
-            self._keep(path, "", features)
+                given = {} if tower is None else {"tower": partial(merging, self.adapter, tower)}
+                features = self.adapter.encode([self._decoded(path)], self.requires | requires, **given).videos[0]
+            self._keep(path, inside, features)
         if not source:
             return features
-        saliency = self._recall(path, source)
+        saliency = self._recall(path, source + inside)
         if saliency is None:
             saliency = self._random(path, features) if source == "random" else self._of_control_tower(path)
-            self._keep(path, source, saliency)
+            self._keep(path, source + inside, saliency)
         return ForeignFeatures(**vars(features) | {"saliency": saliency.to(features.tokens.device), "source": source})
 
     def clear(self) -> None:

@@ -282,12 +282,12 @@ class ReducedVideoModel(lmms):
     def _features(self, job: _Job, reduction: Reduction) -> VideoFeatures | None:
         """The features of the job's video; None where it cannot be read and may be skipped."""
         try:
-            return self.store.get(job.video, reduction.outer)
+            return self.store.get(job.video, reduction.outer, reduction.tower)
         except BadVideo as error:
             if self.remake is not None:
                 with suppress(BadVideo):
                     self.remake(Path(job.video))
-                    return self.store.get(job.video, reduction.outer)
+                    return self.store.get(job.video, reduction.outer, reduction.tower)
             if self.skip_broken:
                 return None
             what = f"{job.key[0]}, question {job.key[1]}: {error.what}"
@@ -338,6 +338,8 @@ def _setting(method: str, budget: float, preset: str | None, layers: int, fields
     except TypeError as error:
         names = ", ".join(one.name for one in dataclasses.fields(cls))
         raise BadUsage(f"{cls.__name__} cannot be made ({error})", fix=f"it has the fields {names}") from error
+    if isinstance(stage, methods.EarlyTom):
+        return Reduction(cls.__name__, tower=stage)
     outer = hasattr(stage, "requires")
     return Reduction(cls.__name__, stage, budget) if outer else Reduction(cls.__name__, inner=(stage,))
 
