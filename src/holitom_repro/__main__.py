@@ -283,7 +283,7 @@ def _show(done: Finished) -> None:
     for path in done.files:
         if path.suffix == ".md":
             lines = path.read_text(encoding="utf-8").splitlines()
-            console.print(_table(lines)) if console.is_terminal else print(*lines, sep="\n")
+            console.print(_table(lines, console.width)) if console.is_terminal else print(*lines, sep="\n")
             print(*(f"{line}\n" for line in lines if console.is_terminal and line[:1] not in ("", "|")), sep="", end="")
     if done.verdicts and not done.trial:
         from holitom_repro.style import VERDICTS
@@ -298,12 +298,16 @@ def _show(done: Finished) -> None:
     print(f"{name}: {done.seconds / 60:.1f} min; wrote {wrote}", file=sys.stderr)
 
 
-def _table(lines: list[str]) -> Table:
-    """A Markdown table for a terminal of any width: what does not fit goes on in the next line, no number is cut."""
+def _table(lines: list[str], width: int) -> Table:
+    """A Markdown table for a terminal. Where it is too wide, single benchmarks ("MVBench / tiny_actions") are left to
+    the file; what does not fit even so goes on in the next line, no number is cut."""
     head, _, *rows = ([cell.strip() for cell in line.strip("| ").split("|")] for line in lines if line[:1] == "|")
-    table = Table(*(Column(name, overflow="fold") for name in head), box=box.SIMPLE)
+    wide = sum(max(map(len, column)) + 2 for column in zip(head, *rows, strict=True)) > width
+    kept = [k for k, name in enumerate(head) if not (wide and " / " in name)]
+    less = "" if len(kept) == len(head) else "every benchmark: the .md file"
+    table = Table(*(Column(head[k], overflow="fold") for k in kept), box=box.SIMPLE, caption=less)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(row[k]) for k in kept))
     return table
 
 
