@@ -7,6 +7,7 @@
 #   claims [--json] [--strict]      every claim of the papers with its verdict here
 #   demo, explore, lab              a clip in a picture; two methods side by side; JupyterLab on the notebooks
 #   report, doctor, test            pages of it all; what this machine lacks for which tier; every check
+#   serving                         HoliTom inside a vLLM on this CPU, in an environment of its own
 #   convert, train-tiny, bench      another format's checkpoint; the small models anew; speed of the methods
 #
 # The first call makes .venv with locked versions: about 2 minutes and 2 GB (8 GB with CUDA), log in runs/setup.log.
