@@ -162,7 +162,7 @@ def styled(table: pd.DataFrame, caption: str = "") -> Styler:
         if _last(column.name) == "verdict":
             return [f"color:{VERDICTS.get(str(cell)[2:], ('', 'inherit'))[1]};font-weight:600" for cell in column]
         plain = LOOK.get(_last(column.name), "")
-        if column.name == USUAL:
+        if isinstance(column.name, tuple) and column.name == USUAL:
             return [f"color:{BAD};font-weight:700" if share > 90 else "" for share in column]
         best = (
             _best(column)
