@@ -298,6 +298,8 @@ def test_a_notebook_is_stored_without_results_and_its_parameters_can_be_handed_o
     made = nbformat.read(SOURCES / f"{name}.ipynb", 4)
     assert made.metadata.kernelspec.name == "python3"
     assert not [cell for cell in made.cells if cell.get("outputs") or cell.get("execution_count")]
+    text = [line for cell in made.cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
+    assert not [line for line in text if line.startswith("# #")] and sum(line.startswith("# ") for line in text) == 1
     found = notebooks.parameters(SOURCES / f"{name}.ipynb")
     assert found and all(default is not ... for _, default in found.values()), "literals, which papermill can replace"
     lines = first_cell(name).splitlines()
