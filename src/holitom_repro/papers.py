@@ -4,6 +4,7 @@ Every frame has a column ``key``, the setting of a row in the words of ``evaluat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import SupportsFloat
 

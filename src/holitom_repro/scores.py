@@ -216,7 +216,7 @@ def _rows(
 
 
 def _row(setting: Setting, cell: Cell, mine: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, Any]:
-    mine_too = _judged(mine)
+    mine_too = _questions(mine)
     score = interval(mine_too["correct"], mine_too["video"], balanced(mine_too["benchmark"]))
     gap = {"diff": math.nan, "diff_low": math.nan, "diff_high": math.nan, "p": math.nan}
     if setting[0] != ALL:
@@ -266,7 +266,7 @@ def _load(tier: str, cell: str) -> Finished:
     return found
 
 
-def _judged(lines: Mapping[str, Sequence[Sample]]) -> pd.DataFrame:
+def _questions(lines: Mapping[str, Sequence[Sample]]) -> pd.DataFrame:
     """All questions of a setting: benchmark, question, video (the unit of every interval), correct."""
     rows = [
         (name, (name, line["task"], line["doc_id"]), f"{name}/{line['task']}/{line['video']}", float(line["correct"]))
@@ -277,7 +277,7 @@ def _judged(lines: Mapping[str, Sequence[Sample]]) -> pd.DataFrame:
 
 
 def _difference(mine: Mapping[str, Sequence[Sample]], theirs: Mapping[str, Sequence[Sample]]) -> Difference:
-    a, b = (_judged(lines).set_index("question") for lines in (mine, theirs))
+    a, b = (_questions(lines).set_index("question") for lines in (mine, theirs))
     if set(a.index) != set(b.index):
         raise BadUsage(
             "two settings answered different questions, so they cannot be paired", fix="run both with the same limit"

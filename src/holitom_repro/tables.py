@@ -64,17 +64,17 @@ def beside_controls(scores: pd.DataFrame, controls: Sequence[str] = ("Random", "
 
 
 def beside_printed(
-    scores: pd.DataFrame, printed: pd.DataFrame, columns: Mapping[str, str] | None = None
+    scores: pd.DataFrame, printed: pd.DataFrame, columns: Mapping[str, str] | None = None, like: str = ""
 ) -> pd.DataFrame:
     """The paper's rows in its order with what was measured beside them, joined by key; then the measured rows that it
     does not print.
 
     scores: of ``scores.evaluate``; printed: of ``papers.printed``, with the columns key, method, retained_pct; columns:
     printed column -> benchmark (default: the averages). A tiny model stands beside the printed model whose presets it
-    takes, another one beside the table's first; printed models that were not measured stay alone.
+    takes, another one beside ``like`` (default: the table's first); printed models that were not measured stay alone.
     """
     columns = columns or {"avg": "average"}
-    first = printed["model"].iloc[0]
+    first = like if like in set(printed["model"]) else printed["model"].iloc[0]
     stands_for = {model: STANDS_FOR.get(model, model) for model in scores["model"].unique()}
     stands_for = {model: of if of in set(printed["model"]) else first for model, of in stands_for.items()}
     blocks = [_block(scores[scores["model"] == model], printed, of, columns) for model, of in stands_for.items()]

@@ -12,7 +12,8 @@ Before the language model (paper 3.2, 3.3; cokeshao/HoliTom at e9b2972, holitom/
 Inside it (paper 3.4; holitom/modeling_qwen2.py), at layer K: the share R of the visual tokens that the last prompt
 token attends to least is merged into the most similar of the others.
 
-Four things differ between the paper and its release; here the release is followed, which its tables were measured with:
+Four things differ between the paper and its release. The presets follow the release, which its tables were measured
+with, and so does this file but for the defaults of the last point (``HoliTomMerge``):
 the densest token's delta is one maximum per group of tokens (equation 5: one per token); tokens stand in the order of
 the segments (text: the original spatial order); the inner merge halves once for every token that is taken in (text: a
 plain mean); layer K - 1 attends without a causal mask and newlines count as visual tokens (text: neither).

@@ -159,7 +159,8 @@ class Cell:
 
 def key_of(name: str, budget: float) -> str:
     """ "HoliTom@0.10"; the unreduced model is ALL, with no budget behind it."""
-    return ALL if name == ALL else f"{name}@{budget:.2f}"
+    digits = ".2f" if round(budget, 2) == budget else "g"  # 0.125 is not 0.12
+    return ALL if name == ALL else f"{name}@{budget:{digits}}"
 
 
 def device_kind(tier: str) -> str:
