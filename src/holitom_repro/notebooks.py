@@ -44,15 +44,15 @@ class Notebook:
 _ALL = (
     Notebook("02_flops", "Do the printed FLOPs come out to the digit, and what do they count?", {"tiny": 0.5}),
     Notebook(
-        "table1", "Table 1: how much of the score is left at 25 to 10 % of the tokens?", {"tiny": 6, "paper": 2400}
+        "table1", "Table 1: how much of the score is left at 25 to 10 % of the tokens?", {"tiny": 10, "paper": 2400}
     ),
-    Notebook("table2", "Table 2: does it hold for LLaVA-Video, and for 72B?", {"tiny": 7, "paper": 3600}),
-    Notebook("fig_tradeoff", "Score over FLOPs: how far down does each method go?", {"tiny": 9, "paper": 3600}),
+    Notebook("table2", "Table 2: does it hold for LLaVA-Video, and for 72B?", {"tiny": 10, "paper": 3600}),
+    Notebook("fig_tradeoff", "Score over FLOPs: how far down does each method go?", {"tiny": 14, "paper": 3600}),
     Notebook("fig_inner", "Inner stage: which layer, which share, merge or drop?", {"tiny": 3, "paper": 1800}),
     Notebook("fig_frames", "Does reduction pay for a longer look at the video?", {"tiny": 5, "paper": 1800}),
     Notebook("fig_inference", "Where does the time to the first token go?", {"tiny": 2, "speed": 10}),
-    Notebook("ablations", "On which parts of HoliTom does the score depend?", {"tiny": 5, "paper": 2400}),
-    Notebook("later_papers", "Do the later papers' methods keep more of the score?", {"tiny": 30, "paper": 2400}),
+    Notebook("ablations", "On which parts of HoliTom does the score depend?", {"tiny": 6, "paper": 2400}),
+    Notebook("later_papers", "Do the later papers' methods keep more of the score?", {"tiny": 15, "paper": 2400}),
     Notebook("01_method", "What does HoliTom do to a clip: which tokens merge, which are kept?", {"tiny": 0.5}),
     Notebook("explore", "What does each of two methods keep of this clip?", {"tiny": 0.5}),
     Notebook("00_start_here", "What can be reproduced here, and what would the rest take?", {"tiny": 0.5}),
