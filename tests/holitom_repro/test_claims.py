@@ -302,7 +302,7 @@ def test_rows_without_a_preset_are_known_by_the_ledger(world):
     made = preset("table1", "HoliTom", 0.10, "ov-7b").scaled(6)
     for tau, why in ((0.8, "other parameters"), (0.65, "points")):
         outer = FixedWindows(max_window=8, tau=tau)
-        world.measure("HoliTom, windows of 8@0.10", 0.5, Reduction("x", outer, 0.10, made.inner))
+        world.measure("segmentation: windows of 8@0.10", 0.5, Reduction("x", outer, 0.10, made.inner))
         assert why in world.judge("trend-ablation-best-cut").why
 
 
