@@ -18,8 +18,8 @@ OVERFLOW = "(float16 overflows; use bfloat16 or float32)"
 
 
 class OuterStage:
-    """What most outer stages are: a method says how ``fidelity`` stands, and gives ``reduce``. It gives ``__call__``
-    itself where it has better ways to find a NaN than to read all tokens once more."""
+    """What the outer stages share. A method sets ``fidelity`` and gives ``reduce``; it gives ``__call__`` itself where
+    one copy to the host, or one reading of the tokens, can serve the method and the search for a NaN."""
 
     requires: ClassVar[frozenset[str]] = frozenset()
     positions: ClassVar[Positions] = "contiguous"
@@ -125,7 +125,7 @@ class Stage:
 
 
 class InnerStage(Stage):
-    """What most inner stages are: scored by the last prompt row in the layer before, and nothing else is touched."""
+    """What most inner stages say of themselves, as :class:`holitom.types.Inner` names it."""
 
     score: ClassVar[Literal["prev", "this"]] = "prev"
     query: ClassVar[Literal["last", "text"]] = "last"
