@@ -137,7 +137,7 @@ def _products(tokens: Tensor, centre: Tensor, start: np.ndarray) -> tuple[Tensor
         norms[t : t + step] = norm = torch.linalg.vector_norm(here, dim=-1)
         here = here / norm.clamp_min(TINY)[..., None]
         inside[t : t + step] = gram(here)
-        if t not in begins:  # as the first frame does
+        if t not in begins:  # as frame 0 always does
             before[t] = here[0] @ last.T
         before[t + 1 : t + step] = here[1:] @ here[:-1].mT
         last = here[-1]
