@@ -62,10 +62,8 @@ def exact_flops(
 
 def _counts(tokens_per_layer: Sequence[Count], layers: int | None = None) -> Sequence[Count]:
     if layers not in (None, len(tokens_per_layer)):
-        raise BadUsage(
-            f"the model has {layers} layers, but {len(tokens_per_layer)} counts were given",
-            fix="give one count per layer, for instance tokens_per_layer(n, layers)",
-        )
+        what = f"the model has {layers} layers, but {len(tokens_per_layer)} counts were given"
+        raise BadUsage(what, fix="give one count per layer, for instance tokens_per_layer(n, layers)")
     if any(n < 0 for n in tokens_per_layer):
         raise BadUsage("a layer was given a negative number of tokens", fix="give what enters each layer, 0 or more")
     return tokens_per_layer
@@ -114,17 +112,9 @@ class LLMShape:
         self, tokens_per_layer: Sequence[Count], text_tokens: int = 0, *, causal: bool = True, lm_head: bool = True
     ) -> float:
         """``exact_flops`` of this model; one entry per layer."""
-        return exact_flops(
-            _counts(tokens_per_layer, self.layers),
-            self.hidden_size,
-            self.intermediate_size,
-            num_heads=self.num_heads,
-            num_key_value_heads=self.num_key_value_heads,
-            head_dim=self.head_dim,
-            text_tokens=text_tokens,
-            vocab_size=self.vocab_size if lm_head else 0,
-            causal=causal,
-        )
+        names = ("hidden_size", "intermediate_size", "num_heads", "num_key_value_heads", "head_dim")
+        sizes = {name: getattr(self, name) for name in names} | {"vocab_size": self.vocab_size if lm_head else 0}
+        return exact_flops(_counts(tokens_per_layer, self.layers), text_tokens=text_tokens, causal=causal, **sizes)
 
 
 _QWEN2_7B = (3584, 18944, 28, 28, 4, 128, 152064)

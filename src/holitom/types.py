@@ -17,7 +17,8 @@ from holitom.errors import BadUsage
 Positions = Literal["contiguous", "original"]
 Fidelity = Literal["golden", "port", "reconstruction", "control"]
 """golden: equal to the released code on recorded inputs; port: the released algorithm, without such a record;
-reconstruction: from a paper without released code; control: a plain baseline of this project."""
+reconstruction: from a paper without released code, or with a release that was not read, not run, or is departed from in
+more than details (the method's docstring says which); control: a plain baseline of this project."""
 OPTIONAL_FIELDS = ("saliency", "keys", "frame_embed", "head_saliency")
 """Of VideoFeatures: what an outer stage may require."""
 
@@ -199,13 +200,10 @@ class Reduction:
     def describe(self) -> dict[str, Any]:
         """Every parameter, as JSON: what a record stores and what identifies a result. "tower" only where there is one,
         so that older records keep their keys."""
-        return {
-            "name": self.name,
-            "budget": self.budget,
-            "outer": _spec(self.outer),
-            "inner": [_spec(stage) for stage in self.inner],
-            "decode": _spec(self.decode),
-        } | ({} if self.tower is None else {"tower": _spec(self.tower)})
+        stages = {name: _spec(getattr(self, name)) for name in ("outer", "inner", "decode", "tower")}
+        if self.tower is None:
+            del stages["tower"]
+        return {"name": self.name, "budget": self.budget, **stages}
 
 
 def _spec(value: Any) -> Any:
@@ -219,13 +217,11 @@ def _spec(value: Any) -> Any:
         return sorted(map(_spec, value))
     if value is None or isinstance(value, (str, int, float)):
         return value
-    what = f"a {type(value).__name__} does not tell its parameters, which a record needs"
-    raise BadUsage(what, fix="use a frozen dataclass")
+    raise BadUsage(f"a {type(value).__name__} does not tell its parameters", fix="use a frozen dataclass")
 
 
 def check_budget(budget: float) -> float:
     """A budget is the share of visual tokens that survive the outer stage: above 0, at most 1."""
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= 1:
-        what = f"budget {budget!r} is no number in (0, 1]"
-        raise BadUsage(what, fix="give the share of visual tokens to keep, such as 0.10")
+        raise BadUsage(f"budget {budget!r} is no number in (0, 1]", fix="give the share of tokens to keep, as 0.10")
     return float(budget)

@@ -2,52 +2,66 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from holitom.errors import BadUsage
-from holitom.ops.tensors import ids_of, spread, top_ids
-from holitom.types import TokenSet, VideoFeatures, check_budget
+from holitom.ops.tensors import ids_of, row_norms, spread, top_ids
+from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures, check_budget
+
+OVERFLOW = "(float16 overflows; use bfloat16 or float32)"
 
 # --- before the language model
 
 
-def need_field(method: object, video: VideoFeatures, name: str) -> Tensor:
-    """An optional field of the video, in float32. BadUsage where it is missing."""
-    value = getattr(video, name)
-    if value is None:
-        raise BadUsage(
-            f"{type(method).__name__} reads VideoFeatures.{name}, which is None",
-            fix=f"let reduce_tokens compute it, or give VideoFeatures({name}=...)",
-        )
-    return value.float()
+class OuterStage:
+    """What the outer stages share. A method sets ``fidelity`` and gives ``reduce``; it gives ``__call__`` itself where
+    one copy to the host, or one reading of the tokens, can serve the method and the search for a NaN."""
+
+    requires: ClassVar[frozenset[str]] = frozenset()
+    positions: ClassVar[Positions] = "contiguous"
+    fidelity: ClassVar[Fidelity]
+
+    def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
+        """Reduce one video; all tokens, unchanged, at a budget of 1. BadUsage for a budget outside (0, 1], for a
+        missing field, and for a NaN or an infinity in the tokens or a field."""
+        budget, fields = check_budget(budget), self.fields(video)
+        refuse_non_finite(tokens=row_norms(video.tokens), **fields)
+        return every_token(video) if budget == 1 else self.reduce(video, budget, **fields)
+
+    def reduce(self, video: VideoFeatures, budget: float, **fields: Tensor) -> TokenSet:
+        """The method, for a budget below 1 and finite values; the fields that it ``requires``, by name."""
+        raise NotImplementedError
+
+    def fields(self, video: VideoFeatures) -> dict[str, Tensor]:
+        """The fields in ``requires``, in float32. BadUsage where one is missing."""
+        missing = [name for name in sorted(self.requires) if getattr(video, name) is None]
+        if missing:
+            what = f"{type(self).__name__} reads VideoFeatures.{missing[0]}, which is None"
+            raise BadUsage(what, fix=f"let reduce_tokens compute it, or give VideoFeatures({missing[0]}=...)")
+        return {name: getattr(video, name).float() for name in sorted(self.requires)}
 
 
 def refuse_non_finite(**fields: Tensor) -> None:
     """BadUsage that names the first field [T, ...] with a NaN or an infinity, and the first frame where. For the tokens
     give their norms: those are small, and non-finite where a token is."""
-    if torch.stack([value.isfinite().all() for value in fields.values()]).all():
-        return
-    for name, value in fields.items():
-        if not value.isfinite().all():
-            frame = int((~value.isfinite()).flatten(1).any(1).nonzero()[0])
-            raise BadUsage(
-                f"{name} hold a NaN or an infinity, first in frame {frame}",
-                fix="check the vision tower's precision (float16 overflows; use bfloat16 or float32)",
-            )
+    on_host(torch.empty(0, dtype=torch.bool, device=next(iter(fields.values())).device), **fields)
 
 
 def on_host(wanted: Tensor, **fields: Tensor) -> np.ndarray:
     """A boolean tensor on the host, in the one copy that also says whether every field is finite: BadUsage as in
     :func:`refuse_non_finite`."""
-    finite = torch.stack([value.isfinite().all() for value in fields.values()]).all()
-    found = torch.cat([finite[None], wanted.flatten()]).cpu().numpy()
-    if not found[0]:
-        refuse_non_finite(**fields)
-    return found[1:].reshape(wanted.shape)
+    finite = torch.stack([value.isfinite().all() for value in fields.values()])
+    found = torch.cat([finite, wanted.flatten()]).cpu().numpy()
+    if not found[: len(fields)].all():
+        name, value = list(fields.items())[found.argmin()]
+        frame = int((~value.isfinite()).flatten(1).any(1).nonzero()[0])
+        what = f"{name} hold a NaN or an infinity, first in frame {frame}"
+        raise BadUsage(what, fix=f"check the vision tower's precision {OVERFLOW}")
+    return found[len(fields) :].reshape(wanted.shape)
 
 
 def budget_tokens(video: VideoFeatures, budget: float) -> int:
@@ -71,46 +85,59 @@ def token_set(video: VideoFeatures, ids: Tensor, tokens: Tensor | None = None, s
 
 def every_token(video: VideoFeatures) -> TokenSet:
     """All tokens in raster order, unchanged: what a budget of 1 means."""
-    return token_set(
-        video, torch.arange(video.frames * video.cells, device=video.tokens.device), video.tokens.flatten(0, 1)
-    )
+    rows = video.tokens.flatten(0, 1)
+    return token_set(video, torch.arange(len(rows), device=rows.device), rows)
 
 
 # --- inside the language model
 
 
-def check_stage(stage: Any, lowest: int = 1) -> None:
-    """BadUsage unless ``stage.layer`` is an int from ``lowest`` on: 1 where the score comes from the layer before."""
-    if not isinstance(stage.layer, int) or isinstance(stage.layer, bool) or stage.layer < lowest:
-        raise BadUsage(
-            f"{type(stage).__name__} at layer {stage.layer!r}", fix=f"count layers from 0, and use {lowest} or more"
-        )
+class Stage:
+    """A stage at a ``layer``, counted from 0, with a share of the visual tokens. BadUsage for a layer below 1 (0 where
+    the score comes from that layer itself), and for a share outside [0, 1), or (0, 1] where it says what stays."""
+
+    fidelity: ClassVar[Fidelity]
+    share: ClassVar[str] = "ratio"
+    """The field with that share."""
+    idle: ClassVar[Literal[0, 1]] = 0
+    """The share that asks for nothing: 0 where it is removed, 1 where it stays."""
+
+    def __post_init__(self) -> None:
+        name, layer, share = type(self).__name__, self.layer, getattr(self, self.share)
+        lowest = 0 if getattr(self, "score", "prev") == "this" else 1
+        if not isinstance(layer, int) or isinstance(layer, bool) or layer < lowest:
+            raise BadUsage(f"{name} at layer {layer!r}", fix=f"count layers from 0, and use {lowest} or more")
+        if not (0 < share <= 1 if self.idle else 0 <= share < 1):
+            what = f"{name}({self.share}={share!r}) is outside {'(0, 1]' if self.idle else '[0, 1)'}"
+            raise BadUsage(what, fix="give a share of the visual tokens, such as 0.5")
+
+    @property
+    def identity(self) -> bool:
+        """Whether these parameters ask for nothing."""
+        return getattr(self, self.share) == self.idle
+
+    def finite(self, values: Tensor, what: str = "attention scores") -> Tensor:
+        """The values in float32. BadUsage for a NaN or an infinity among them."""
+        if not values.isfinite().all():
+            what = f"the {what} of {type(self).__name__} at layer {self.layer} hold a NaN or an infinity"
+            raise BadUsage(what, fix=f"check the precision of the language model {OVERFLOW}")
+        return values.float()
 
 
-def check_share(stage: Any, name: str, *, none: bool = False) -> None:
-    """BadUsage unless the field is a share in (0, 1]; with ``none`` in [0, 1), for a share that is removed."""
-    share = getattr(stage, name)
-    if not (0 <= share < 1 if none else 0 < share <= 1):
-        raise BadUsage(
-            f"{type(stage).__name__}({name}={share!r}) is outside {'[0, 1)' if none else '(0, 1]'}",
-            fix="give a share of the visual tokens, such as 0.5",
-        )
+class InnerStage(Stage):
+    """What most inner stages say of themselves, as :class:`holitom.types.Inner` names it."""
 
+    score: ClassVar[Literal["prev", "this"]] = "prev"
+    query: ClassVar[Literal["last", "text"]] = "last"
+    positions: ClassVar[Positions] = "original"
+    prune_past: ClassVar[bool] = False
+    causal: ClassVar[bool] = True
+    include_newlines: ClassVar[bool] = False
 
-def finite(stage: Any, values: Tensor, what: str = "attention scores") -> Tensor:
-    """The values in float32. BadUsage for a NaN or an infinity among them."""
-    if not values.isfinite().all():
-        raise BadUsage(
-            f"the {what} of {type(stage).__name__} at layer {stage.layer} hold a NaN or an infinity",
-            fix="check the precision of the language model (float16 overflows; use bfloat16 or float32)",
-        )
-    return values.float()
-
-
-def highest(stage: Any, score: Tensor, visual: Tensor, count: int) -> Tensor:
-    """Places in ``visual`` [V] (ids into the sequence) of the ``count`` (at least one) tokens with the highest score
-    [S], ascending. BadUsage for a NaN or an infinity among their scores."""
-    return top_ids(finite(stage, score[visual]), max(1, count))
+    def highest(self, score: Tensor, visual: Tensor, count: int) -> Tensor:
+        """Places in ``visual`` [V], ids into the sequence, of the ``count`` (at least one) tokens of highest score
+        [S], ascending. BadUsage for a NaN or an infinity among their scores."""
+        return top_ids(self.finite(score[visual]), max(1, count))
 
 
 def surviving(seq: int, visual: Tensor, kept: Tensor) -> Tensor:

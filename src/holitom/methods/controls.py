@@ -8,22 +8,18 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from holitom.methods.base import budget_tokens, frame_counts, need_field, refuse_non_finite, token_set
-from holitom.ops.tensors import group_mean, ids_of, on, row_norms, spread, top_mask
-from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures
+from holitom.methods.base import OuterStage, budget_tokens, frame_counts, token_set
+from holitom.ops.tensors import group_mean, ids_of, on, spread, top_mask
+from holitom.types import TokenSet, VideoFeatures
 
 
-class _Control:
-    """What they all say of themselves."""
-
-    requires: ClassVar[frozenset[str]] = frozenset()
-    positions: ClassVar[Positions] = "contiguous"
-    fidelity: ClassVar[Fidelity] = "control"
+class _Control(OuterStage):
+    fidelity = "control"
 
 
 @dataclass(frozen=True)
@@ -37,13 +33,12 @@ class RandomDrop(_Control):
 
     seed: int = 0
 
-    def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
-        wanted, flat = budget_tokens(video, budget), video.tokens.flatten(0, 1)
-        refuse_non_finite(tokens=row_norms(video.tokens))
+    def reduce(self, video: VideoFeatures, budget: float) -> TokenSet:
+        flat = video.tokens.flatten(0, 1)
         mark = torch.stack([flat[:, 0], flat[:, flat.shape[1] // 2]], dim=1).argmax(0).tolist()
         name = hashlib.blake2b(repr((self.seed, *mark)).encode(), digest_size=8).digest()
         draw = torch.Generator().manual_seed(int.from_bytes(name, "big") >> 1)
-        ids = torch.randperm(len(flat), generator=draw)[:wanted].sort().values
+        ids = torch.randperm(len(flat), generator=draw)[: budget_tokens(video, budget)].sort().values
         return token_set(video, ids.to(flat.device))
 
 
@@ -52,9 +47,8 @@ class UniformStride(_Control):
     """Keep every (1 / budget)-th token in raster order over the whole video. Where 1 / budget divides the grid's width
     the same columns are kept in every row."""
 
-    def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
+    def reduce(self, video: VideoFeatures, budget: float) -> TokenSet:
         wanted, total = budget_tokens(video, budget), video.frames * video.cells
-        refuse_non_finite(tokens=row_norms(video.tokens))
         return token_set(video, on((2 * np.arange(wanted) + 1) * total // (2 * wanted), video.tokens))
 
 
@@ -64,11 +58,11 @@ class SaliencyTopK(_Control):
     salient instead, which shows whether saliency means anything to the model at hand."""
 
     lowest: bool = False
-    requires: ClassVar[frozenset[str]] = frozenset({"saliency"})
 
-    def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
-        counts, saliency = frame_counts(video, budget), need_field(self, video, "saliency")
-        refuse_non_finite(tokens=row_norms(video.tokens), saliency=saliency)
+    requires = frozenset({"saliency"})
+
+    def reduce(self, video: VideoFeatures, budget: float, saliency: Tensor) -> TokenSet:
+        counts = frame_counts(video, budget)
         mask = top_mask(-saliency if self.lowest else saliency, on(counts, saliency))
         return token_set(video, ids_of(mask.flatten(), counts.sum()))
 
@@ -81,9 +75,8 @@ class AveragePool(_Control):
     allows and every cell is in one of them. A token stands in the middle cell of its bin; ``size`` counts its cells.
     """
 
-    def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
+    def reduce(self, video: VideoFeatures, budget: float) -> TokenSet:
         counts, width = frame_counts(video, budget), video.grid[1]
-        refuse_non_finite(tokens=row_norms(video.tokens))
         kinds, kind = np.unique(counts, return_inverse=True)  # two at most
         bins = np.stack([_bins(video.grid, int(count)) for count in kinds])[kind]
         owner = (bins + (counts.cumsum() - counts)[:, None])[counts > 0].ravel()  # the token that each cell goes into

@@ -21,37 +21,31 @@ set is chosen anew at every token: the release reads everything as long as atten
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from holitom.errors import BadUsage
-from holitom.methods.base import check_share, check_stage, every_token, finite, refuse_non_finite, token_set
+from holitom.methods.base import OuterStage, Stage, refuse_non_finite, token_set
 from holitom.ops.tensors import neighbour_cosine, on, row_norms, top_ids
-from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures, check_budget
+from holitom.types import TokenSet, VideoFeatures, check_budget
 
 
 @dataclass(frozen=True)
-class DyCoke:
+class DyCoke(OuterStage):
     """The paper's K, the share removed from a compressed frame, follows from the budget by (1 + 3 (1 - K)) / 4, so that
     25 % (K = 1) is the least that can be asked for. The number kept is above the budget by what the last window keeps,
     and by rounding below it. BadUsage for a budget below 25 % and for a NaN."""
 
-    requires: ClassVar[frozenset[str]] = frozenset()
-    positions: ClassVar[Positions] = "contiguous"
-    fidelity: ClassVar[Fidelity] = "golden"
+    fidelity = "golden"
 
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
         if check_budget(budget) == 1:
-            refuse_non_finite(tokens=row_norms(video.tokens))
-            return every_token(video)
+            return super().__call__(video, budget)
         if budget < 0.25 - 1e-9:
-            raise BadUsage(
-                f"DyCoke keeps one whole frame in four, so {budget:g} is below what it can reach",
-                fix="ask for 0.25 or more",
-            )
+            what = f"DyCoke keeps one whole frame in four, so {budget:g} is below what it can reach"
+            raise BadUsage(what, fix="ask for 0.25 or more")
         # The small number undoes rounding in the way from K to the budget and back.
         return temporal_merging(video, int((4 * budget - 1) / 3 * video.cells + 1e-9))
 
@@ -77,7 +71,7 @@ def temporal_merging(video: VideoFeatures, kept: int) -> TokenSet:
 
 
 @dataclass(frozen=True)
-class DyCokeDecode:
+class DyCokeDecode(Stage):
     """layer: the paper's l, the first layer that reads less; ratio: its P, the share of the visual tokens left unread
     (0.7 in the release's description, 0.8 in its code). BadUsage for a layer below 1 and a ratio outside [0, 1).
 
@@ -88,21 +82,12 @@ class DyCokeDecode:
     layer: int = 3
     ratio: float = 0.7
 
-    fidelity: ClassVar[Fidelity] = "port"
-
-    def __post_init__(self) -> None:
-        check_stage(self)
-        check_share(self, "ratio", none=True)
-
-    @property
-    def identity(self) -> bool:
-        """Whether these parameters ask for nothing."""
-        return self.ratio == 0
+    fidelity = "port"
 
     def __call__(self, row: Tensor, visual: Tensor) -> Tensor | None:
         """row [S]: attention of the newest token in layer - 1, mean over heads; visual [V]: ascending ids of the visual
         tokens in it -> the ids to read, ascending; None for all of them. BadUsage for a NaN in their attention."""
         if self.identity or not len(visual):
             return None
-        score = finite(self, row[visual])[:-1]  # the last one is always read
+        score = self.finite(row[visual])[:-1]  # the last one is always read
         return torch.cat([visual[top_ids(score, int(len(score) * (1 - self.ratio)))], visual[-1:]])

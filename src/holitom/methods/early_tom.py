@@ -9,9 +9,10 @@ the states of frames i and j:
 3. The merged states are w x_t + (1 - w) x_(t + 1), w = s(t, t + 1) / (s(t, t + 1) + s(t + 1, t + 2)).
 The remaining frames keep all of their positions and go on through the tower; at the next layer they are cut afresh.
 
-A reconstruction from a description of the paper and its release (viridisGreen/EarlyTom at b909322), of the tower's part
-alone: any outer stage may follow. The release then chooses tokens by the tower's attention maps, most salient ones in a
-segment's outer frames and the best of local windows between; neither those maps nor eager attention are used here.
+A reconstruction, because the release (viridisGreen/EarlyTom at b909322) was not run: from a description of it and of
+the paper, of the tower's part alone. Any outer stage may follow. The release then chooses tokens by the tower's
+attention maps, most salient ones in a segment's outer frames and the best of local windows between; neither those maps
+nor eager attention are used here.
 
 One preset for everything. The release tunes tau and the layers for each benchmark and ratio (VideoMME 0.3 to 0.7,
 MVBench 0.65 to 0.8; layers 6, 14, 20 or 8, 21, 23 or 10, 21, 23), so its printed scores are not those of one setting:
@@ -25,15 +26,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from holitom.errors import BadUsage
+from holitom.methods.base import OVERFLOW
 from holitom.ops.tensors import neighbour_cosine, row_norms
-from holitom.types import Fidelity
 
 SMOOTHING = 0.9
 """Weight of a frame's own similarity in the smoothed one."""
@@ -48,7 +48,7 @@ class EarlyTom:
     tau: float = 0.8
     longest: int = 6
 
-    fidelity: ClassVar[Fidelity] = "reconstruction"
+    fidelity = "reconstruction"
 
     def __post_init__(self) -> None:
         if not isinstance(self.longest, int) or self.longest < 1:
@@ -96,10 +96,8 @@ def similarities(hidden: Tensor, lags: int) -> np.ndarray:
         near[lag - 1, :-lag] = neighbour_cosine(hidden, norms, lag).mean(1)
     found = near.double().cpu().numpy()
     if not np.isfinite(found).all():
-        raise BadUsage(
-            "the states of the vision tower hold a NaN or an infinity",
-            fix="check the vision tower's precision (float16 overflows; use bfloat16 or float32)",
-        )
+        what = "the states of the vision tower hold a NaN or an infinity"
+        raise BadUsage(what, fix=f"check its precision {OVERFLOW}")
     return found
 
 

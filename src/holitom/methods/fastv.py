@@ -12,42 +12,25 @@ tokens from the cache). Deviations: at least one visual token stays; newline emb
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from holitom.methods.base import check_share, check_stage, highest, surviving
-from holitom.types import Fidelity, Positions
+from holitom.methods.base import InnerStage, surviving
 
 
 @dataclass(frozen=True)
-class FastV:
+class FastV(InnerStage):
     """layer: the paper's K, the first layer that sees fewer tokens; ratio: its R, the share dropped (K = 2 and R = 0.8
     in HoliTom's tables). BadUsage for a layer below 1 and a ratio outside [0, 1)."""
 
     layer: int = 2
     ratio: float = 0.5
 
-    score: ClassVar[Literal["prev"]] = "prev"
-    query: ClassVar[Literal["last"]] = "last"
-    positions: ClassVar[Positions] = "original"
-    prune_past: ClassVar[bool] = False
-    causal: ClassVar[bool] = True
-    include_newlines: ClassVar[bool] = False
-    fidelity: ClassVar[Fidelity] = "golden"
-
-    def __post_init__(self) -> None:
-        check_stage(self)
-        check_share(self, "ratio", none=True)
-
-    @property
-    def identity(self) -> bool:
-        """Whether these parameters ask for nothing."""
-        return self.ratio == 0
+    fidelity = "golden"
 
     def __call__(self, hidden: Tensor, score: Tensor, visual: Tensor, n0: int) -> tuple[Tensor, Tensor]:
         """hidden [S, D] entering ``layer``, score [S], visual [V] ascending ids -> (ids [S'] ascending, hidden[ids]).
         BadUsage for a NaN in the visual tokens' scores."""
-        kept = highest(self, score, visual, round(len(visual) * (1 - self.ratio)))
+        kept = self.highest(score, visual, round(len(visual) * (1 - self.ratio)))
         ids = surviving(len(hidden), visual, kept)
         return ids, hidden[ids]

@@ -22,7 +22,7 @@ anchors (the release fails there); budget 1 is the identity.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.functional import embedding, normalize
 
 from holitom.errors import BadUsage
-from holitom.methods.base import every_token, need_field, on_host, token_set
+from holitom.methods.base import OuterStage, every_token, on_host, token_set
 from holitom.ops.clusters import group_scores
 from holitom.ops.tensors import (
     frame_mean,
@@ -43,11 +43,11 @@ from holitom.ops.tensors import (
     top_mask,
     workspace,
 )
-from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures, check_budget
+from holitom.types import Fidelity, TokenSet, VideoFeatures, check_budget
 
 
 @dataclass(frozen=True)
-class FastVID:
+class FastVID(OuterStage):
     """segments (c), tau: where to cut; context (d): share of the budget that goes to anchors; step (p): distance of the
     anchor frames; beta: least weight of an anchor; k: neighbours in the density. ``size`` of an anchor counts what
     joined it.
@@ -65,7 +65,7 @@ class FastVID:
     k: int = 4
     head: Literal["siglip", "substitute"] = "siglip"
 
-    positions: ClassVar[Positions] = "original"
+    positions = "original"
 
     def __post_init__(self) -> None:
         if self.head not in ("siglip", "substitute"):
@@ -83,8 +83,7 @@ class FastVID:
 
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
         """Reduce one video. One copy to the host: where segments end."""
-        budget, means = check_budget(budget), frame_mean(video.tokens)
-        fields = {name: need_field(self, video, name) for name in sorted(self.requires)}
+        budget, fields, means = check_budget(budget), self.fields(video), frame_mean(video.tokens)
         # 1. Segments.
         ends = on_host(self.ends(fields.get("frame_embed", means)), tokens=means, **fields)
         if budget == 1:
@@ -110,7 +109,8 @@ class FastVID:
         # 4. What joins them: a frame knows the anchors of its segment, or of itself alone.
         begin = np.append(0, (each * carries).cumsum())[np.where(alone, frame, first)]
         joins = np.where(alone, carries, each > 0)
-        tokens, size = self._merge(rows, rest, anchors, joins, begin, np.where(alone, 1, carriers), each)
+        shape = np.stack([each, np.where(alone, 1, carriers)], 1)
+        tokens, size = self._merge(rows, rest, anchors, joins, begin, shape)
         # 5. In order.
         mask = salient.flatten().index_fill(0, anchors, True)
         ids = ids_of(mask, video.frames * (kept - context) + total)
@@ -124,20 +124,13 @@ class FastVID:
         return (similar < float(np.float32(self.tau))) | (ranks(-similar) < self.segments - 1)
 
     def _merge(
-        self,
-        rows: Tensor,
-        rest: Tensor,
-        anchors: Tensor,
-        joins: np.ndarray,
-        begin: np.ndarray,
-        carriers: np.ndarray,
-        each: np.ndarray,
+        self, rows: Tensor, rest: Tensor, anchors: Tensor, joins: np.ndarray, begin: np.ndarray, shape: np.ndarray
     ) -> tuple[Tensor, Tensor]:
         """Anchors [A] -> merged [A, D] float32, and how many tokens joined each [A]. What is left of the frames in
-        ``joins`` joins anchors from ``begin`` on, one of ``each`` in each of ``carriers`` frames: [T] all four."""
+        ``joins`` [T] joins anchors from ``begin`` [T] on, one of a few in each of many carriers: ``shape`` [T, 2]."""
         owner, member = [], []
-        for few, many in np.unique(np.stack([each, carriers], 1)[joins], axis=0).tolist():  # frames of like segments
-            alike = np.flatnonzero(joins & (each == few) & (carriers == many))
+        for few, many in np.unique(shape[joins], axis=0).tolist():  # frames of like segments
+            alike = np.flatnonzero(joins & (shape == (few, many)).all(1))
             pieces = len(alike) * (rest.shape[1] + few * many) * rows.shape[1] // workspace(rows)
             for some in np.array_split(alike, min(len(alike), pieces + 1)):
                 slots = on(begin[some], rest)[:, None] + torch.arange(few * many, device=rest.device)

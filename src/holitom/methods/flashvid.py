@@ -16,30 +16,30 @@ Two ways to count: a retention of r is fe * r before the language model, and R i
 is r (equations 13 to 15): fe = 1.25, K = 20, L = 28 give 12.5 %, then 3.75 %, for "10 %". ``flashvid`` makes that
 setting; the outer stage itself takes, as every method here, the share that enters the language model.
 
-A reconstruction. The text averages trees, and clusters of trees; the release sums a tree over all its tokens but
-divides by the root and its direct children alone, so that long trees grow. Here trees are compared by their roots, and
-a token is the mean of all that went into it: the same where trees have one token, and half the work. The release rounds
-up per frame, cuts one link too many, merges the chosen tokens of a segment of one frame in again, and may choose a
-token twice where w is negative; here round(budget * T * N) tokens stay. Ties go to the lower index; budget 1 is the
-identity.
+A reconstruction: the release was not run beside it, and this departs from it on purpose. The text averages trees, and
+clusters of trees; the release sums a tree over all its tokens but divides by the root and its direct children alone, so
+that long trees grow. Here trees are compared by their roots, and a token is the mean of all that went into it: the same
+where trees have one token, and half the work. The release rounds up per frame, cuts one link too many, merges the
+chosen tokens of a segment of one frame in again, and may choose a token twice where w is negative; here round(budget *
+T * N) tokens stay. Ties go to the lower index; budget 1 is the identity.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, threshold
+from torch.nn.functional import threshold
 
 from holitom.errors import BadUsage
-from holitom.methods.base import every_token, frame_counts, need_field, on_host, token_set
+from holitom.methods.base import OuterStage, every_token, frame_counts, on_host, token_set
 from holitom.methods.fastv import FastV
 from holitom.methods.fastvid import FastVID
 from holitom.ops.clusters import peak_scores
 from holitom.ops.tensors import (
+    TINY,
     apportion,
     frame_mean,
     gram,
@@ -48,14 +48,14 @@ from holitom.ops.tensors import (
     ids_of,
     on,
     ranks,
-    row_norms,
+    top_of_groups,
     workspace,
 )
-from holitom.types import Fidelity, Positions, Reduction, TokenSet, VideoFeatures, check_budget
+from holitom.types import Reduction, TokenSet, VideoFeatures, check_budget
 
 
 @dataclass(frozen=True)
-class FlashVID:
+class FlashVID(OuterStage):
     """Before the language model. alpha: share of the budget that is chosen by ADTS; tau: cosine above which a token
     hangs on one of the frame before (strict); segments, cut: at least so many segments, and one ends below this cosine
     of frames. BadUsage for a budget outside (0, 1], a missing saliency, and a NaN."""
@@ -65,9 +65,8 @@ class FlashVID:
     segments: int = 8
     cut: float = 0.9
 
-    requires: ClassVar[frozenset[str]] = frozenset({"saliency"})
-    positions: ClassVar[Positions] = "contiguous"
-    fidelity: ClassVar[Fidelity] = "reconstruction"
+    requires = frozenset({"saliency"})
+    fidelity = "reconstruction"
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1 or self.segments < 1:
@@ -75,7 +74,7 @@ class FlashVID:
 
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
         """Reduce one video. Copies to the host: where segments end, and how many trees a frame has."""
-        counts, saliency = frame_counts(video, budget), need_field(self, video, "saliency")
+        counts, saliency = frame_counts(video, budget), self.fields(video)["saliency"]
         means = frame_mean(video.tokens)
         ends = on_host(FastVID(self.segments, self.cut).ends(means), tokens=means, saliency=saliency)
         if budget == 1:
@@ -88,18 +87,20 @@ class FlashVID:
             # 2. ADTS.
             every = torch.arange(video.frames, device=means.device)
             centre = group_mean(means, every, on(lengths, means))[on(segment, means)]
-            distance, before, dots = _products(video.tokens, centre)
+            distance, before, dots, norms = _products(video.tokens, centre, start)
             own = np.ceil(counts * self.alpha - 1e-9).astype(np.int64)
             chosen = _diverse(distance, saliency * dots, on(own, means))
             left = np.add.reduceat(counts - own, start)  # what each segment may keep beside
             if not left.any():
                 return token_set(video, ids_of(chosen.flatten(), own.sum()))
             # 3. Trees.
-            before[1:].masked_fill_(chosen[1:, :, None] | chosen[:-1, None], -1)
+            before[1:].masked_fill_(chosen[:-1, None], -1)
             links = before.max(-1)
-            similar = links.values.index_fill(0, on(start, means), -1)
+            similar = links.values.masked_fill_(chosen, -1)
             most = np.add.reduceat(video.cells - counts, start)  # links that leave the budget
-            hangs = (similar > self.tau) & _among(similar, on(segment, means), on(most, means))
+            label = on(np.repeat(segment, video.cells), means)
+            closest = top_of_groups(similar.flatten(), label, on(most, means)).view_as(chosen)
+            hangs = (similar > self.tau) & closest
             owner = torch.arange(len(rows), device=rows.device).view_as(hangs)
             owner = torch.where(hangs, (owner // video.cells - 1) * video.cells + links.indices, owner).flatten()
             for _ in range(int(lengths.max()).bit_length()):
@@ -108,7 +109,7 @@ class FlashVID:
             tree = ~hangs & ~chosen
             heads = tree.sum(1).cpu().numpy()
             wanted = np.concatenate([apportion(heads[segment == s], int(n)) for s, n in enumerate(left)])
-            many, norms = on(wanted, means)[:, None], row_norms(video.tokens)
+            many = on(wanted, means)[:, None]
             square = (norms[..., None] - norms[:, None]).square_()
             square.addcmul_(distance.mul_(2 * norms[:, None]), norms[..., None]).div_(rows.shape[1])
             middle = ranks(peak_scores(square, tree, 7, many[:, 0].clamp_min(1))) < many
@@ -122,24 +123,26 @@ class FlashVID:
         return token_set(video, ids, group_mean(rows, order, size), size)
 
 
-def _products(tokens: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _products(tokens: Tensor, centre: Tensor, start: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """1 - cosine of every frame's tokens with each other, where equal ones are at 0 exactly; cosine with those of the
-    frame before, -1 in the first frame: [T, N, N] both; inner product of every token with ``centre`` [T, D]: [T, N].
-    Some frames at a time."""
+    frame before, -1 in the frames ``start`` that begin a segment: [T, N, N] both; inner product of every token with
+    ``centre`` [T, D], and its norm: [T, N] both. Some frames at a time."""
     frames, cells, _ = tokens.shape
-    inside, before = centre.new_empty(frames, cells, cells), centre.new_full((frames, cells, cells), -1)
-    dots, step = centre.new_empty(frames, cells), max(1, workspace(tokens) // tokens[0].numel() // 2)
-    last = None
+    inside, before = centre.new_empty(2, frames, cells, cells)
+    dots, norms = centre.new_empty(2, frames, cells)
+    step, begins, last = max(1, workspace(tokens) // tokens[0].numel() // 2), set(start.tolist()), None
     for t in range(0, frames, step):
         here = tokens[t : t + step].float()
         dots[t : t + step] = (here @ centre[t : t + step, :, None])[..., 0]
-        here = normalize(here, dim=-1)
+        norms[t : t + step] = norm = torch.linalg.vector_norm(here, dim=-1)
+        here = here / norm.clamp_min(TINY)[..., None]
         inside[t : t + step] = gram(here)
-        if last is not None:
+        if t not in begins:  # as frame 0 always does
             before[t] = here[0] @ last.T
         before[t + 1 : t + step] = here[1:] @ here[:-1].mT
         last = here[-1]
-    return threshold(inside.neg_().add_(1), 1e-6, 0, inplace=True), before, dots
+    before[on(start, before)] = -1
+    return threshold(inside.neg_().add_(1), 1e-6, 0, inplace=True), before, dots, norms
 
 
 def _diverse(distance: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
@@ -155,23 +158,13 @@ def _diverse(distance: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     return chosen
 
 
-def _among(score: Tensor, group: Tensor, counts: Tensor) -> Tensor:
-    """score [T, N], group [T] ascending -> mask [T, N] of the ``counts[g]`` highest scores of every group of frames."""
-    label = group.repeat_interleave(score.shape[1])
-    order = score.flatten().sort(descending=True, stable=True).indices
-    order = order[label[order].sort(stable=True).indices]
-    place = torch.arange(len(order), device=order.device) - torch.searchsorted(label, label)
-    return torch.zeros_like(label, dtype=torch.bool).index_put_((order,), place < counts[label]).view_as(score)
-
-
 def flashvid(mean: float, layers: int = 28, *, expansion: float = 1.25, layer: int = 20) -> Reduction:
     """The complete method for ``mean``, the share of the tokens on average over ``layers`` layers (equation 15).
     expansion: fe, how much of it enters the language model; layer: K of 28. expansion 1: no stage inside."""
     start = max(1, int(layer * layers / 28 + 0.5))
     ratio = (layers - expansion * start) / (expansion * (layers - start))
     if expansion < 1 or ratio <= 0 or check_budget(mean) * expansion > 1:
-        raise BadUsage(
-            f"no share is left of {mean:g} * {expansion:g}", fix="give an expansion from 1 to 28 / 20, as 1.25"
-        )
+        what = f"no share is left of {mean:g} * {expansion:g}"
+        raise BadUsage(what, fix="give an expansion from 1 to 28 / 20, as 1.25")
     inner = (FastV(start, 1 - ratio),) if ratio < 1 else ()
     return Reduction("FlashVID", FlashVID(), mean * expansion, inner)

@@ -26,29 +26,20 @@ LLaVA-Video. Below one token per cell, where merging over time ends, evenly spac
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from holitom.errors import BadUsage
-from holitom.methods.base import (
-    budget_tokens,
-    check_share,
-    check_stage,
-    every_token,
-    finite,
-    on_host,
-    surviving,
-    token_set,
-)
+from holitom.methods.base import InnerStage, OuterStage, budget_tokens, every_token, on_host, surviving, token_set
 from holitom.methods.mmg_vid import keep_ratios, marginal_gains, share_out
 from holitom.ops.clusters import padding
 from holitom.ops.diverse import greedy_map
-from holitom.ops.segments import cut_at_changes
+from holitom.ops.segments import above, cut_at_changes
 from holitom.ops.tensors import frame_mean, group_mean, grouped, ids_of, neighbour_cosine, on, row_norms, top_ids
-from holitom.types import Fidelity, Positions, Reduction, TokenSet, VideoFeatures
+from holitom.types import Reduction, TokenSet, VideoFeatures
 
 SCHEDULES = {"30%": (0.5, 0.3, 0.3, 0.57), "20%": (0.5, 0.5, 0.7, 0.8), "10%": (0.7, 0.6, 0.85, 0.9)}
 """Share removed at layers 0, 7, 14 and 21 of 28, of what is left by then; the names are the paper's budgets."""
@@ -56,7 +47,7 @@ LAYERS = (0, 7, 14, 21)
 
 
 @dataclass(frozen=True)
-class HieraVid:
+class HieraVid(OuterStage):
     """The segment level. similarity: cosine above which a cell is unchanged (strict); threshold: the authors' beta.
     round(budget * T * N) tokens stay. ``group`` is a token's segment, ``gain`` its segment's marginal gain: the later
     stages read both. Raises BadUsage for a budget outside (0, 1] and for a NaN in the tokens."""
@@ -64,15 +55,14 @@ class HieraVid:
     similarity: float = 0.6
     threshold: float = 0.4
 
-    requires: ClassVar[frozenset[str]] = frozenset()
-    positions: ClassVar[Positions] = "original"
-    fidelity: ClassVar[Fidelity] = "reconstruction"
+    positions = "original"
+    fidelity = "reconstruction"
 
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
         """Reduce one video. One copy to the host: which cells are unchanged."""
         wanted, norms = budget_tokens(video, budget), row_norms(video.tokens)
         similar = neighbour_cosine(video.tokens, norms)
-        unchanged = on_host(similar > float(np.float32(self.similarity)), tokens=norms)
+        unchanged = on_host(above(similar, self.similarity), tokens=norms)
         lengths = cut_at_changes(unchanged, self.threshold).lengths
         every = torch.arange(video.frames, device=norms.device)
         gains = marginal_gains(group_mean(frame_mean(video.tokens), every, on(lengths, norms)))
@@ -99,7 +89,7 @@ def _merge(video: VideoFeatures, similar: Tensor, wanted: int) -> TokenSet:
 
 
 @dataclass(frozen=True)
-class HieraVidSelect:
+class HieraVidSelect(InnerStage):
     """The frame level. layer: first layer that sees fewer tokens; ratio: p, the share of the tokens still there that is
     removed. relevance -1: the least attended token has the highest quality, as coded, which may be an oversight or a
     wish for diversity; 1: the most attended. counts "exact": round((1 - ratio) * V) tokens stay; "coded": int() of each
@@ -110,18 +100,12 @@ class HieraVidSelect:
     relevance: Literal[-1, 1] = -1
     counts: Literal["exact", "coded"] = "exact"
 
-    score: ClassVar[Literal["this"]] = "this"
-    query: ClassVar[Literal["last"]] = "last"
-    positions: ClassVar[Positions] = "original"
-    prune_past: ClassVar[bool] = False
-    causal: ClassVar[bool] = True
-    include_newlines: ClassVar[bool] = False
-    reads_groups: ClassVar[bool] = True
-    fidelity: ClassVar[Fidelity] = "reconstruction"
+    score = "this"
+    reads_groups = True
+    fidelity = "reconstruction"
 
     def __post_init__(self) -> None:
-        check_stage(self)
-        check_share(self, "ratio", none=True)
+        super().__post_init__()
         if self.relevance not in (-1, 1) or self.counts not in ("exact", "coded"):
             raise BadUsage(f"{self} cannot be", fix="choose relevance -1 or 1, and counts exact or coded")
 
@@ -141,13 +125,18 @@ class HieraVidSelect:
     ) -> tuple[Tensor, Tensor]:
         """hidden [S, D] entering ``layer``, score [S], visual: ascending ids, group and gain [V] -> (ids [S']
         ascending, hidden[ids]). Copies groups and gains to the host. BadUsage for a NaN in scores or states."""
-        attention = finite(self, score[visual]) * self.relevance
-        finite(self, row_norms(hidden[None])[0, visual], "states that enter")
+        attention = self.finite(score[visual]) * self.relevance
+        self.finite(row_norms(hidden[None])[0, visual], "states that enter")
         labels = np.zeros(len(visual), dtype=np.int64) if group is None else group.cpu().numpy()
         order, sizes = np.argsort(labels, kind="stable"), np.unique(labels, return_counts=True)[1]
         start = sizes.cumsum() - sizes
         gains = np.zeros(len(sizes)) if gain is None else gain.cpu().numpy()[order[start]]
-        counts = self._counts(sizes, gains)
+        ratios = keep_ratios(1 - self.ratio, gains)
+        if self.counts == "exact":
+            counts = share_out(sizes, ratios, max(1, round((1 - self.ratio) * len(visual))))
+        else:
+            counts = (sizes * ratios).astype(np.int64)
+            counts[sizes.argmax()] += not counts.any()
         if counts.sum() == len(visual):
             return torch.arange(len(hidden), device=hidden.device), hidden
         attention = attention - attention.amin()
@@ -161,15 +150,6 @@ class HieraVidSelect:
             kept[torch.where(chosen, ids, len(visual))] = True  # what is not chosen falls on the spare place
         stays = surviving(len(hidden), visual, ids_of(kept[:-1], int(counts.sum())))
         return stays, hidden[stays]
-
-    def _counts(self, sizes: np.ndarray, gains: np.ndarray) -> np.ndarray:
-        """How many tokens every segment keeps; at least one in all."""
-        ratios = keep_ratios(1 - self.ratio, gains)
-        if self.counts == "exact":
-            return share_out(sizes, ratios, max(1, round((1 - self.ratio) * int(sizes.sum()))))
-        counts = (sizes * ratios).astype(np.int64)
-        counts[sizes.argmax()] += not counts.any()
-        return counts
 
 
 def hieravid(schedule: str = "30%", layers: int = 28) -> Reduction:

@@ -22,44 +22,22 @@ plain mean); layer K - 1 attends without a causal mask and newlines count as vis
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
 from holitom.errors import BadUsage
-from holitom.methods.base import (
-    budget_tokens,
-    check_share,
-    check_stage,
-    every_token,
-    finite,
-    highest,
-    need_field,
-    on_host,
-    surviving,
-)
-from holitom.ops.clusters import density_peaks, merge_members
-from holitom.ops.segments import Segments, above, cut
-from holitom.ops.tensors import (
-    apportion,
-    group_mean,
-    grouped,
-    ids_of,
-    nearest_row,
-    neighbour_cosine,
-    on,
-    row_norms,
-    top_ids,
-    top_mask,
-)
-from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures
+from holitom.methods.base import InnerStage, OuterStage, budget_tokens, every_token, on_host, surviving, token_set
+from holitom.ops.clusters import density_peaks, merge_members, running_means
+from holitom.ops.segments import Segments, above, cut, static_means
+from holitom.ops.tensors import apportion, ids_of, nearest_row, neighbour_cosine, on, row_norms, top_ids, top_mask
+from holitom.types import Fidelity, TokenSet, VideoFeatures
 
 
 @dataclass(frozen=True)
-class HoliTom:
+class HoliTom(OuterStage):
     """Before the language model: merge over time where a cell stays the same, then over space, select elsewhere.
 
     tau: cosine above which a cell is redundant (strict; the scripts use 0.65 for a budget of 10 % and 0.80 otherwise).
@@ -68,7 +46,7 @@ class HoliTom:
     segment for static ones, so that about budget * T * N tokens stay; a nearly static video ends below, because merging
     over time alone goes that far. counts "exact": round(budget * T * N) tokens of every video, as an engine needs them:
     shared out by largest remainder, and where merging over time leaves too few, the most salient of the tokens that it
-    has taken in come back as they are.
+    has taken in come back as they are; no release has this, so it counts as a reconstruction.
 
     A static token is owned by the first frame of its segment; ``size`` counts the source tokens behind each one.
     Deviations from the release: budget 1 returns every token unchanged (the release would still merge over time); ties
@@ -81,8 +59,7 @@ class HoliTom:
     max_window: int = 1024
     counts: Literal["released", "exact"] = "released"
 
-    requires: ClassVar[frozenset[str]] = frozenset({"saliency"})
-    positions: ClassVar[Positions] = "contiguous"
+    requires = frozenset({"saliency"})
 
     def __post_init__(self) -> None:
         if self.k < 1 or self.max_window < 1 or not (self.beta is None or 0 <= self.beta <= 1):
@@ -99,7 +76,7 @@ class HoliTom:
 
         Raises BadUsage for a budget outside (0, 1], a missing saliency, or a NaN in tokens or saliency.
         """
-        wanted, saliency = budget_tokens(video, budget), need_field(self, video, "saliency")
+        wanted, saliency = budget_tokens(video, budget), self.fields(video)["saliency"]
         norms = row_norms(video.tokens)
         redundant = above(neighbour_cosine(video.tokens, norms), self.tau)
         redundant = on_host(redundant, tokens=norms, saliency=saliency)
@@ -111,8 +88,8 @@ class HoliTom:
         owner, static, size = self.merge_static(video, saliency, segments, keep_static)
         ids, merged, sizes = self.select_dynamic(video, saliency, dynamic, keep_dynamic)
         if self.counts == "exact" and (missing := wanted - len(owner) - len(ids)):
-            back = _most_salient(saliency.flatten(), torch.cat([owner, ids]), missing)
-            ids, sizes = torch.cat([ids, back]), torch.cat([sizes, sizes.new_ones(missing)])
+            left = saliency.flatten().index_fill(0, torch.cat([owner, ids]), -torch.inf)
+            ids, sizes = torch.cat([ids, top_ids(left, missing)]), torch.cat([sizes, sizes.new_ones(missing)])
         return _in_order(video, segments, (owner, static, size), (ids, merged, sizes))
 
     def segments(self, video: VideoFeatures) -> Segments:
@@ -135,12 +112,12 @@ class HoliTom:
 
     def select_dynamic(
         self, video: VideoFeatures, saliency: Tensor, dynamic: np.ndarray, keep: np.ndarray
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Step 4. dynamic [T, N], keep [T] -> flat ids, their rows where they are no longer those of the video, and
-        source tokens behind each."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Step 4. dynamic [T, N], keep [T] -> flat ids, the rows of the first ones where they are no longer those of
+        the video, and source tokens behind each."""
         top = top_mask(saliency.masked_fill(~on(dynamic, saliency), -torch.inf), on(keep, saliency))
         ids = ids_of(top.flatten(), int(keep.sum()))
-        return ids, None, torch.ones(len(ids), device=ids.device)
+        return ids, video.tokens[:0, 0], torch.ones(len(ids), device=ids.device)
 
     def _share_out(
         self, segments: Segments, dynamic: np.ndarray, budget: float, wanted: int
@@ -158,46 +135,23 @@ class HoliTom:
         return keep_static, keep_dynamic
 
 
-def static_means(tokens: Tensor, segments: Segments, used: np.ndarray) -> tuple[Tensor, Tensor, Tensor, np.ndarray]:
-    """The static cells of the segments that are ``used`` [S], averaged over their frames: means [n, D], the flat id of
-    each one's first frame [n], its number of frames [n], and how many of them every used segment has, on the host."""
-    cells = tokens.shape[1]
-    static = segments.static & used[:, None]
-    segment, cell = static.nonzero()
-    first, length = segments.first[segment] * cells + cell, segments.lengths[segment]
-    step = np.arange(length.sum()) - (length.cumsum() - length).repeat(length)
-    members = first.repeat(length) + step * cells
-    means = group_mean(tokens.flatten(0, 1), on(members, tokens), on(length, tokens))
-    return means, on(first, tokens), on(length, tokens), static.sum(1)[used]
-
-
-def _most_salient(saliency: Tensor, taken: Tensor, count: int) -> Tensor:
-    """Ids of the ``count`` most salient tokens [T * N] that are not among ``taken``."""
-    return top_ids(saliency.index_fill(0, taken, -torch.inf), count)
-
-
 def _in_order(
-    video: VideoFeatures, segments: Segments, static: tuple[Tensor, ...], dynamic: tuple[Tensor, Tensor | None, Tensor]
+    video: VideoFeatures, segments: Segments, static: tuple[Tensor, ...], dynamic: tuple[Tensor, ...]
 ) -> TokenSet:
     """Step 5. Of every segment the static tokens by cell, then the others by frame and cell."""
-    owner, merged, _ = static
-    ids, other, _ = dynamic
+    (owner, merged, behind), (ids, changed, sizes) = static, dynamic
     every = torch.cat([owner, ids])
     segment = on(np.arange(len(segments)).repeat(segments.lengths), every)[every // video.cells]
     later = torch.arange(len(every), device=every.device) >= len(owner)
     order = ((2 * segment + later) * (video.frames * video.cells) + every).argsort()
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    every = every[order]
-    tokens = video.tokens.flatten(0, 1)[every]
-    tokens[place[: len(owner)]] = merged.to(tokens.dtype)
-    if other is not None:
-        tokens[place[len(owner) :][: len(other)]] = other.to(tokens.dtype)
-    size = torch.cat([static[2], dynamic[2]])[order]
-    return TokenSet(tokens, every // video.cells, every % video.cells, size)
+    tokens, place = video.tokens.flatten(0, 1)[every[order]], order.argsort()
+    for first, rows in ((0, merged), (len(owner), changed)):
+        tokens[place[first : first + len(rows)]] = rows.to(tokens.dtype)
+    return token_set(video, every[order], tokens, torch.cat([behind, sizes])[order])
 
 
 @dataclass(frozen=True)
-class HoliTomMerge:
+class HoliTomMerge(InnerStage):
     """Inside the language model: keep the visual tokens that the last prompt token attends to most, and merge each
     other one into the kept one that it is most like (cosine of the states that enter the layer).
 
@@ -214,14 +168,8 @@ class HoliTomMerge:
     causal: bool = True
     include_newlines: bool = False
 
-    score: ClassVar[Literal["prev"]] = "prev"
-    query: ClassVar[Literal["last"]] = "last"
-    positions: ClassVar[Positions] = "original"
-    prune_past: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
-        check_stage(self)
-        check_share(self, "ratio", none=True)
+        super().__post_init__()
         if self.average not in ("running", "mean"):
             raise BadUsage(f"average={self.average!r} is unknown", fix="choose from running, mean")
 
@@ -230,40 +178,20 @@ class HoliTomMerge:
         released = self.average == "running" and not self.causal and self.include_newlines
         return "golden" if released else "port"
 
-    @property
-    def identity(self) -> bool:
-        """Whether these parameters ask for nothing."""
-        return self.ratio == 0
-
     def __call__(self, hidden: Tensor, score: Tensor, visual: Tensor, n0: int) -> tuple[Tensor, Tensor]:
         """hidden [S, D] entering ``layer``, score [S], visual [V]: ascending ids -> ids that stay [S'] and their states
         [S', D]. Raises BadUsage for a NaN in the visual tokens' scores or states."""
-        kept = highest(self, score, visual, round(len(visual) * (1 - self.ratio)))
+        kept = self.highest(score, visual, round(len(visual) * (1 - self.ratio)))
         ids = surviving(len(hidden), visual, kept)
         if len(kept) == len(visual):
             return ids, hidden
         rows = hidden[visual]
         rest = surviving(len(visual), kept, kept[:0])
         cosine, nearest = nearest_row(rows, rest, kept)
-        finite(self, cosine, "states that enter")
+        self.finite(cosine, "states that enter")
         owner = torch.arange(len(rows), device=rows.device).index_copy(0, rest, kept[nearest])
+        released = self.average == "running"
+        merged = running_means(rows, owner, kept) if released else merge_members(rows, owner, kept, None)[0]
         out = hidden[ids]
-        out[torch.searchsorted(ids, visual[kept])] = _merged(rows, owner, kept, self.average)
+        out[torch.searchsorted(ids, visual[kept])] = merged.to(out.dtype)
         return ids, out
-
-
-def _merged(rows: Tensor, owner: Tensor, kept: Tensor, average: str) -> Tensor:
-    """rows [V, D], each folded into the kept row that owns it [V] -> [len(kept), D].
-
-    The running average in closed form: with q rows the kept one ends up with weight 2^-q and the j-th row, from 1, with
-    2^-(q - j + 1). Powers of two are exact in every precision, and the sum is rounded once.
-    """
-    order, size = grouped(owner, kept)
-    if average == "mean":
-        return group_mean(rows, order, size)
-    start, own = size.cumsum(0) - size, owner[order] == order
-    group = torch.repeat_interleave(size, output_size=len(order))
-    seen = (~own).cumsum(0)
-    j = seen - (seen - (~own).long())[start][group]  # the kept row may stand anywhere among them and does not count
-    weight = torch.exp2((torch.where(own, 1, j) - size[group]).float())
-    return embedding_bag(order, rows, start, mode="sum", per_sample_weights=weight.to(rows.dtype))

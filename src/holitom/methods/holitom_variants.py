@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from holitom.errors import BadUsage
-from holitom.methods.holitom import HoliTom, static_means
+from holitom.methods.holitom import HoliTom
 from holitom.ops.clusters import density_peaks, merge_members, padding
-from holitom.ops.segments import Segments, cut_at_changes, fixed_windows
+from holitom.ops.segments import Segments, cut_at_changes, fixed_windows, static_means
 from holitom.ops.tensors import ids_of, on, top_mask
 from holitom.types import VideoFeatures
 
@@ -76,14 +76,15 @@ class DynamicByClusters(HoliTom):
     ) -> tuple[Tensor, Tensor, Tensor]:
         salient = np.rint(keep * (1 - self.cluster_share)).astype(np.int64)
         clusters = keep - salient
-        top_ids, _, ones = super().select_dynamic(video, saliency, dynamic, salient)
-        left = on(dynamic & (clusters > 0)[:, None], saliency).flatten().index_fill(0, top_ids, False)
+        salient_ids, _, ones = super().select_dynamic(video, saliency, dynamic, salient)
+        left = on(dynamic & (clusters > 0)[:, None], saliency).flatten().index_fill(0, salient_ids, False)
         sizes = np.where(clusters > 0, dynamic.sum(1) - salient, 0)
         rest, rows = ids_of(left, int(sizes.sum())), video.tokens.flatten(0, 1)
         centre, owner = density_peaks(rows[rest], sizes[clusters > 0], clusters[clusters > 0], self.k)
         chosen = ids_of(centre, int(clusters.sum()))
         merged, count = merge_members(rows[rest], owner, chosen, self.beta)
-        return torch.cat([top_ids, rest[chosen]]), torch.cat([rows[top_ids].float(), merged]), torch.cat([ones, count])
+        ids, tokens = torch.cat([salient_ids, rest[chosen]]), torch.cat([rows[salient_ids].float(), merged])
+        return ids, tokens, torch.cat([ones, count])
 
 
 @dataclass(frozen=True)

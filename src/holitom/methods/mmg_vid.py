@@ -24,24 +24,24 @@ identity.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from holitom.errors import BadUsage
-from holitom.methods.base import budget_tokens, every_token, on_host, token_set
+from holitom.methods.base import OuterStage, budget_tokens, every_token, on_host, token_set
 from holitom.ops.clusters import peak_scores, separation, squared_distances
 from holitom.ops.tensors import frame_mean, group_mean, ids_of, neighbour_cosine, on, top_mask, workspace
-from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures
+from holitom.types import TokenSet, VideoFeatures
 
 NEIGHBOURS, EXTRA, LIMITS = 7, 0.1, (0.05, 0.95)
 """k of step 3, and step 2's constants."""
 
 
 @dataclass(frozen=True)
-class MMGVid:
+class MMGVid(OuterStage):
     """tau: cosine of two frames below which a segment ends. gain: "coded", equation 6 as written down, or "opposite",
     its contrary. Equal counts in a segment's frames leave the number kept below budget * T * N by less than one per
     frame. ``group`` is the segment, ``gain`` its marginal gain. Raises BadUsage for a budget outside (0, 1] and for a
@@ -50,9 +50,7 @@ class MMGVid:
     tau: float = 0.95
     gain: Literal["coded", "opposite"] = "coded"
 
-    requires: ClassVar[frozenset[str]] = frozenset()
-    positions: ClassVar[Positions] = "contiguous"
-    fidelity: ClassVar[Fidelity] = "reconstruction"
+    fidelity = "reconstruction"
 
     def __post_init__(self) -> None:
         if self.gain not in ("coded", "opposite"):

@@ -87,10 +87,8 @@ class Preset:
 
     def _moved(self, stages: list[int], layers: int) -> list[int]:
         if len(stages) >= layers:
-            raise BadUsage(
-                f"{self.row} has {len(stages)} stages inside the decoder, which has {layers} layers",
-                fix=f"use a decoder of {len(stages) + 1} layers or more",
-            )
+            what = f"{self.row} has {len(stages)} stages inside the decoder, which has {layers} layers"
+            raise BadUsage(what, fix=f"use a decoder of {len(stages) + 1} layers or more")
         places: list[int] = []
         for number, stage in enumerate(stages):
             place = max(1, math.floor(stage / self.layers * layers + 0.5), *(k + 1 for k in places[-1:]))
@@ -109,9 +107,7 @@ def preset(table: str, row: str, budget: float | None = None, model: str | None 
     if not cells:
         raise BadUsage(f"no presets for {table!r}", fix=f"choose from {_listed(cell.table for cell in _cells())}")
     for name, wanted in (("row", row), ("model", model), ("budget", budget)):
-        if wanted is None:
-            continue
-        fitting = [cell for cell in cells if _same(getattr(cell, name), wanted)]
+        fitting = [cell for cell in cells if wanted is None or _same(getattr(cell, name), wanted)]
         if not fitting and name == "budget" and table in ANY_BUDGET:
             one_each = {cell.model: cell for cell in cells if cell.reduction.outer is not None}
             fitting = [_at(cell, check_budget(budget)) for cell in one_each.values()]
@@ -170,11 +166,10 @@ def _all_cells() -> Iterator[Preset]:
             outer = outer_for("ov-7b", budget) if "HoliTom" in row else BEFORE.get(row)
             yield _cell("fig-frames", f"{row}, {frames} frames", "ov-7b", budget, outer, frames=frames)
     # Methods with every stage they have, where the tables compare one.
-    row, decode = "DyCoke + decode selection", DyCokeDecode(3, 0.7)
-    yield _cell("complete", row, "ov-7b", 0.25, DyCoke(), decode=decode, printed=False)
+    decode = DyCokeDecode(3, 0.7)
+    yield _cell("complete", "DyCoke + decode selection", "ov-7b", 0.25, DyCoke(), decode=decode, printed=False)
     for budget in BUDGETS:
-        stages = (PruneVidSelect(),)
-        yield _cell("complete", "PruneVid + selection", "ov-7b", budget, PruneVid(), stages, printed=False)
+        yield _cell("complete", "PruneVid + selection", "ov-7b", budget, PruneVid(), (PruneVidSelect(),), printed=False)
     for model, budgets in (("ov-7b", (0.25, 0.15)), ("video-7b", (0.15, 0.10))):
         yield from _rows("mmg-vid", model, 1.0, "Vanilla")
         for budget in budgets:
@@ -182,8 +177,7 @@ def _all_cells() -> Iterator[Preset]:
     for budget in (*BUDGETS, 0.05):
         scored = {"UniComp": budget > 0.05, "V-CAST": False, "Unified pool": budget <= 0.10, "FlashVID": budget > 0.05}
         for row, printed in {**scored, "FlashVID (fe = 1)": budget == 0.10}.items():
-            cell = _cell("later", row, "ov-7b", budget, BEFORE.get(row), printed=printed)
-            yield replace(cell, reduction=flashvid(budget, cell.layers)) if row == "FlashVID" else cell
+            yield _cell("later", row, "ov-7b", budget, BEFORE.get(row), printed=printed)
     yield from _rows("hieravid", "video-7b", 1.0, "Vanilla")
     for schedule in SCHEDULES:  # a share is the mean over the layers
         cell = _cell("hieravid", "HieraVid", "video-7b", int(schedule.rstrip("%")) / 100)
@@ -218,29 +212,32 @@ def _cell(
     frames: int | None = None,
     printed: bool = True,
 ) -> Preset:
-    reduction = Reduction(row, outer, _asked(outer, model, budget), inner, decode)
+    reduction = _setting(row, model, budget, outer, inner, decode)
     return Preset(table, row, budget, model, frames or FRAMES[model], LAYERS[model], reduction, printed)
 
 
 def _at(cell: Preset, budget: float) -> Preset:
     """A cell's setting at a budget that its table does not print."""
-    outer = cell.reduction.outer
-    outer = outer_for(cell.model, budget) if isinstance(outer, HoliTom) else outer
-    reduction = replace(cell.reduction, outer=outer, budget=_asked(outer, cell.model, budget))
-    reduction = flashvid(budget, cell.layers) if cell.row == "FlashVID" else reduction
+    made = cell.reduction
+    outer = outer_for(cell.model, budget) if isinstance(made.outer, HoliTom) else made.outer
+    reduction = _setting(cell.row, cell.model, budget, outer, made.inner, made.decode)
     return replace(cell, budget=budget, reduction=reduction, printed=False)
 
 
-def _asked(outer: Outer | None, model: str, budget: float) -> float:
+def _setting(
+    row: str, model: str, budget: float, outer: Outer | None, inner: tuple[Inner, ...], decode: Decode | None
+) -> Reduction:
     """What takes a count per frame has to be asked for whole tokens. HoliTom rounds up in every frame by itself,
     FastVID's release rounds the share itself down (39 of 196 tokens at 20 %), the others state the share."""
-    return whole_tokens(model, budget) if isinstance(outer, VisionZip | PruneVid | DyCoke) else budget
+    if row == "FlashVID":
+        return flashvid(budget, LAYERS[model])
+    asked = whole_tokens(model, budget) if isinstance(outer, VisionZip | PruneVid | DyCoke) else budget
+    return Reduction(row, outer, asked, inner, decode)
 
 
 def _same(value: object, wanted: object) -> bool:
-    if isinstance(value, float) and isinstance(wanted, (int, float)):
-        return math.isclose(value, wanted, abs_tol=1e-9)
-    return value == wanted
+    numbers = isinstance(value, float) and isinstance(wanted, (int, float))
+    return math.isclose(value, wanted, abs_tol=1e-9) if numbers else value == wanted
 
 
 def _listed(choices: Iterable[object]) -> str:

@@ -26,7 +26,6 @@ as one.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -34,19 +33,18 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from holitom.errors import BadUsage
-from holitom.methods.base import check_share, check_stage, every_token, finite, on_host, surviving, token_set
-from holitom.methods.holitom import static_means
+from holitom.methods.base import InnerStage, OuterStage, every_token, on_host, surviving, token_set
 from holitom.ops.clusters import padding, ranked_clusters
-from holitom.ops.segments import Segments, above
-from holitom.ops.tensors import TINY, frame_mean, group_mean, grouped, ids_of, on, row_norms
-from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures, check_budget
+from holitom.ops.segments import Segments, above, static_means
+from holitom.ops.tensors import TINY, frame_mean, group_mean, grouped, ids_of, on, row_norms, top_of_groups
+from holitom.types import TokenSet, VideoFeatures, check_budget
 
 SMALL = 14
 """Groups of at most this many tokens are not clustered."""
 
 
 @dataclass(frozen=True)
-class PruneVid:
+class PruneVid(OuterStage):
     """The merging stage. tau: static above this mean cosine (strict); temporal_segment_ratio: clusters of frames as a
     share of T; k: neighbours in the densities. ``size`` counts source tokens, ``group`` numbers the groups of step 4 in
     the order of the output. Raises BadUsage for a budget outside (0, 1] and for a NaN in the tokens."""
@@ -55,9 +53,7 @@ class PruneVid:
     temporal_segment_ratio: float = 0.25
     k: int = 7
 
-    requires: ClassVar[frozenset[str]] = frozenset()
-    positions: ClassVar[Positions] = "contiguous"
-    fidelity: ClassVar[Fidelity] = "golden"
+    fidelity = "golden"
 
     def __post_init__(self) -> None:
         if self.k < 1 or not 0 < self.temporal_segment_ratio <= 1:
@@ -92,12 +88,11 @@ class PruneVid:
         rows, owner = video.tokens.flatten(0, 1), np.repeat(np.arange(len(windows)), windows.lengths)
         means, first, span, static = static_means(video.tokens, windows, np.ones(len(windows), dtype=bool))
         moving = ~windows.static[owner]
-        counts, moving_counts = (_clusters_of(sizes, cluster_ratio) for sizes in (static, moving.sum(1)))
-        merged, size, centre = _cluster(means, np.arange(len(means)), static, counts, self.k)
-        others, other_size, ids = _cluster(rows, np.flatnonzero(moving), moving.sum(1), moving_counts, self.k)
+        window, merged, size, centre = _cluster(means, np.arange(len(means)), static, cluster_ratio, self.k)
+        frame, others, other_size, ids = _cluster(rows, np.flatnonzero(moving), moving.sum(1), cluster_ratio, self.k)
         before = windows.first + np.arange(len(windows))  # the number of a window's static group
         later = np.arange(video.frames) + owner + 1  # the number of a frame's group
-        group = on(np.concatenate([np.repeat(before, counts), np.repeat(later, moving_counts)]), rows)
+        group = on(np.concatenate([before[window], later[frame]]), rows)
         order = group.sort(stable=True).indices
         tokens, ids = torch.cat([merged, others])[order], torch.cat([first[centre], ids])[order]
         kept = token_set(video, ids, tokens, torch.cat([size * span[centre], other_size])[order])
@@ -116,17 +111,13 @@ def refine_runs(labels: np.ndarray) -> np.ndarray:
     longest = np.zeros(labels.max() + 1, dtype=np.int64)
     np.maximum.at(longest, label, length)
     stays = (length == longest[label]) & (length > 1)
-    following = [*np.flatnonzero(stays), -1]
-    taken, reach, ahead = 0, 0, 0  # the label on the left, its length so far, the place in ``following``
-    refined = np.empty_like(label)
-    for run in range(len(label)):
-        if stays[run]:
-            ahead += 1
-            new = label[run]
-        else:
-            after = length[following[ahead]] if following[ahead] >= 0 else 0
-            new = label[following[ahead]] if after > reach else taken
-        reach = reach + length[run] if run and new == taken else length[run]
+    places, refined = np.arange(len(label)), np.empty_like(label)
+    ahead = np.minimum.accumulate(np.where(stays, places, len(label))[::-1])[::-1]  # itself, or the next that stays
+    following, after = np.append(label, 0)[ahead], np.append(length, 0)[ahead]
+    taken = reach = 0  # the label on the left, and its length so far
+    for run in places:
+        new = following[run] if stays[run] or after[run] > reach else taken
+        reach = length[run] + (reach if run and new == taken else 0)
         taken = refined[run] = new
     return np.repeat(refined, length)
 
@@ -155,16 +146,13 @@ def _pair_cosine(tokens: Tensor, norms: Tensor, lengths: np.ndarray) -> Tensor:
     return (torch.cat(sums, 1) - own) / pairs
 
 
-def _clusters_of(sizes: np.ndarray, ratio: float) -> np.ndarray:
-    """How many tokens groups of ``sizes`` [G] become."""
-    return np.where(sizes > SMALL, np.maximum((sizes * ratio).astype(np.int64), 1), sizes)
-
-
 def _cluster(
-    rows: Tensor, ids: np.ndarray, sizes: np.ndarray, counts: np.ndarray, k: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The groups rows[ids], ``sizes[g]`` one after the other, into ``counts[g]`` clusters each. Returns the clusters'
-    means [C, D], how many rows each merges [C], and the row of each centre [C]; by group, then by falling score."""
+    rows: Tensor, ids: np.ndarray, sizes: np.ndarray, ratio: float, k: int
+) -> tuple[np.ndarray, Tensor, Tensor, Tensor]:
+    """Step 4 for the groups rows[ids], ``sizes[g]`` one after the other. Returns the clusters' groups [C], their means
+    [C, D], how many rows each merges [C], and the row of each centre [C]; by group, then by falling score."""
+    counts = np.where(sizes > SMALL, np.maximum((sizes * ratio).astype(np.int64), 1), sizes)
+    group = np.repeat(np.arange(len(sizes)), counts)
     sizes, counts = sizes[sizes > 0], counts[sizes > 0]
     place, inside = padding(sizes)
     slot, rank = on(ids[(sizes.cumsum() - sizes)[:, None] + place], rows), on(place, rows)
@@ -179,34 +167,24 @@ def _cluster(
     row = slot.flatten()[real]
     order, size = grouped(number, torch.arange(total, device=rows.device))
     middle = ids_of((rank < on(counts, rows)[:, None]).flatten()[real], total)
-    return group_mean(rows, row[order], size), size, torch.empty_like(middle).scatter_(0, number[middle], row[middle])
+    centre = torch.empty_like(middle).scatter_(0, number[middle], row[middle])
+    return group, group_mean(rows, row[order], size), size, centre
 
 
 @dataclass(frozen=True)
-class PruneVidSelect:
+class PruneVidSelect(InnerStage):
     """The selection stage. layer: the first layer that sees fewer tokens, counted from 0 (11: after the release's layer
     10); alpha: share of every group that stays. Groups are PruneVid's, as its TokenSet names them."""
 
     layer: int = 11
     alpha: float = 0.4
 
-    score: ClassVar[Literal["prev"]] = "prev"
-    query: ClassVar[Literal["text"]] = "text"
-    positions: ClassVar[Positions] = "original"
-    prune_past: ClassVar[bool] = True
-    causal: ClassVar[bool] = True
-    include_newlines: ClassVar[bool] = False
-    reads_groups: ClassVar[bool] = True
-    fidelity: ClassVar[Fidelity] = "port"
-
-    def __post_init__(self) -> None:
-        check_stage(self)
-        check_share(self, "alpha")
-
-    @property
-    def identity(self) -> bool:
-        """Whether these parameters ask for nothing."""
-        return self.alpha == 1
+    query = "text"
+    prune_past = True
+    reads_groups = True
+    fidelity = "port"
+    share = "alpha"
+    idle = 1
 
     def __call__(
         self,
@@ -219,15 +197,10 @@ class PruneVidSelect:
     ) -> tuple[Tensor, Tensor]:
         """hidden [S, D] entering ``layer``, score [heads, text rows, S], visual: ascending ids, group [V] -> (ids [S']
         ascending, hidden[ids]). Copies to the host: the groups' sizes. Raises BadUsage for a NaN in the scores."""
-        best = finite(self, score.amax((0, 1))[visual])
+        best = self.finite(score.amax((0, 1))[visual])
         group = torch.zeros_like(visual) if group is None else group
         _, label, sizes = group.unique(return_inverse=True, return_counts=True)
-        order = best.sort(descending=True, stable=True).indices
-        order = order[label[order].sort(stable=True).indices]  # by group, then by falling score
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[label[order]]
         counts = (self.alpha * sizes.double()).long()
-        if not (total := int(counts.sum())):
-            counts[sizes.argmax()], total = 1, 1
-        kept = surviving(hidden.shape[0], visual, ids_of(place < counts[label], total))
-        return kept, hidden[kept]
+        counts[sizes.argmax()] += counts.sum() == 0
+        ids = surviving(len(hidden), visual, ids_of(top_of_groups(best, label, counts), int(counts.sum())))
+        return ids, hidden[ids]

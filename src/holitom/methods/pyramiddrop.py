@@ -14,44 +14,31 @@ under grouped-query attention, where the release's ranking fails.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from holitom.errors import BadUsage
-from holitom.methods.base import check_share, check_stage, highest, surviving
-from holitom.types import Fidelity, Positions
+from holitom.methods.base import InnerStage, surviving
 
 
 @dataclass(frozen=True)
-class PyramidDropStage:
+class PyramidDropStage(InnerStage):
     """One stage. layer: the first layer that sees fewer tokens, from 0; ratio: rho, the share of the visual tokens at
     the start of prefill that is left from there on. BadUsage for a ratio outside (0, 1]."""
 
     layer: int
     ratio: float
 
-    score: ClassVar[Literal["this"]] = "this"
-    query: ClassVar[Literal["last"]] = "last"
-    positions: ClassVar[Positions] = "contiguous"
-    prune_past: ClassVar[bool] = False
-    causal: ClassVar[bool] = True
-    include_newlines: ClassVar[bool] = True
-    fidelity: ClassVar[Fidelity] = "golden"
-
-    def __post_init__(self) -> None:
-        check_stage(self, lowest=0)
-        check_share(self, "ratio")
-
-    @property
-    def identity(self) -> bool:
-        """Whether these parameters ask for nothing."""
-        return self.ratio == 1
+    score = "this"
+    positions = "contiguous"
+    include_newlines = True
+    fidelity = "golden"
+    idle = 1
 
     def __call__(self, hidden: Tensor, score: Tensor, visual: Tensor, n0: int) -> tuple[Tensor, Tensor]:
         """hidden [S, D] entering ``layer``, score [S], visual [V] ascending ids, n0: V when prefill began -> (ids [S']
         ascending, hidden[ids]); everything where no more than the share is alive. BadUsage for a NaN in the scores."""
-        ids = surviving(len(hidden), visual, highest(self, score, visual, int(n0 * self.ratio)))
+        ids = surviving(len(hidden), visual, self.highest(score, visual, int(n0 * self.ratio)))
         return ids, hidden[ids]
 
 
@@ -70,10 +57,8 @@ class PyramidDrop:
     def __post_init__(self) -> None:
         ascending = list(self.layers) == sorted(set(self.layers))
         if len(self.layers) != len(self.ratios) or not ascending or list(self.ratios) != sorted(self.ratios)[::-1]:
-            raise BadUsage(
-                f"layers {self.layers} with ratios {self.ratios} are no pyramid",
-                fix="give one ratio per layer; layers ascend, and the share that is left never grows",
-            )
+            what = f"layers {self.layers} with ratios {self.ratios} are no pyramid"
+            raise BadUsage(what, fix="give one ratio per layer; layers ascend, and the share that is left never grows")
         self.stages()
 
     def stages(self) -> tuple[PyramidDropStage, ...]:

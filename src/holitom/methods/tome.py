@@ -16,32 +16,26 @@ token per frame some frames are left out; budget 1 is the identity.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from holitom.methods.base import every_token, frame_counts, need_field, refuse_non_finite, token_set
-from holitom.ops.tensors import group_mean, grouped, on, ranks, row_norms
-from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures
+from holitom.methods.base import OuterStage, frame_counts, token_set
+from holitom.ops.tensors import group_mean, grouped, on, ranks
+from holitom.types import TokenSet, VideoFeatures
 
 
 @dataclass(frozen=True)
-class ToMe:
+class ToMe(OuterStage):
     """Keeps round(budget * T * N) tokens. BadUsage for missing keys and for a NaN."""
 
-    requires: ClassVar[frozenset[str]] = frozenset({"keys"})
-    positions: ClassVar[Positions] = "contiguous"
-    fidelity: ClassVar[Fidelity] = "golden"
+    requires = frozenset({"keys"})
+    fidelity = "golden"
 
-    def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
-        counts, keys = frame_counts(video, budget), need_field(self, video, "keys")
-        refuse_non_finite(tokens=row_norms(video.tokens), keys=keys)
-        if budget == 1:
-            return every_token(video)
-        frames, cells = video.frames, video.cells
+    def reduce(self, video: VideoFeatures, budget: float, keys: Tensor) -> TokenSet:
+        counts, frames, cells = frame_counts(video, budget), video.frames, video.cells
         owner = slots = own = torch.arange(cells, device=keys.device).expand(frames, cells)
         first = torch.arange(frames, device=keys.device)[:, None] * cells
         left, wanted, metric = np.full(frames, cells), counts.clip(1), keys  # a frame left out merges all the same

@@ -21,7 +21,7 @@ is used. Uncertain: that its keys are the mean over heads. Further: ties go to t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,15 +29,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from holitom.errors import BadUsage
-from holitom.methods.base import every_token, need_field, on_host, token_set
+from holitom.methods.base import OuterStage, every_token, on_host, token_set
 from holitom.methods.mmg_vid import share_out
 from holitom.ops.diverse import first_come
 from holitom.ops.tensors import frame_mean, gram, group_mean, ids_of, on, top_mask, workspace
-from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures, check_budget
+from holitom.types import TokenSet, VideoFeatures, check_budget
 
 
 @dataclass(frozen=True)
-class UniComp:
+class UniComp(OuterStage):
     """frame (Uf), cell (Uc): up to which distance, 1 - cosine, frames join a group and cells are covered. head: as of
     FastVID; "substitute", the frames' mean tokens, for models without SigLIP's pooling head. Keeps at most
     int(budget * T * N) tokens. Raises BadUsage for a budget outside (0, 1], a missing field, and a NaN."""
@@ -46,8 +46,7 @@ class UniComp:
     cell: float = 0.2
     head: Literal["siglip", "substitute"] = "siglip"
 
-    positions: ClassVar[Positions] = "contiguous"
-    fidelity: ClassVar[Fidelity] = "reconstruction"
+    fidelity = "reconstruction"
 
     def __post_init__(self) -> None:
         if self.head not in ("siglip", "substitute"):
@@ -60,7 +59,7 @@ class UniComp:
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
         """Reduce one video. Copies to the host: which frames are alike, their similarities, the picks."""
         wanted, means = max(1, int(check_budget(budget) * video.frames * video.cells + 1e-9)), frame_mean(video.tokens)
-        fields = {name: need_field(self, video, name) for name in sorted(self.requires)}
+        fields = self.fields(video)
         with torch.no_grad():
             unit = normalize(means, dim=-1)
             alike = on_host(1 - unit @ unit.T <= self.frame, tokens=means, **fields)

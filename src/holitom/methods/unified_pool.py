@@ -18,7 +18,6 @@ memory would grow with the square of the video. The stage inside the language mo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,18 +25,18 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from holitom.errors import BadUsage
-from holitom.methods.base import budget_tokens, every_token, need_field, refuse_non_finite, token_set
+from holitom.methods.base import OuterStage, budget_tokens, token_set
 from holitom.ops.clusters import density_peaks
 from holitom.ops.diverse import first_come
-from holitom.ops.tensors import apportion, gram, group_mean, grouped, ids_of, on, row_norms
-from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures
+from holitom.ops.tensors import apportion, gram, group_mean, grouped, ids_of, on
+from holitom.types import TokenSet, VideoFeatures
 
 BLOCK = 256
 """Tokens of the walk that are compared at once."""
 
 
 @dataclass(frozen=True)
-class UnifiedPool:
+class UnifiedPool(OuterStage):
     """tau: a cosine above it is redundant; recycled: share of the budget that goes to clusters; k: neighbours in the
     densities, at most as many as clusters; window: tokens that are clustered together. Keeps round(budget * T * N)
     tokens. Raises BadUsage for a budget outside (0, 1], a missing saliency, and a NaN."""
@@ -47,21 +46,16 @@ class UnifiedPool:
     k: int = 7
     window: int = 256
 
-    requires: ClassVar[frozenset[str]] = frozenset({"saliency"})
-    positions: ClassVar[Positions] = "contiguous"
-    fidelity: ClassVar[Fidelity] = "reconstruction"
+    requires = frozenset({"saliency"})
+    fidelity = "reconstruction"
 
     def __post_init__(self) -> None:
         if not 0 <= self.recycled < 1 or self.k < 1 or self.window < 1:
             raise BadUsage(f"{self} is out of range", fix="give a share in [0, 1), and count k and window from 1")
 
-    def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
-        """Reduce one video. Copies to the host: how many tokens of each block stay, and the rounds of choosing them."""
-        wanted, saliency = budget_tokens(video, budget), need_field(self, video, "saliency")
-        refuse_non_finite(tokens=row_norms(video.tokens), saliency=saliency)
-        if budget == 1:
-            return every_token(video)
-        rows = video.tokens.flatten(0, 1)
+    def reduce(self, video: VideoFeatures, budget: float, saliency: Tensor) -> TokenSet:
+        """Copies to the host: how many tokens of each block stay, and the rounds of choosing them."""
+        wanted, rows = budget_tokens(video, budget), video.tokens.flatten(0, 1)
         order = saliency.flatten().sort(descending=True, stable=True).indices
         chosen = self._walk(rows, order, max(1, wanted - round(wanted * self.recycled)))
         clusters = wanted - len(chosen)

@@ -14,7 +14,6 @@ here some frames get none; a video of one frame is reduced too (the release leav
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,42 +21,38 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from holitom.errors import BadUsage
-from holitom.methods.base import budget_tokens, refuse_non_finite, token_set
+from holitom.methods.base import OuterStage, budget_tokens, refuse_non_finite, token_set
 from holitom.ops.tensors import TINY, frame_mean, ids_of, on, row_norms, top_mask
-from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures
+from holitom.types import TokenSet, VideoFeatures
 
 
 @dataclass(frozen=True)
-class VCast:
+class VCast(OuterStage):
     """temperature: of the softmax over the frames' curvatures. Keeps round(budget * T * N) tokens. BadUsage for a
     budget outside (0, 1] and for a NaN in the tokens."""
 
     temperature: float = 0.7
 
-    requires: ClassVar[frozenset[str]] = frozenset()
-    positions: ClassVar[Positions] = "original"
-    fidelity: ClassVar[Fidelity] = "port"
+    positions = "original"
+    fidelity = "port"
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise BadUsage(f"temperature {self.temperature} is not above 0", fix="use 0.7, the released value")
 
-    @torch.no_grad()
-    def mask(self, video: VideoFeatures, budget: float) -> Tensor:
-        """[T, N] which tokens stay. Two copies to the host: is everything finite, and the frames' shares."""
+    def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
+        """Reduce one video. Two copies to the host: is everything finite, and the frames' shares."""
         wanted, norms = budget_tokens(video, budget), row_norms(video.tokens)
         refuse_non_finite(tokens=norms)
-        centre = normalize(frame_mean(video.tokens), dim=-1, eps=1e-6)
-        shares = (curvature(centre) / self.temperature).softmax(0).cpu().numpy()
-        parts = zip(video.tokens.split(8), centre[..., None].split(8), strict=True)
-        dots = torch.cat([(part.float() @ mean)[..., 0] for part, mean in parts])
-        low, high = norms.aminmax(dim=1, keepdim=True)
-        score = 1 - dots / norms.clamp_min(TINY) + (norms - low) / (high - low + 1e-6)
-        return top_mask(score, on(share_frames(shares, wanted, video.cells), norms))
-
-    def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
-        """Reduce one video."""
-        return token_set(video, ids_of(self.mask(video, budget).flatten(), budget_tokens(video, budget)))
+        with torch.no_grad():
+            centre = normalize(frame_mean(video.tokens), dim=-1, eps=1e-6)
+            shares = (curvature(centre) / self.temperature).softmax(0).cpu().numpy()
+            parts = zip(video.tokens.split(8), centre[..., None].split(8), strict=True)
+            dots = torch.cat([(part.float() @ mean)[..., 0] for part, mean in parts])
+            low, high = norms.aminmax(dim=1, keepdim=True)
+            score = 1 - dots / norms.clamp_min(TINY) + (norms - low) / (high - low + 1e-6)
+            mask = top_mask(score, on(share_frames(shares, wanted, video.cells), norms))
+        return token_set(video, ids_of(mask.flatten(), wanted))
 
 
 def curvature(centre: Tensor) -> Tensor:

@@ -18,43 +18,36 @@ Every token keeps its own cell: with a newline per row the port mixes up those o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from holitom.errors import BadUsage
-from holitom.methods.base import every_token, frame_counts, need_field, refuse_non_finite, token_set
+from holitom.methods.base import OuterStage, frame_counts, token_set
 from holitom.ops.clusters import padding
-from holitom.ops.tensors import group_mean, grouped, ids_of, on, row_norms, top_mask
-from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures
+from holitom.ops.tensors import group_mean, grouped, ids_of, on, top_mask
+from holitom.types import TokenSet, VideoFeatures
 
 
 @dataclass(frozen=True)
-class VisionZip:
+class VisionZip(OuterStage):
     """dominant_ratio: share of a frame's tokens that are dominant, in [0, 1); 54 / 64 in the release. Keeps
     round(budget * T * N) tokens. BadUsage for a missing saliency or keys, and for a NaN."""
 
     dominant_ratio: float = 54 / 64
 
-    requires: ClassVar[frozenset[str]] = frozenset({"saliency", "keys"})
-    positions: ClassVar[Positions] = "contiguous"
-    fidelity: ClassVar[Fidelity] = "golden"
+    requires = frozenset({"saliency", "keys"})
+    fidelity = "golden"
 
     def __post_init__(self) -> None:
         if not 0 <= self.dominant_ratio < 1:
-            raise BadUsage(
-                f"dominant_ratio {self.dominant_ratio} is outside [0, 1)", fix="use 54 / 64, the released value"
-            )
+            what = f"dominant_ratio {self.dominant_ratio} is outside [0, 1)"
+            raise BadUsage(what, fix="use 54 / 64, the released value")
 
-    def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
-        counts = frame_counts(video, budget)
-        saliency, keys = need_field(self, video, "saliency"), need_field(self, video, "keys")
-        refuse_non_finite(tokens=row_norms(video.tokens), saliency=saliency, keys=keys)
-        if budget == 1:
-            return every_token(video)
-        cells, rows = video.cells, video.tokens.flatten(0, 1)
+    def reduce(self, video: VideoFeatures, budget: float, saliency: Tensor, keys: Tensor) -> TokenSet:
+        counts, cells, rows = frame_counts(video, budget), video.cells, video.tokens.flatten(0, 1)
         dominant = np.floor(counts * self.dominant_ratio).astype(np.int64)
         context = counts - dominant  # at least one, in a frame that has tokens at all
         # 1. Dominant tokens.

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding
+from torch.nn.functional import embedding, embedding_bag
 
 from holitom.ops.tensors import gram, group_mean, grouped, ids_of, on, ranks, workspace
 
@@ -129,6 +129,21 @@ def merge_members(rows: Tensor, owner: Tensor, centres: Tensor, beta: float | No
     weight = torch.where(size > 1, beta, 1.0)[:, None]
     mean = group_mean(rows, others, size - 1).float()
     return mean.mul_(1 - beta).addcmul_(rows[centres].float(), weight), size.float()
+
+
+def running_means(rows: Tensor, owner: Tensor, centres: Tensor) -> Tensor:
+    """As :func:`merge_members`, by a running average: centre <- (centre + row) / 2 for one row after the other.
+
+    In closed form: with q rows the centre ends up with weight 2^-q and the j-th row, from 1, with 2^-(q - j + 1).
+    Powers of two are exact in every precision, and the sum is rounded once.
+    """
+    order, size = grouped(owner, centres)
+    start, own = size.cumsum(0) - size, owner[order] == order
+    group = torch.repeat_interleave(size, output_size=len(order))
+    seen = (~own).cumsum(0)
+    j = seen - (seen - (~own).long())[start][group]  # the centre may stand anywhere among them and does not count
+    weight = torch.exp2((torch.where(own, 1, j) - size[group]).float())
+    return embedding_bag(order, rows, start, mode="sum", per_sample_weights=weight.to(rows.dtype))
 
 
 def _nearest(square: Tensor, k: int) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from holitom.errors import BadUsage
+from holitom.ops.tensors import group_mean, on
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,18 @@ def segments_from(first: np.ndarray, similar: np.ndarray) -> Segments:
     last = np.append(first[1:], len(similar) + 1) - 1
     span = (last - first)[:, None]
     return Segments(first, last, (_runs(similar)[first] >= span) & (span > 0))
+
+
+def static_means(tokens: Tensor, segments: Segments, used: np.ndarray) -> tuple[Tensor, Tensor, Tensor, np.ndarray]:
+    """The static cells of the segments that are ``used`` [S], averaged over their frames: means [n, D], the flat id of
+    each one's first frame [n], its number of frames [n], and how many of them every used segment has, on the host."""
+    cells, static = tokens.shape[1], segments.static & used[:, None]
+    segment, cell = static.nonzero()
+    first, length = segments.first[segment] * cells + cell, segments.lengths[segment]
+    step = np.arange(length.sum()) - (length.cumsum() - length).repeat(length)
+    members = first.repeat(length) + step * cells
+    means = group_mean(tokens.flatten(0, 1), on(members, tokens), on(length, tokens))
+    return means, on(first, tokens), on(length, tokens), static.sum(1)[used]
 
 
 def _runs(similar: np.ndarray) -> np.ndarray:

@@ -68,6 +68,14 @@ def top_ids(score: Tensor, k: int) -> Tensor:
     return score.sort(descending=True, stable=True).indices[:k].sort().values
 
 
+def top_of_groups(score: Tensor, label: Tensor, counts: Tensor) -> Tensor:
+    """Mask [n] of the ``counts[g]`` highest scores [n] of every group; label [n]: the group of each."""
+    order = score.sort(descending=True, stable=True).indices
+    owner, by = label[order].sort(stable=True)
+    place = torch.arange(len(by), device=by.device) - torch.searchsorted(owner, owner)
+    return torch.zeros_like(label, dtype=torch.bool).index_put_((order[by],), place < counts[owner])
+
+
 def ids_of(mask: Tensor, count: int) -> Tensor:
     """Ascending ids of a mask [n] known to hold ``count`` true values: nonzero without its copy to the host."""
     slot = torch.where(mask, mask.cumsum(0) - 1, count)
