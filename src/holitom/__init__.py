@@ -15,19 +15,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Reduction", "TokenSet", "VideoFeatures", "reduce_tokens"]
 
-_HOME = {
-    "Reduction": "holitom.types",
-    "TokenSet": "holitom.types",
-    "VideoFeatures": "holitom.types",
-    "reduce_tokens": "holitom.attach",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("holitom.attach" if name == "reduce_tokens" else "holitom.types"), name)

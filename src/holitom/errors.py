@@ -38,3 +38,8 @@ class BadUsage(KitError, ValueError):
     """The request itself is wrong: an unknown name, a budget outside (0, 1], inputs that do not fit together."""
 
     exit_code = 3
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, short enough for a message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

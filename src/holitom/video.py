@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,20 +76,16 @@ class Frames:
 def load_frames(path: str | os.PathLike[str], frames: int, sampling: Sampling = EVENLY) -> Frames:
     """Decode the frames of a video file that ``sampling`` chooses, at most ``frames``.
 
-    A file that is cut off or damaged gives what can be decoded, and ``notes`` says so. Raises BadVideo (missing, a
-    directory, no video, sound only, nothing decodable), CannotRun (memory) and BadUsage (``frames`` < 1).
+    A file that is cut off or damaged gives what can be decoded, and ``notes`` says so. Raises BadVideo (missing, no
+    video, sound only, nothing decodable), CannotRun (memory) and BadUsage (``frames`` < 1).
     """
-    if isinstance(frames, bool) or not isinstance(frames, (int, np.integer)) or frames < 1:
+    if not isinstance(frames, (int, np.integer)) or frames < 1:
         raise BadUsage(f"frames={frames!r} is not a number of frames", fix="ask for 1 or more, for instance 32")
     path = Path(path)
-    if not path.exists():
+    if not path.is_file():
         raise BadVideo(f"there is no file {path}", fix="check the path")
-    if path.is_dir():
-        raise BadVideo(f"{path} is a directory", fix="give one video file")
     try:
-        film = _scan(path)
-        every = _scan(path, whole=True) if film.announced > film.packets else film
-        return _read(film, frames, sampling, hidden=every.packets - len(film.pts))
+        return _read(_scan(path), frames, sampling)
     except MemoryError as error:
         raise CannotRun(f"{frames} frames of {path} do not fit into memory", fix="ask for fewer frames") from error
     except (av.error.FFmpegError, OSError) as error:
@@ -99,17 +95,17 @@ def load_frames(path: str | os.PathLike[str], frames: int, sampling: Sampling = 
 
 @dataclass(frozen=True)
 class _Film:
-    """What a file's packets say, nothing decoded: ascending time stamps of all frames and of key frames, whether every
-    frame has one of its own, frames a second; the number of packets, with those that an edit list hides, of which
-    ``before`` are hidden before the first frame, and which of them are key frames; frames and seconds that the file's
-    head announces (0: none)."""
+    """What a file's packets say, nothing decoded. pts, keys: ascending time stamps of the frames that are shown, and of
+    the key frames among them; complete: whether every frame has a time stamp of its own; rate: frames a second; hidden:
+    how many packets an edit list hides, ``before`` of them in front of the first frame; key_packets: which packets, the
+    hidden ones counted, are key frames; announced, length: frames and seconds by the file's head (0: not said)."""
 
     path: Path
     pts: list[int]
     keys: list[int]
     complete: bool
     rate: float
-    packets: int
+    hidden: int
     before: int
     key_packets: list[int]
     announced: int
@@ -120,101 +116,78 @@ class _Astray(Exception):
     """A frame did not turn up where its time stamp is."""
 
 
-def _opened(path: Path, whole: bool = False) -> InputContainer:
-    """For reading; whole: without edit lists. "file:", because FFmpeg takes what stands before a colon for a protocol,
-    and "%d" in a picture's name for many files; titles and the like may be in any encoding: nobody reads them."""
-    options = {"ignore_editlist": str(int(whole)), "pattern_type": "none"}
-    return av.open(f"file:{path}", metadata_errors="replace", options=options)
+def _opened(path: Path) -> InputContainer:
+    """For reading. "file:", because FFmpeg takes what stands before a colon for a protocol, and "%d" in a picture's
+    name for many files; titles and the like may be in any encoding: nobody reads them."""
+    return av.open(f"file:{path}", metadata_errors="replace", options={"pattern_type": "none"})
 
 
 def _stream(container: InputContainer, path: Path) -> VideoStream:
-    """The stream that a player shows: the default one, or the largest; no picture that is attached to sound."""
-    streams, films = container.streams.video, []
-    for stream in streams:
-        codec = stream.codec_context  # None: FFmpeg does not know it
-        if codec is not None and codec.name not in _TEXT_CODECS and not stream.disposition & Disposition.attached_pic:
-            films.append((bool(stream.disposition & Disposition.default), codec.width * codec.height, stream))
-    if not films:
-        what = "holds sound but no picture" if container.streams.audio else "holds no picture"
-        what = "is not a video that can be decoded (it is text, or its codec is not known)" if streams else what
-        if any(stream.disposition & Disposition.attached_pic for stream in streams):
-            what = "holds a still picture but no film"
-        raise BadVideo(f"{path} {what}", fix=_ANY_VIDEO)
-    _, area, stream = max(films, key=lambda film: film[:2])
-    stream.thread_type = "AUTO" if area >= 320 * 240 else "NONE"  # threads cost more than they give on small pictures
+    """The stream that players and decord show, by FFmpeg's own choice; no picture that is attached to sound."""
+    stream = container.streams.best("video")
+    if stream is None or stream.disposition & Disposition.attached_pic:
+        raise BadVideo(f"{path} holds no film: sound or a still picture at most", fix=_ANY_VIDEO)
+    codec = stream.codec_context
+    if codec is None or codec.name in _TEXT_CODECS:
+        raise BadVideo(f"{path} is not a video: it is text, or its codec is not known", fix=_ANY_VIDEO)
+    large = codec.width * codec.height >= 320 * 240
+    stream.thread_type = "AUTO" if large else "NONE"  # threads cost more than they give on small pictures
     return stream
 
 
-def _scan(path: Path, whole: bool = False) -> _Film:
-    pts: list[int] = []
-    keys: list[int] = []
-    key_packets: list[int] = []
-    hidden: list[int] = []
+def _scan(path: Path) -> _Film:
+    packets: list[tuple[int, bool, bool]] = []
     complete = True
-    with _opened(path, whole) as container:
+    with _opened(path) as container:
         stream = _stream(container, path)
         try:
             for packet in container.demux(stream):
-                if not packet.size:
-                    continue
-                if packet.is_keyframe:
-                    key_packets.append(len(pts) + len(hidden))
-                if packet.is_discard:
-                    hidden.append(packet.pts or 0)
-                    continue
-                complete &= packet.pts is not None and not packet.is_corrupt
-                pts.append(packet.pts or 0)
-                if packet.is_keyframe:
-                    keys.append(packet.pts or 0)
+                if packet.size:
+                    packets.append((packet.pts or 0, packet.is_keyframe, packet.is_discard))
+                    complete &= packet.is_discard or (packet.pts is not None and not packet.is_corrupt)
         except av.error.FFmpegError:
             complete = False
         rate = float(stream.average_rate or stream.guessed_rate or 1)
         announced, length = stream.frames, (container.duration or 0) / av.time_base
+    pts = sorted(stamp for stamp, _, hidden in packets if not hidden)
     if not pts:
         raise BadVideo(f"{path} holds no picture: it is empty or cut off before its first frame", fix=_ANY_VIDEO)
-    pts.sort()
-    keys.sort()
+    keys = sorted(stamp for stamp, key, hidden in packets if key and not hidden)
     complete &= len(set(pts)) == len(pts) and bool(keys) and keys[0] <= pts[0]
-    packets, before = len(pts) + len(hidden), sum(stamp < pts[0] for stamp in hidden)
-    length = length if complete else 0.0
-    return _Film(path, pts, keys, complete, rate, packets, before, key_packets, announced, length)
+    hidden, before = len(packets) - len(pts), sum(stamp < pts[0] for stamp, _, hidden in packets if hidden)
+    key_packets = [number for number, (_, key, _) in enumerate(packets) if key]
+    return _Film(path, pts, keys, complete, rate, hidden, before, key_packets, announced, length if complete else 0.0)
 
 
-def _read(film: _Film, frames: int, sampling: Sampling, hidden: int) -> Frames:
-    """The chosen frames of a film, of which an edit list hides ``hidden``."""
-    total = 0  # known only when it is decoded from start to end
+def _read(film: _Film, frames: int, sampling: Sampling) -> Frames:
+    find, total = _sought, len(film.pts)
     while True:
-        pixels = None  # a further attempt holds nothing of the one before
+        counted = total + (film.hidden if sampling.decord else 0)
+        index = sample_index(counted, frames, sampling, film.rate)
+        places = _as_decord(index, film, total) if counted > total else index
         times: list[float] = []
         notes: list[str] = []
-        shown = total or len(film.pts)
-        counted = shown + (film.packets - len(film.pts) if sampling.decord else 0)
-        index = sample_index(counted, frames, sampling, film.rate)
-        places = _as_decord(index, film, shown) if counted > shown else index
         try:
-            found = _decoded(film, times, notes) if total else _sought(film, places, times)
-            pixels, sizes = _pictures(places, found)
+            pixels = _pictures(places, find(film, places, times, notes))
         except _Astray:
-            total = len(film.pts)
+            find = _decoded
             continue
         if not times:
             raise BadVideo(f"no frame of {film.path} can be decoded: it is damaged or cut off", fix=_ANY_VIDEO)
-        if total in (0, len(times)):
+        if len(times) == total:
             break
         total = len(times)  # the packets promised another number
-    total, seconds = len(times), np.asarray(times) - times[0]
+    seconds = np.asarray(times) - times[0]
     span = float(np.ptp(seconds))
     duration = span * total / (total - 1) if total > 1 else 1 / film.rate
-    if len(sizes) > 1:
-        notes.append(f"the size of the picture changes ({', '.join(sizes)}): all frames are brought to one")
     if min(len(index), counted) < frames:
         how = f"{sampling.per_second:g} a second are used" if len(index) < counted else "all of them are used"
         notes.append(f"{frames} frames were asked, the video has {counted}: {how}")
-    if hidden:
+    if film.hidden:
         how = "counted, as decord does" if sampling.decord else "left out"
-        notes.append(f"an edit list hides {hidden} frames, which are {how}")
+        notes.append(f"an edit list hides {film.hidden} frames, which are {how}")
     reached = max(total, round(duration * film.rate))  # files of uneven rate announce frames for their gaps
-    if reached < film.announced - hidden:
+    if reached < film.announced - film.hidden:
         notes.append(f"the file announces {film.announced} frames, {total} can be decoded: it is cut off or damaged")
     elif duration + 0.5 < 0.95 * film.length:
         notes.append(f"the file announces {film.length:.1f} s, its pictures end after {duration:.1f} s")
@@ -240,15 +213,19 @@ def _as_decord(index: np.ndarray, film: _Film, shown: int) -> np.ndarray:
     return np.array(places)
 
 
-def _sought(film: _Film, index: np.ndarray, times: list[float]) -> Iterator[tuple[int, VideoFrame]]:
-    """The wanted frames and their places: seeks to the key frame before each. Raises _Astray."""
+Found = Iterator[tuple[int, VideoFrame]]
+
+
+def _sought(film: _Film, places: np.ndarray, times: list[float], notes: list[str]) -> Found:
+    """The frames at these places: seeks to the key frame before each. times: filled with those of all frames. Raises
+    _Astray."""
     if not film.complete:
         raise _Astray
     with _opened(film.path) as container:
         stream = _stream(container, film.path)
         times += [float(pts * stream.time_base) for pts in film.pts]
         key = None
-        for place in np.unique(index).tolist():
+        for place in np.unique(places).tolist():
             wanted = film.pts[place]
             before = film.keys[bisect.bisect_right(film.keys, wanted) - 1]
             try:
@@ -264,9 +241,9 @@ def _sought(film: _Film, index: np.ndarray, times: list[float]) -> Iterator[tupl
             yield place, frame
 
 
-def _decoded(film: _Film, times: list[float], notes: list[str]) -> Iterator[tuple[int, VideoFrame]]:
-    """All frames and their places, damaged packets skipped."""
-    skipped = damaged = 0
+def _decoded(film: _Film, places: np.ndarray, times: list[float], notes: list[str]) -> Found:
+    """All frames from start to end, damaged packets skipped. times, notes: filled."""
+    damaged = 0
     with _opened(film.path) as container:
         packets = container.demux(_stream(container, film.path))
         while True:
@@ -275,38 +252,37 @@ def _decoded(film: _Film, times: list[float], notes: list[str]) -> Iterator[tupl
                     break
                 frames = packet.decode()
             except av.error.FFmpegError:  # the demuxer then stops by itself, a decoder goes on with the next packet
-                skipped += 1
+                damaged += 1
                 continue
             for frame in frames:
                 damaged += frame.is_corrupt
                 times.append(frame.time if frame.time is not None else times[-1] + 1 / film.rate if times else 0.0)
                 yield len(times) - 1, frame
-    if skipped:
-        notes.append(f"{skipped} damaged packets were skipped")
     if damaged:
-        notes.append(f"{damaged} frames are damaged: the decoder filled in what is missing")
+        notes.append(f"{damaged} packets or frames are damaged: left out, or filled in by the decoder")
 
 
-def _pictures(index: np.ndarray, found: Iterable[tuple[int, VideoFrame]]) -> tuple[np.ndarray, list[str]]:
-    """The frames at ``index`` in one array [chosen, H, W, 3], of the first one's size, and the sizes that they had."""
-    pixels, sizes, rotation, matrix = np.empty(0), [], None, ()
+def _pictures(places: np.ndarray, found: Iterable[tuple[int, VideoFrame]]) -> np.ndarray:
+    """The frames at ``places`` in one array [chosen, H, W, 3], upright as the first one says, and of its size."""
+    pixels, matrix = np.empty(0), ()
     for place, frame in found:
-        for row in np.flatnonzero(index == place):
-            if frame.rotation != rotation:  # PyAV holds a frame in memory whose side data has been read: seldom
-                side = frame.side_data.get("DISPLAYMATRIX")
-                rotation, matrix = frame.rotation, () if side is None else np.frombuffer(side, np.int32).tolist()
-            picture = _upright(frame, matrix, pixels.shape[1:3])
-            if not pixels.size:
-                pixels = np.empty((len(index), *picture.shape), np.uint8)
-            pixels[row] = picture
-            sizes.append(f"{frame.width} x {frame.height}")
-    return pixels, list(dict.fromkeys(sizes))
+        rows = places == place
+        if not rows.any():
+            continue
+        if not pixels.size:  # of the first frame only: PyAV holds a frame in memory whose side data has been read
+            side = frame.side_data.get("DISPLAYMATRIX")
+            matrix = (1, 0, 0, 0, 1) if side is None else np.frombuffer(side, np.int32)[:5].tolist()
+        picture = _upright(frame, matrix, pixels.shape[1:3])
+        if not pixels.size:
+            pixels = np.empty((len(places), *picture.shape), np.uint8)
+        pixels[rows] = picture
+    return pixels
 
 
-def _upright(frame: VideoFrame, matrix: Sequence[int], size: Sequence[int]) -> np.ndarray:
+def _upright(frame: VideoFrame, matrix: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray:
     """The picture [H, W, 3] as players show it: phones store it as the sensor saw it, and a matrix beside it says how
     to turn and mirror it; an angle is taken to the nearest quarter. size: the H and W that it must have, if any."""
-    a, b, _, c, d = matrix[:5] or (1, 0, 0, 0, 1)  # x' = a x + c y, y' = b x + d y
+    a, b, _, c, d = matrix  # x' = a x + c y, y' = b x + d y
     swapped = abs(b) + abs(c) > abs(a) + abs(d)
     names = ("width", "height") if swapped else ("height", "width")
     picture = frame.to_ndarray(format="rgb24", **dict(zip(names, size, strict=False)))

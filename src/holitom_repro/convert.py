@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from holitom.errors import BadUsage, CannotRun, UnsupportedModel
-from holitom.models.base import require_transformers
+from holitom.models import require_transformers
 from holitom.models.llava_onevision import newline_order, pool_mode
 
 CLASS = "LlavaQwenForCausalLM"  # LLaVA-OneVision and LLaVA-Video with Qwen2

@@ -262,4 +262,4 @@ def video_of(host, which=0):
     """The features of one of the host's videos."""
     given = host.pixels(which)
     pixels = given.pop("pixel_values_videos")
-    return adapter_for(host.model).encode(pixels, frozenset(), **given).videos[0]
+    return adapter_for(host.model).encode(pixels, frozenset(), **given)[0]

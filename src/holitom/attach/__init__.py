@@ -7,22 +7,30 @@ back. Hooks on the decoder layers run the stages inside (``holitom.attach.decode
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
-from holitom.attach.checks import check_model, check_stages
-from holitom.attach.llava import PackageRun
-from holitom.attach.session import Run
+from holitom.attach.llava_package import PackageRun
+from holitom.attach.session import Run, check_model
 from holitom.attach.stats import RunStats, SampleStats
-from holitom.attach.tower import check_tower
-from holitom.errors import BadUsage
-from holitom.models import adapter_for
-from holitom.types import Decode, Inner, Outer, Reduction, Tower, check_budget
+from holitom.attach.tower import tower_layers
+from holitom.errors import BadUsage, UnsupportedModel
+from holitom.models import Adapter, adapter_for
+from holitom.types import OPTIONAL_FIELDS, Decode, Inner, Outer, Reduction, Tower, check_budget
 
 __all__ = ["Run", "RunStats", "SampleStats", "reduce_tokens"]
 _CHANGING = threading.Lock()  # two threads that open a block at once would take each other's methods for the model's
+_OUTER = {"positions": ("contiguous", "original")}
+_INNER = {
+    "positions": ("contiguous", "original"),
+    "score": ("prev", "this"),
+    "query": ("last", "text"),
+    **dict.fromkeys(("prune_past", "causal", "include_newlines"), (True, False)),
+}
+"""What the attributes of a stage may be (``holitom.types``)."""
 
 
 @contextmanager
@@ -69,9 +77,7 @@ def reduce_tokens(
     check_budget(chosen.budget)
     check_model(model, model.modules())
     adapter = adapter_for(model)
-    check_stages(adapter, chosen)
-    if chosen.tower is not None:
-        check_tower(adapter, chosen.tower)
+    _check_stages(adapter, chosen)
     run = (PackageRun if hasattr(adapter, "owner") else Run)(model, adapter, chosen)
     try:
         with _CHANGING:
@@ -80,3 +86,60 @@ def reduce_tokens(
     finally:
         with _CHANGING:
             run.remove()
+
+
+def _check_stages(adapter: Adapter, reduction: Reduction) -> None:
+    """Stages of the wrong kind, layers out of range or out of order, and decoders that stages inside cannot follow."""
+    outer, inner, decode, depth = reduction.outer, reduction.inner, reduction.decode, len(adapter.layers)
+    if outer is not None:
+        _check_kind(outer, "an outer stage", "requires", _OUTER)
+        unknown, known = sorted(set(outer.requires) - set(OPTIONAL_FIELDS)), ", ".join(OPTIONAL_FIELDS)
+        if unknown:
+            raise BadUsage(f"{type(outer).__name__} requires {unknown}", fix=f"require some of {known}")
+    elif reduction.budget < 1:
+        raise BadUsage(f"budget {reduction.budget} without an outer stage to spend it", fix="give outer=...")
+    for stage in (*inner, *([] if decode is None else [decode])):
+        _check_kind(stage, "a stage with a layer", "layer", {} if stage is decode else _INNER)
+        name, lowest = type(stage).__name__, int(getattr(stage, "score", "prev") != "this")
+        if not isinstance(stage.layer, int) or not lowest <= stage.layer < depth:
+            raise BadUsage(f"{name} at layer {stage.layer!r}", fix=f"give an int in [{lowest}, {depth - 1}]")
+        if stage is decode and hasattr(stage, "score"):
+            raise BadUsage(f"{name} is no decode stage", fix="prefill's go into inner=")
+    layers, config = [stage.layer for stage in inner], adapter.text.config
+    if layers != sorted(set(layers)):
+        raise BadUsage(f"inner stages at layers {layers}", fix="give each a layer of its own, in ascending order")
+    slides = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    usual = ["sliding_attention" if slides else "full_attention"]  # of decoders that do not tell their layers
+    odd = set(getattr(config, "layer_types", None) or usual) - {"full_attention"}
+    if not config._attn_implementation.startswith(("eager", "sdpa", "flash_attention")):
+        odd.add(config._attn_implementation)
+    if odd and (inner or decode is not None):
+        what = f"stages inside the decoder need full attention by eager, sdpa or flash, not {', '.join(sorted(odd))}"
+        raise UnsupportedModel(what, fix="use an outer stage only")
+    if reduction.tower is not None:
+        _check_tower(adapter, reduction.tower)
+
+
+def _check_kind(stage: Any, kind: str, mark: str, allowed: Mapping[str, tuple[Any, ...]]) -> None:
+    """An instance that can be called, with the attribute ``mark``, and others of allowed values."""
+    if isinstance(stage, type) or not callable(stage) or not hasattr(stage, mark):
+        raise BadUsage(f"{stage!r} is not {kind}", fix="give an instance, for instance HoliTom(tau=0.65)")
+    for name, values in allowed.items():
+        if getattr(stage, name, None) not in values:
+            has = f"has {name} {getattr(stage, name)!r}" if hasattr(stage, name) else f"has no attribute {name!r}"
+            raise BadUsage(f"{type(stage).__name__} {has}", fix=f"use {' or '.join(map(repr, values))}")
+
+
+def _check_tower(adapter: Adapter, stage: Any) -> None:
+    """What is no tower stage, layers out of range or out of order, and features from before they are done."""
+    _check_kind(stage, "a tower stage", "layers", {})
+    layers, depth = list(stage.layers), len(tower_layers(adapter))
+    fits = all(isinstance(layer, int) and 0 <= layer < depth - 1 for layer in layers)
+    if not fits or layers != sorted(set(layers)):
+        what = f"{type(stage).__name__} behind layers {layers} of a tower of {depth}"
+        raise BadUsage(what, fix=f"give ascending ints in [0, {depth - 2}]")
+    chosen = getattr(adapter.config, "vision_feature_layer", -1)
+    for state in [chosen] if isinstance(chosen, int) else chosen:
+        if layers and (state + depth if state < 0 else state - 1) <= layers[-1]:  # the layer that puts it out
+            what = f"features are taken from state {state}, and frames are merged behind layer {layers[-1]}"
+            raise UnsupportedModel(what, fix="give the stage earlier layers")

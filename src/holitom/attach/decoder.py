@@ -8,27 +8,17 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from holitom.attach.prompt import TEXT, VISUAL, Held, Prompt, own_precision, pad_left
-from holitom.attach.rows import (
-    ON_CACHE,
-    ReadingLayer,
-    ReducedCache,
-    attention_mask,
-    attention_rows,
-    cache_of,
-    keys_of,
-    rotation_of,
-    select,
-)
-from holitom.attach.stats import RunStats
+from holitom.attach.prompt import NEWLINE, PAD, TEXT, VISUAL, Held, Prompt, pad_left
+from holitom.attach.rows import ON_CACHE, ReducedCache, attention_mask, attention_rows, cache_of, keys_of, rotation_of
+from holitom.attach.stats import RunStats, SampleStats
 from holitom.errors import BadUsage
-from holitom.models.base import device_of
+from holitom.models import device_of
 from holitom.types import Inner, Reduction
 
 Rotary = tuple[Tensor, Tensor]
@@ -46,7 +36,7 @@ class Call:
     """One forward of the language model over a reduced prompt. In prefill (positions None): what entered every layer so
     far, and the scores for the next stage. Later: positions [B, q] of this call's tokens, how many columns lie behind
     the prompt, these included, and per prompt the ids that the decode stage leaves unread. ``once`` shares what layers
-    alike have in common. thread: whose call it is; the layers may be called by others meanwhile."""
+    alike have in common. thread: whose call it is."""
 
     prompt: Prompt
     positions: Tensor | None = None
@@ -66,6 +56,21 @@ class Call:
             self.shared[key] = make()
         return self.shared[key]
 
+    def samples(self) -> list[SampleStats]:
+        """The prompts of a prefill, once each, with what entered their layers."""
+        times, found = len(self.prompt.base.kind) // len(self.prompt.samples), []
+        for i, sample in enumerate(self.prompt.samples):
+            if sample is not None:
+                kinds = [held.real(held.kind, i * times) for held in self.entered]
+                counts = {
+                    "per_layer": tuple(int((kind == VISUAL).sum()) for kind in kinds),
+                    "newlines_per_layer": tuple(int((kind == NEWLINE).sum()) for kind in kinds),
+                    "prompt_per_layer": tuple(map(len, kinds)),
+                    "cached_per_layer": tuple(held.length - held.pads[i * times] for held in self.prompt.layers),
+                }
+                found.append(replace(sample, **counts))
+        return found
+
 
 class Decoder:
     """Hooks on the decoder layers of one model. ``call``: the forward under way; without one, all pass untouched."""
@@ -79,19 +84,23 @@ class Decoder:
         """Put the hooks in; the handles take them out. UnsupportedModel where attention cannot be read."""
         scored = {stage.layer - 1 for stage in self.stages.values() if stage.score == "prev"}
         scored |= {self.decode.layer - 1} if self.decode is not None else set()
-        handles = []
         for layer in self.adapter.layers if self.stages or self.decode is not None else ():
             rotation_of(getattr(layer, "self_attn", layer))
+        handles = []
         for i, layer in enumerate(self.adapter.layers):
             handles.append(layer.register_forward_pre_hook(Patched(self._entering, i), with_kwargs=True))
             if i in scored:
                 handles.append(layer.self_attn.register_forward_hook(Patched(self._attended, i), with_kwargs=True))
         return handles
 
+    def _current(self) -> Call | None:
+        """The call that this thread has under way; others may call the layers meanwhile."""
+        return self.call if self.call is not None and self.call.thread == threading.get_ident() else None
+
     def _entering(self, index: int, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Shorten the sequence if a stage stands before this layer, and give the layer its own positions and mask."""
-        call = self.call
-        if call is None or call.thread != threading.get_ident():
+        call = self._current()
+        if call is None:
             return None
         hidden = args[0] if args else kwargs.pop("hidden_states")
         prompt, cache, rotary = call.prompt, cache_of(kwargs), kwargs["position_embeddings"]
@@ -104,35 +113,23 @@ class Decoder:
             if index in self.stages:
                 hidden = self._reduce(call, index, layer, hidden, rotary, cache)
             call.entered.append(prompt.layers[index])
-        held = prompt.layers[index]
+        held, device = prompt.layers[index], hidden.device
         kwargs["position_embeddings"] = self._rotary(call, held, hidden, rotary)
+        masked = functools.partial(attention_mask, config, hidden, columns=held.length + call.behind)
         if call.prefill and follower is not None and not follower.causal:
-            kwargs["attention_mask"] = attention_mask(config, hidden, held.mask(), held.length, causal=False)
-            kwargs["is_causal"] = False
+            kwargs["attention_mask"], kwargs["is_causal"] = masked(held.mask(), causal=False), False
         elif call.unread is not None and index >= self.decode.layer:
-            slots, real = call.once(("slots", held, hidden.device), lambda: _slots_read(call, held, hidden.device))
-            ReadingLayer.at(cache, index).read = slots
-            kwargs["attention_mask"] = call.once(
-                ("read", held, hidden.device), lambda: attention_mask(config, hidden, real, slots.shape[1])
-            )
+            kwargs["attention_mask"] = call.once(("read", held, device), lambda: masked(_read(call, held)))
         elif held is not prompt.base:
-            whole = held.length + call.behind
-            kwargs["attention_mask"] = call.once(
-                ("all", held, hidden.device), lambda: attention_mask(config, hidden, held.mask(call.behind), whole)
-            )
+            kwargs["attention_mask"] = call.once(("all", held, device), lambda: masked(held.mask(call.behind)))
         return (hidden, *args[1:]), kwargs
 
     def _rotary(self, call: Call, held: Held, hidden: Tensor, rotary: Rotary) -> Rotary:
         """The rotary embedding of what enters a layer, where it is not the model's own."""
         if held is call.prompt.base or (held.shift is None and not call.prefill):
             return rotary
-
-        def make() -> Rotary:
-            here = call.positions
-            here = held.positions if here is None else here - held.shift[:, None].to(here.device)
-            return self.adapter.rotary(hidden, here.to(hidden.device))
-
-        return call.once(("rotary", held, hidden.device), make)
+        here = held.positions if call.prefill else call.positions - held.shift[:, None].to(call.positions.device)
+        return call.once(("rotary", held, hidden.device), lambda: self.adapter.rotary(hidden, here.to(hidden.device)))
 
     def _reduce(self, call: Call, index: int, layer: nn.Module, hidden: Tensor, rotary: Rotary, cache: Any) -> Tensor:
         """Run the stage in front of this layer on every prompt by itself; pad to the longest that remains."""
@@ -160,14 +157,14 @@ class Decoder:
                 stay = [torch.searchsorted(old.real(old.ids, b), held.real(held.ids, b)) for b in range(len(keep))]
                 prompt.layers[earlier], slots = call.once(("pruned", old), lambda old=old, stay=stay: old.kept(stay))
                 layer = cache.layers[earlier]
-                layer.keys, layer.values = (select(x, slots, 2).contiguous() for x in (layer.keys, layer.values))
-        self.stats.calls[f"inner@{index}"] += 1
-        self.stats.removed[f"inner@{index}"] += int((before.kind > 0).sum() - (held.kind > 0).sum())
+                slots = slots[:, None, :, None].to(layer.keys.device)
+                layer.keys, layer.values = (x.take_along_dim(slots, 2) for x in (layer.keys, layer.values))
+        self.stats.count(f"inner@{index}", int((before.kind > 0).sum() - (held.kind > 0).sum()))
         return pad_left(states)
 
     def _attended(self, index: int, attention: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        call, stage = self.call, self.stages.get(index + 1)
-        if call is None or call.thread != threading.get_ident():
+        call, stage = self._current(), self.stages.get(index + 1)
+        if call is None:
             return
         hidden, cache = args[0] if args else kwargs["hidden_states"], cache_of(kwargs)
         keys, held = None if cache is None else keys_of(cache, index), call.prompt.layers[index]
@@ -180,7 +177,7 @@ class Decoder:
         self, call: Call, held: Held, attention: nn.Module, hidden: Tensor, rotary: Rotary, keys: Tensor
     ) -> None:
         """Ask the decode stage which visual tokens the layers behind it read for this generated token."""
-        name, unread = f"decode@{self.decode.layer}", []
+        unread = []
         for b, pad in enumerate(held.pads):
             visual, read = (held.real(held.kind, b) == VISUAL).nonzero().flatten(), None
             if len(visual):
@@ -191,8 +188,7 @@ class Decoder:
             unread.append(held.real(held.ids, b)[left])
         left = sum(map(len, unread))
         call.unread = unread if left else None
-        self.stats.calls[name] += 1
-        self.stats.removed[name] += left
+        self.stats.count(f"decode@{self.decode.layer}", left)
 
 
 def _scores(
@@ -222,7 +218,7 @@ def _kept(stage: Inner, held: Held, b: int, n0: int, states: Tensor, score: Tens
     if getattr(stage, "reads_groups", False):
         for key, part in (("group", held.group), ("gain", held.gain)):
             given[key] = None if part is None else held.real(part, b)[visual].to(states.device)
-    with own_precision(states.device):
+    with torch.autocast(states.device.type, enabled=False):  # it would round float32 similarities
         keep, left = stage(states, score, visual.to(states.device), n0, **given)
     keep = keep.cpu()
     if not len(keep) or len(left) != len(keep) or (keep.diff() <= 0).any() or keep[0] < 0 or keep[-1] >= total:
@@ -234,13 +230,9 @@ def _kept(stage: Inner, held: Held, b: int, n0: int, states: Tensor, score: Tens
     return keep, left
 
 
-def _slots_read(call: Call, held: Held, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """What a layer reads of its cache when prompt tokens are left unread: slots [B, R], padded on the left, and which
-    of them are no padding (None: all)."""
-    behind = held.length + torch.arange(call.behind)
-    rows = [
-        torch.cat([(~torch.isin(held.real(held.ids, b), gone)).nonzero().flatten() + held.pads[b], behind])
-        for b, gone in enumerate(call.unread)
-    ]
-    real = pad_left([torch.ones_like(row, dtype=torch.bool) for row in rows])
-    return pad_left(rows).to(device), None if real.all() else real
+def _read(call: Call, held: Held) -> Tensor:
+    """Which columns of its cache a layer reads when prompt tokens are left unread [B, S + behind]."""
+    real = torch.nn.functional.pad(held.kind != PAD, (0, call.behind), value=True)
+    for b, gone in enumerate(call.unread):
+        real[b, : held.length] &= ~torch.isin(held.ids[b], gone)
+    return real

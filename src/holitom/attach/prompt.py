@@ -6,8 +6,7 @@ What a prompt consists of is written down on the host, in one copy per video; em
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from holitom.attach.stats import SampleStats
 from holitom.errors import BadUsage
 from holitom.flops import LLMShape
+from holitom.models import Adapter
 from holitom.types import Reduction, TokenSet, VideoFeatures
 
 PAD, TEXT, VISUAL, NEWLINE = range(4)
@@ -28,26 +28,52 @@ class Placed:
     """The rows [P, D] of one video in the order in which the model reads them, newlines among them.
 
     On the host: place [P], the place of each row among the embeddings of the whole video, newlines counted; kind [P];
-    group, gain [P] as in the TokenSet (None: no groups), where a newline has those of the token before it. size: frames
-    and cells per frame of the whole video; full: how many embeddings it has; entered: as in its MergedFrames.
+    group, gain [P] as in the TokenSet (None: no groups), where a newline has those of the token before it. frames: of
+    the whole video; cells: per frame; full: its embeddings; entered: as in its MergedFrames.
     """
 
     rows: Tensor
     place: Tensor
     kind: Tensor
-    size: tuple[int, int]
+    frames: int
+    cells: int
     full: int
-    group: Tensor | None = None
-    gain: Tensor | None = None
-    entered: tuple[int, ...] = ()
-
-    @property
-    def left(self) -> int:
-        """Frames that the outer stage saw."""
-        return self.entered[-1] if self.entered else self.size[0]
+    group: Tensor | None
+    gain: Tensor | None
+    entered: tuple[int, ...]
 
 
-def arrange(kept: TokenSet, frames: int, grid: tuple[int, int], newline: Tensor | None, order: str) -> Placed:
+def reduce_video(video: VideoFeatures, reduction: Reduction, adapter: Adapter) -> Placed:
+    """One video through the outer stage (or whole), with its newlines. Where a tower stage has merged frames, the outer
+    stage is asked for the share of those left that makes the budget of all, and a kept token takes the place that it
+    has in the first frame of the video that its own frame holds."""
+    outer, merged, budget, frames = reduction.outer, video.merged, reduction.budget, video.frames
+    needs = () if outer is None else sorted(name for name in outer.requires if getattr(video, name, None) is None)
+    what = f"{type(outer).__name__} needs {', '.join(needs)}, which the given features lack" if needs else ""
+    if (merged is None) != (reduction.tower is None):
+        what = f"the given features come from a tower with{'out' * (merged is None)} a stage in it"
+    if what:
+        raise BadUsage(what, fix="take the features from run.encode(...) inside this reduce_tokens block")
+    if merged is not None:
+        frames = len(merged.into)
+        budget = min(1.0, budget * frames / video.frames)
+    if outer is None:
+        place = torch.arange(video.frames * video.cells, device=video.tokens.device)
+        kept = TokenSet(video.tokens.flatten(0, 1), place // video.cells, place % video.cells)
+    else:
+        with torch.autocast(video.tokens.device.type, enabled=False):  # it would round float32 similarities
+            kept = outer(video, budget)
+    if not len(kept):
+        raise BadUsage(f"budget {reduction.budget} leaves no token of {video.frames} frames", fix="raise the budget")
+    if merged is not None:
+        kept = replace(kept, frame=torch.tensor(merged.first, device=kept.frame.device)[kept.frame])
+    entered = () if merged is None else merged.entered
+    return _arrange(kept, frames, video.grid, adapter.newline, adapter.newline_order, entered)
+
+
+def _arrange(
+    kept: TokenSet, frames: int, grid: tuple[int, int], newline: Tensor | None, order: str, entered: tuple[int, ...]
+) -> Placed:
     """Put the kept tokens of a video and the model's newline embedding [D] in the model's order.
 
     "end" (LLaVA-OneVision): the tokens as the method ordered them, then one newline. "row" (LLaVA-Video): tokens by
@@ -79,36 +105,8 @@ def arrange(kept: TokenSet, frames: int, grid: tuple[int, int], newline: Tensor 
         every = torch.cat([values.cpu(), values.cpu().new_zeros(len(newlines))])[source]
         return torch.where(kind == VISUAL, every, every.roll(1))
 
-    return Placed(rows, place, kind, (frames, height * width), full, carried(kept.group), carried(kept.gain))
-
-
-def reduced(video: VideoFeatures, reduction: Reduction, adapter: Any) -> Placed:
-    """One video through the outer stage (or whole), with its newlines. Where a tower stage has merged frames, the outer
-    stage is asked for the share of those left that makes the budget of all, and a kept token takes the place that it
-    has in the first frame of the video that its own frame holds."""
-    outer, merged, budget, frames = reduction.outer, video.merged, reduction.budget, video.frames
-    if (merged is None) != (reduction.tower is None):
-        what = f"the given features come from a tower with{'out' * (merged is None)} a stage in it"
-        raise BadUsage(what, fix="take the features from run.encode(...) inside this reduce_tokens block")
-    if merged is not None:
-        frames = len(merged.into)
-        budget = min(1.0, budget * frames / video.frames)
-    if outer is None:
-        place = torch.arange(video.frames * video.cells, device=video.tokens.device)
-        kept = TokenSet(video.tokens.flatten(0, 1), place // video.cells, place % video.cells)
-    else:
-        missing = [name for name in sorted(outer.requires) if getattr(video, name, None) is None]
-        if missing:
-            what = f"{type(outer).__name__} needs {', '.join(missing)}, which the given features lack"
-            raise BadUsage(what, fix="take the features from run.encode(...) inside this reduce_tokens block")
-        with own_precision(video.tokens.device):
-            kept = outer(video, budget)
-    if not len(kept):
-        raise BadUsage(f"budget {reduction.budget} leaves no token of {video.frames} frames", fix="raise the budget")
-    if merged is not None:
-        kept = replace(kept, frame=torch.tensor(merged.first, device=kept.frame.device)[kept.frame])
-    placed = arrange(kept, frames, video.grid, adapter.newline, adapter.newline_order)
-    return placed if merged is None else replace(placed, entered=merged.entered)
+    group, gain = carried(kept.group), carried(kept.gain)
+    return Placed(rows, place, kind, frames, height * width, full, group, gain, entered)
 
 
 @dataclass(eq=False)
@@ -160,14 +158,13 @@ class Held:
 @dataclass
 class Prompt:
     """A batch of reduced prompts. following [B]: the position of the first token behind; base: what enters the first
-    decoder layer; layers: what every layer holds. samples, seconds: for the statistics, one sample per prompt (None
-    without a video). ended: whether its block has (a function, which copies of a cache share)."""
+    decoder layer; layers: what every layer holds. samples: for the statistics, one per prompt (None without a video).
+    ended: whether its block has (a function, which copies of a cache share)."""
 
     following: Tensor
     base: Held
     layers: list[Held]
     samples: list[SampleStats | None]
-    seconds: dict[str, Any] = field(default_factory=dict)
     ended: Callable[[], bool] = bool
 
     def repeated(self, times: int) -> Prompt:
@@ -179,7 +176,7 @@ class Prompt:
 
 
 def splice(
-    given: Mapping[str, Any], placed: Sequence[Placed], adapter: Any, reduction: Reduction
+    given: Mapping[str, Any], placed: Sequence[Placed], adapter: Adapter, reduction: Reduction
 ) -> tuple[dict[str, Any], Prompt]:
     """Put the videos of a batch into its prompts, one for every run of placeholders: the arguments of a call -> those
     with which the language model is called (embeddings, mask, positions), and what is to be known of the prompts.
@@ -199,67 +196,63 @@ def splice(
             "prompts ask about is given once for each",
         )
     embeds, videos = adapter.embed(given["input_ids"], given), iter(placed)
-    spliced, kinds, numbers, groups, samples = [], [], [], [], []
+    shape, prompts, samples = LLMShape.from_config(adapter.text.config), [], []
     for b, pad in enumerate(pads):
-        pieces, kind, number, spans, cursor, drift = [], [], [], [], pad, -pad
-        for (start, stop), video in [(spot, next(videos)) for spot in spots[b]]:
+        parts, mine, cursor, drift, free = [], [], pad, -pad, 0  # free: the first number above those of all groups
+        for start, stop in spots[b]:
+            video = next(videos)
             if grid is not None and stop - start != video.full:
                 what = f"{stop - start} placeholders for a video of {video.full} tokens, each with a place of its own"
                 raise BadUsage(what, fix="give the prompt that the model's own processor makes")
-            pieces += [embeds[b, cursor:start], video.rows.to(embeds)]
-            kind += [torch.full((start - cursor,), TEXT), video.kind]
-            number += [torch.arange(cursor, start) + drift, video.place + start + drift]
-            spans.append((sum(map(len, kind)) - len(video.kind), video))
-            cursor, drift = stop, drift + video.full - (stop - start)
-        spliced.append(torch.cat([*pieces, embeds[b, cursor:]]))
-        kinds.append(torch.cat([*kind, torch.full((ids.shape[1] - cursor,), TEXT)]))
-        numbers.append(torch.cat([*number, torch.arange(cursor, ids.shape[1]) + drift]))
-        groups.append(_grouped(len(kinds[b]), spans))
-        shape = LLMShape.from_config(adapter.text.config)
-        sizes = {"prompt_before": ids.shape[1] - pad, "prompt_after": len(kinds[b]), "budget": reduction.budget}
-        samples.append(_sample([video for _, video in spans], shape=shape, **sizes) if spans else None)
+            group = torch.zeros_like(video.kind) if video.group is None else video.group
+            group = group + max(0, free - int(group.min()))  # videos do not share groups
+            gain = torch.zeros(len(group)) if video.gain is None else video.gain.float()
+            parts.append(_words(embeds[b], cursor, start, drift))
+            parts.append((video.rows.to(embeds), video.kind, video.place + start + drift, group, gain))
+            mine.append(video)
+            cursor, drift, free = stop, drift + video.full - (stop - start), int(group.max()) + 1
+        parts.append(_words(embeds[b], cursor, ids.shape[1], drift))
+        prompts.append([torch.cat(column) for column in zip(*parts, strict=True)])
+        lengths = {"prompt_before": ids.shape[1] - pad, "prompt_after": len(prompts[b][0])}
+        samples.append(_sample(mine, reduction.budget, shape=shape, **lengths) if mine else None)
+    rows, kind, own, group, gain = (pad_left(column) for column in zip(*prompts, strict=True))
+    count = (kind != PAD).cumsum(1).sub(1).clamp(0)
     keeps = grid is not None or (reduction.outer is not None and reduction.outer.positions == "original")
-    count = pad_left([torch.arange(len(number)) for number in numbers])
-    own = numbered = pad_left(numbers) if keeps else count
+    own = numbered = own if keeps else count
     if grid is not None:
         columns = own + torch.tensor(pads)[:, None]
         own = grid.cpu().gather(2, columns.expand(len(grid), -1, -1))
         numbered = torch.cat([count[None], own])  # a row that counts goes before the axes
-    group, gain = (pad_left(parts) for parts in zip(*groups, strict=True))
     group = group if any(video.group is not None for video in placed) else None
     gain = gain if any(video.gain is not None for video in placed) else None
-    base = Held(pad_left(kinds), count, own, group, gain)
+    base = Held(kind, count, own, group, gain)
     mask = base.mask()
     if mask is None and keeps:  # gaps without a mask would be read as packed sequences
-        mask = base.kind != PAD
+        mask = kind != PAD
     mask = None if mask is None else mask.long().to(embeds.device)
-    call = {"inputs_embeds": pad_left(spliced), "attention_mask": mask, "position_ids": numbered.to(embeds.device)}
+    call = {"inputs_embeds": rows, "attention_mask": mask, "position_ids": numbered.to(embeds.device)}
     following = own[..., -1].reshape(-1, len(ids)).amax(0).to(embeds.device) + 1
     return call, Prompt(following, base, [base] * len(adapter.layers), samples)
 
 
-def _grouped(length: int, spans: Sequence[tuple[int, Placed]]) -> tuple[Tensor, Tensor]:
-    """Groups and gains of a prompt. Videos do not share groups, so numbers move up behind those of the video before.
-    -1: no group (text); a video without groups is one group, of gain 0."""
-    group, gain, first = torch.full((length,), -1), torch.zeros(length), 0
-    for start, video in spans:
-        span = slice(start, start + len(video.kind))
-        own = torch.zeros_like(video.kind) if video.group is None else video.group
-        group[span] = own + max(0, first - int(own.min()))
-        gain[span], first = 0.0 if video.gain is None else video.gain.float(), int(group[span].max()) + 1
-    return group, gain
+def _words(embeds: Tensor, start: int, stop: int, drift: int) -> tuple[Tensor, ...]:
+    """The text [start, stop) of a prompt: embeddings, kinds, positions, and no groups and gains."""
+    count = stop - start
+    kind, group = torch.full((count,), TEXT), torch.full((count,), -1)
+    return embeds[start:stop], kind, torch.arange(start, stop) + drift, group, torch.zeros(count)
 
 
-def _sample(videos: list[Placed], budget: float, **known: Any) -> SampleStats:
+def _sample(videos: Sequence[Placed], budget: float, **known: Any) -> SampleStats:
     """What is to be said of one prompt before the language model runs; known: of its fields."""
-    frames, full = sum(v.size[0] for v in videos), sum(v.size[0] * v.size[1] for v in videos)
+    frames, full = sum(v.frames for v in videos), sum(v.frames * v.cells for v in videos)
+    left = [v.entered[-1] if v.entered else v.frames for v in videos]  # frames that the outer stage saw
     kept = sum(int((v.kind == VISUAL).sum()) for v in videos)
     return SampleStats(
         videos=len(videos),
         frames=frames,
-        cells=videos[0].size[1] if len({v.size[1] for v in videos}) == 1 else full / frames,
+        cells=videos[0].cells if len({v.cells for v in videos}) == 1 else full / frames,
         budget=budget,
-        requested=sum(min(round(budget * v.size[0] * v.size[1]), v.left * v.size[1]) for v in videos),
+        requested=sum(min(round(budget * v.frames * v.cells), n * v.cells) for v, n in zip(videos, left, strict=True)),
         tower_frames=tuple(map(sum, zip(*(v.entered for v in videos), strict=True))),
         kept=kept,
         newlines=sum(len(v.kind) for v in videos) - kept,
@@ -290,10 +283,3 @@ def left_pads(mask: Tensor | None, ids: Tensor) -> list[int]:
 def pad_left(rows: Sequence[Tensor]) -> Tensor:
     """Tensors [S_b, ...] -> [B, max S_b, ...], zeros in front."""
     return pad_sequence(list(rows), batch_first=True, padding_side="left")
-
-
-def own_precision(device: torch.device) -> AbstractContextManager:
-    """For a stage's call: an autocast around the block would round the similarities that it takes in float32."""
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()

@@ -1,4 +1,4 @@
-"""What the decoder's hooks read and give: rows of an attention map, attention masks, columns of a cache."""
+"""What the decoder's hooks read and give: rows of an attention map, attention masks, and the cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import cache_utils
 
 from holitom.errors import BadUsage, UnsupportedModel
-from holitom.models.base import device_of
+from holitom.models import device_of
 
 
 def rotation_of(attention: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -63,7 +63,7 @@ def _heads(attention: nn.Module, part: str, x: Tensor) -> Tensor:
 
 
 def attention_mask(
-    config: Any, hidden: Tensor, real: Tensor | None, columns: int, *, causal: bool = True
+    config: Any, hidden: Tensor, real: Tensor | None, columns: int, causal: bool = True
 ) -> Tensor | None:
     """What eager, SDPA and flash attention take for queries hidden [B, Q, D] that are the last of so many columns; real
     [B, columns]: what may be attended to (None: everything). None where the attention needs no mask."""
@@ -80,16 +80,6 @@ def attention_mask(
     if kind == "sdpa":
         return allowed
     return torch.zeros_like(allowed, dtype=hidden.dtype).masked_fill(~allowed, torch.finfo(hidden.dtype).min)
-
-
-def select(batched: Tensor, slots: Tensor, dim: int) -> Tensor:
-    """Gather slots [B, S'] of every row from a tensor [B or 1, ...] along ``dim``."""
-    slots = slots.to(batched.device)
-    if len(slots) == len(batched) == 1:
-        return batched.index_select(dim, slots[0])
-    shape, target = [1] * batched.ndim, list(batched.shape)
-    shape[0], shape[dim] = target[0], target[dim] = slots.shape
-    return batched.expand(len(slots), *batched.shape[1:]).gather(dim, slots.view(shape).expand(target))
 
 
 def cache_of(kwargs: Mapping[str, Any]) -> Any:
@@ -118,21 +108,11 @@ class ReducedCache(cache_utils.DynamicCache):
         return super().update(*args, **kwargs)
 
 
-class ReadingLayer(getattr(cache_utils, "DynamicLayer", object)):
-    """A cache layer that holds everything and hands attention the slots ``read`` [B, R] alone, for one update."""
-
-    read: Tensor | None = None
-
-    @classmethod
-    def at(cls, cache: Any, index: int) -> ReadingLayer:
-        """A cache's layer, made a reading one."""
-        if not isinstance(cache.layers[index], cls):
-            made = cls()
-            vars(made).update(vars(cache.layers[index]))
-            cache.layers[index] = made
-        return cache.layers[index]
-
-    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        keys, values = super().update(*args, **kwargs)
-        slots, self.read = self.read, None
-        return (keys, values) if slots is None else (select(keys, slots, 2), select(values, slots, 2))
+def check_cache(cache: Any, *, inside: bool) -> None:
+    """Only plain caches grow with a reduced prompt; stages inside the decoder also read and shorten them."""
+    kinds = {type(layer).__name__ for layer in getattr(cache, "layers", ())}
+    plain = {"DynamicLayer"} if inside else {"DynamicLayer", "DynamicSlidingWindowLayer"}
+    dynamic = type(cache) in (cache_utils.DynamicCache, ReducedCache) and not getattr(cache, "offloading", False)
+    if cache is not None and not (dynamic and kinds <= plain):
+        what = f"a {type(cache).__name__} of {', '.join(sorted(kinds)) or 'no'} layers, fixed, offloaded or quantised"
+        raise UnsupportedModel(what, fix="use DynamicCache() without options")

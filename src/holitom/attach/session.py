@@ -5,22 +5,20 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from holitom.attach.checks import check_cache, check_generation, check_model, setting
-from holitom.attach.decoder import ON_CACHE, Call, Decoder, Patched
-from holitom.attach.prompt import NEWLINE, VISUAL, Prompt, reduced, splice
-from holitom.attach.stats import RunStats, SampleStats
+from holitom.attach.decoder import Call, Decoder, Patched
+from holitom.attach.prompt import Prompt, reduce_video, splice
+from holitom.attach.rows import ON_CACHE, check_cache
+from holitom.attach.stats import RunStats
 from holitom.attach.tower import merging
-from holitom.errors import BadUsage
-from holitom.models import ADAPTERS, EncodedVideos
-from holitom.models.base import between, clock
+from holitom.errors import BadUsage, UnsupportedModel
+from holitom.models import host_of
 from holitom.types import Reduction, VideoFeatures
 
 _TOWER = ("vision_feature_layer", "vision_feature_select_strategy")
@@ -30,6 +28,11 @@ _SPLICED = {
     *("pixel_values_videos", "image_sizes_videos", "video_grid_thw", "second_per_grid_ts"),
 }
 """Arguments of a call that are in the embeddings, mask and positions of a reduced prompt."""
+_REFUSED = (
+    *("custom_generate", "prefill_chunk_size", "token_healing"),
+    *("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "speculation_type"),
+)
+"""Settings of ``generate`` that go back in the cache, or that cut or change the prompt, which is reduced as a whole."""
 
 
 class Run:
@@ -38,40 +41,37 @@ class Run:
     def __init__(self, model: nn.Module, adapter: Any, reduction: Reduction) -> None:
         self.reduction, self.stats, self._adapter = reduction, RunStats(reduction), adapter
         self._decoder = Decoder(adapter, reduction, self.stats)
-        family = (m for m in model.modules() if any(c.__name__ in ADAPTERS for c in type(m).__mro__))
-        self._host: Any = next(family)  # inside of wrappers (PEFT, for one)
-        self._provided: EncodedVideos | None = None
-        self._provider = 0  # the thread that has done so
+        self._host, _ = host_of(model)
+        self._provided: tuple[list[VideoFeatures], int] | None = None  # and the thread that has done so
         self._waiting: Prompt | None = None  # spliced, on its way through generate to the core
         self._full: tuple[Tensor, Tensor | None] | None = None  # ids and mask of the full prompt in generate
         ended = threading.Event()
         self._lock, self._end, self._ended = threading.RLock(), ended.set, lambda: ended.is_set()
-        self._undo: list[Callable[[], None]] = []
+        self._undo = ExitStack()
 
     def provide(self, videos: Sequence[VideoFeatures]) -> None:
         """Features for the next prefill, one per video in prompt order, instead of ``pixel_values_videos``."""
         if not videos or not all(hasattr(video, "tokens") for video in videos):
             raise BadUsage("provide(...) needs a list of VideoFeatures", fix="take it from run.encode(...)")
         with self._alone():
-            if self._provided is not None and self._provider != threading.get_ident():
+            if self._provided is not None and self._provided[1] != threading.get_ident():
                 what = "another thread has provided features, and no prompt has taken them yet"
                 raise BadUsage(what, fix="use a lock around both calls")
-            self._provided, self._provider = EncodedVideos(tuple(videos)), threading.get_ident()
+            self._provided = list(videos), threading.get_ident()
 
     @torch.no_grad()
     def encode(self, pixel_values_videos: Tensor | Sequence[Tensor], **given: Any) -> list[VideoFeatures]:
         """Run the vision tower once: [B, T, 3, H, W] (or one [T, 3, H, W] per video) -> one VideoFeatures per video,
         with what the outer stage requires. given: what goes with a family's pixels, for instance video_grid_thw."""
         with self._alone():
-            return list(self._encode(pixel_values_videos, given).videos)
+            return self._encode(pixel_values_videos, given)
 
-    def _encode(self, pixels: Any, given: Mapping[str, Any]) -> EncodedVideos:
-        outer, names = self.reduction.outer, self._adapter.video_inputs
-        requires = frozenset(() if outer is None else outer.requires)
-        given = {name: given.get(name) for name in names}
-        if self.reduction.tower is not None:
-            given["tower"] = functools.partial(merging, self._adapter, self.reduction.tower)
-        return self._adapter.encode(pixels, requires, **given)
+    def _encode(self, pixels: Any, given: Mapping[str, Any]) -> list[VideoFeatures]:
+        outer, tower = self.reduction.outer, self.reduction.tower
+        beside = {name: given.get(name) for name in self._adapter.video_inputs}
+        if tower is not None:
+            beside["tower"] = functools.partial(merging, self._adapter, tower)
+        return self._adapter.encode(pixels, frozenset(() if outer is None else outer.requires), **beside)
 
     def install(self) -> None:
         """Put hooks and methods into this model instance; ``remove`` takes everything out again. One thread at a time
@@ -79,24 +79,26 @@ class Run:
         core, host = self._adapter.core, self._host
         if isinstance(vars(core).get("forward"), Patched):
             raise BadUsage("this model is already inside a reduce_tokens block", fix="leave that block first")
-        self._undo += [handle.remove for handle in self._decoder.install()]
+        for handle in self._decoder.install():
+            self._undo.callback(handle.remove)
         self._override(core, "forward", self._forward)
         if host is not core:
-            self._undo.append(host.register_forward_pre_hook(_refuse_labels, with_kwargs=True).remove)
+            self._undo.callback(host.register_forward_pre_hook(_refuse_labels, with_kwargs=True).remove)
             self._override(host, "generate", self._generate)
             self._override(host, "_get_logits_processor", self._logits_processors)
 
     def remove(self) -> None:
         self._end()
-        while self._undo:
-            self._undo.pop()()
+        self._undo.close()
 
     def _override(self, module: nn.Module, name: str, replacement: Callable[..., Any]) -> None:
-        """Give this instance a method of its own; the class, and every other instance, stay as they are."""
+        """Give this instance a method of its own; the class, and every other instance, stay as they are. It runs
+        uncompiled, whoever compiles what calls it: lengths change with every prompt."""
         original, own = getattr(module, name), vars(module).get(name)  # accelerate may have given it one
-        setattr(module, name, functools.wraps(original)(Patched(self._instead, replacement, original)))
+        instead = Patched(torch.compiler.disable(self._instead), replacement, original)
+        setattr(module, name, functools.wraps(original)(instead))
         undo = (delattr, module, name) if own is None else (setattr, module, name, own)
-        self._undo.append(functools.partial(*undo))
+        self._undo.callback(*undo)
 
     def _instead(self, replacement: Callable[..., Any], original: Callable[..., Any], *args: Any, **given: Any) -> Any:
         if args:
@@ -129,9 +131,7 @@ class Run:
             given["input_ids"] = given.pop("inputs")
         cache, shows = given.get("past_key_values"), self._has_video(given)
         if cache is not None and cache.get_seq_length() > 0 and (shows or hasattr(cache, ON_CACHE)):
-            what = (
-                "a cache that holds a conversation can take no video, and generate cannot go on from a reduced prompt"
-            )
+            what = "a cache holds a conversation: it takes no video, and generate cannot go on from a reduced prompt"
             raise BadUsage(what, fix="give the whole conversation again, with its video and without the cache")
         if not shows:
             return original(**given)
@@ -171,15 +171,13 @@ class Run:
         call = self._call(given)
         if call is None:
             return original(**given)
-        prompt, self._decoder.call = call.prompt, call
-        start = clock(prompt.following.device)
+        self._decoder.call = call
         try:
             output = original(**given)
         finally:
             self._decoder.call = None
         if call.prefill:
-            prefill = between(start, clock(prompt.following.device))
-            self.stats.add(_samples(call), prompt.seconds | {"prefill": prefill})
+            self.stats.samples += call.samples()
         return output
 
     def _call(self, kwargs: dict[str, Any]) -> Call | None:
@@ -210,15 +208,16 @@ class Run:
         return Call(prompt)
 
     def _has_video(self, given: Mapping[str, Any]) -> bool:
-        """Whether the prompt has a place for a video."""
-        ids = given.get("input_ids")
-        found = ids is not None and ids.shape[1] > 1 and bool((ids == self._adapter.video_token_id).any())
-        if not found and _shown(given):
+        """Whether the prompt has a place for a video; BadUsage where a video has no place."""
+        ids, encoded = given.get("input_ids"), given.get("mm_encoder_outputs") or {}
+        if ids is not None and ids.shape[1] > 1 and bool((ids == self._adapter.video_token_id).any()):
+            return True
+        if given.get("pixel_values_videos") is not None or encoded.get("video") is not None:
             what = "a video is given, and no prompt has a place for it"
             raise BadUsage(what, fix="put video placeholders into input_ids")
-        return found
+        return False
 
-    def _videos(self, given: Mapping[str, Any]) -> EncodedVideos:
+    def _videos(self, given: Mapping[str, Any]) -> list[VideoFeatures]:
         """The features of a prompt's videos: provided by the user, or encoded here."""
         pixels, provided = given.get("pixel_values_videos"), self._provided
         if pixels is not None and provided is not None:
@@ -229,50 +228,26 @@ class Run:
         if pixels is not None:
             return self._encode(pixels, given)
         if provided is None or given.get("mm_encoder_outputs"):
-            raise BadUsage(
-                "the prompt has video placeholders, but no video came with it",
-                fix="give pixel_values_videos, or call run.provide(features) first; what was encoded outside of "
-                "the block lacks what reduction needs",
-            )
+            what = "the prompt has video placeholders, but no video came with it, or one encoded outside of the block"
+            raise BadUsage(what, fix="give pixel_values_videos, or call run.provide(features) first")
         self._provided = None
-        return provided
+        return provided[0]
 
     def _spliced(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], Prompt]:
         """Encode and reduce the videos of a batch, and put them into its prompts."""
-        adapter, reduction = self._adapter, self.reduction
+        adapter = self._adapter
         check_model(self._host, (self._host, adapter.core, adapter.text, *adapter.layers))
-        encoded = self._videos(given)
-        self.stats.noted(encoded.videos)
-        device = encoded.videos[0].tokens.device
-        start = clock(device)
-        placed = [reduced(video, reduction, adapter) for video in encoded.videos]
-        seconds = encoded.seconds | {"outer": between(start, clock(device))}
-        ours, prompt = splice(given, placed, adapter, reduction)
-        prompt.seconds, prompt.ended = seconds, self._ended
-        if reduction.outer is not None:
-            self.stats.calls["outer"] += 1
-            seen = sum(video.frames * video.cells for video in encoded.videos)
-            self.stats.removed["outer"] += seen - sum(s.kept for s in prompt.samples if s is not None)
+        videos = self._videos(given)
+        placed = [reduce_video(video, self.reduction, adapter) for video in videos]
+        ours, prompt = splice(given, placed, adapter, self.reduction)
+        prompt.ended = self._ended
+        if self.reduction.tower is not None:
+            merged = sum((len(video.merged.into) - video.frames) * video.cells for video in videos)
+            self.stats.count("tower", merged)
+        if self.reduction.outer is not None:
+            seen = sum(video.frames * video.cells for video in videos)
+            self.stats.count("outer", seen - sum(sample.kept for sample in prompt.samples if sample is not None))
         return ours, prompt
-
-
-def _samples(call: Call) -> list[SampleStats]:
-    """The prompts of a prefill, once each, with what entered their layers."""
-    times, found = len(call.prompt.base.kind) // len(call.prompt.samples), []
-    entered, layers = call.entered, call.prompt.layers
-    for i, sample in enumerate(call.prompt.samples):
-        if sample is not None:
-            kinds = [held.kind[i * times] for held in entered]
-            found.append(
-                replace(
-                    sample,
-                    per_layer=tuple(int((kind == VISUAL).sum()) for kind in kinds),
-                    newlines_per_layer=tuple(int((kind == NEWLINE).sum()) for kind in kinds),
-                    prompt_per_layer=tuple(held.length - held.pads[i * times] for held in entered),
-                    cached_per_layer=tuple(held.length - held.pads[i * times] for held in layers),
-                )
-            )
-    return found
 
 
 def _behind(prompt: Prompt, cache: Any, kwargs: dict[str, Any]) -> Call:
@@ -292,14 +267,36 @@ def _behind(prompt: Prompt, cache: Any, kwargs: dict[str, Any]) -> Call:
     return Call(prompt, positions, held + count)
 
 
-def _shown(given: Mapping[str, Any]) -> bool:
-    """Whether a call brings a video, as pixels or encoded."""
-    encoded = given.get("mm_encoder_outputs") or {}
-    return given.get("pixel_values_videos") is not None or encoded.get("video") is not None
-
-
 def _refuse_labels(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     """A pre-hook: a loss over a reduced prompt, and logits chosen by their place in the full one, are refused."""
     if kwargs.get("labels") is not None or isinstance(kwargs.get("logits_to_keep"), Tensor):
         what = "labels, or logits_to_keep as a tensor, count the places of the full prompt"
         raise BadUsage(what, fix="compute losses outside of the block, and give the number of last logits")
+
+
+def check_model(model: nn.Module, parts: Iterable[nn.Module]) -> None:
+    """Training mode, and compiled modules among the parts of a model, are refused."""
+    for module in parts:
+        compiled = hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+        if compiled or "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None):
+            raise UnsupportedModel("the model is compiled, and token counts change every time", fix="do not compile")
+    if model.training:
+        raise UnsupportedModel("the model is in training mode", fix="call model.eval() first")
+
+
+def setting(model: Any, given: Mapping[str, Any], name: str) -> Any:
+    """What a call of ``generate`` goes by: its own argument, its configuration's, the model's; None without any."""
+    if name in given:
+        return given[name]
+    configs = (given.get("generation_config"), getattr(model, "generation_config", None))
+    return next((v for c in configs if (v := getattr(c, name, None)) is not None), None)
+
+
+def check_generation(model: Any, given: Mapping[str, Any]) -> None:
+    """Modes of ``generate`` that assume that all layers hold the same columns are refused."""
+    for name in _REFUSED:
+        if setting(model, given, name):
+            raise UnsupportedModel(f"{name} does not work with reduced prompts", fix="generate without it")
+    cache = setting(model, given, "cache_implementation")
+    if cache not in (None, "dynamic"):
+        raise UnsupportedModel(f"cache_implementation={cache!r}: layers differ in length here", fix="leave it out")

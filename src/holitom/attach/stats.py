@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from holitom.errors import CannotRun
 from holitom.flops import LLMShape
-from holitom.types import Reduction, VideoFeatures
+from holitom.types import Reduction
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class SampleStats:
     newlines: visual and newline tokens that entered the language model; full_newlines: those of the whole videos;
     prompt_before, prompt_after: tokens of the prompt as given and after the outer stage, without padding. What entered
     each decoder layer: per_layer (visual), newlines_per_layer, prompt_per_layer (all); cached_per_layer: prompt tokens
-    in its cache after prefill. seconds: per stage (vision, saliency, outer, prefill), of the whole batch.
+    in its cache after prefill.
     """
 
     videos: int
@@ -41,7 +40,6 @@ class SampleStats:
     prompt_per_layer: tuple[int, ...] = ()
     cached_per_layer: tuple[int, ...] = ()
     tower_frames: tuple[int, ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def full(self) -> int:
@@ -74,51 +72,31 @@ class RunStats:
 
     stages: those that were asked for, "tower", "outer", "inner@3", "decode@4"; identities: those of them whose
     parameters ask for nothing; calls: how often each ran; removed: how many tokens each took away (a decode stage: left
-    unread).
+    unread); samples: one per prompt of every prefill.
     """
 
     def __init__(self, reduction: Reduction) -> None:
-        before = {"tower": reduction.tower, "outer": reduction.outer}
-        named: dict[str, Any] = {name: stage for name, stage in before.items() if stage is not None}
+        named: dict[str, Any] = {"tower": reduction.tower, "outer": reduction.outer}
         named |= {f"inner@{stage.layer}": stage for stage in reduction.inner}
         if reduction.decode is not None:
             named[f"decode@{reduction.decode.layer}"] = reduction.decode
-        whole = {"outer"} if reduction.budget == 1 else set()
-        self.stages = tuple(named)
-        self.identities = {name for name, stage in named.items() if getattr(stage, "identity", False)} | whole
+        self.stages = tuple(name for name, stage in named.items() if stage is not None)
+        self.identities = {name for name in self.stages if getattr(named[name], "identity", False)}
+        if reduction.budget == 1:
+            self.identities.add("outer")
         self.calls: Counter[str] = Counter()
         self.removed: Counter[str] = Counter()
-        self._samples: list[SampleStats] = []
-        self._spans: list[tuple[SampleStats, Mapping[str, Any]]] = []
+        self.samples: list[SampleStats] = []
 
-    def noted(self, videos: Sequence[VideoFeatures]) -> None:
-        """Note the videos of one prompt, whoever sent them through the tower."""
-        merged = [video for video in videos if video.merged is not None]
-        if merged and "tower" in self.stages:
-            self.calls["tower"] += 1
-            self.removed["tower"] += sum((len(video.merged.into) - video.frames) * video.cells for video in merged)
-
-    def add(self, samples: Sequence[SampleStats], spans: Mapping[str, Any]) -> None:
-        """Note the prompts of one prefill. spans: by stage its seconds, or two events of CUDA."""
-        self._samples += samples
-        self._spans += [(sample, spans) for sample in samples]
-
-    @property
-    def samples(self) -> list[SampleStats]:
-        """One per prompt of every prefill so far; on CUDA this waits until the last of them has run."""
-        for sample, spans in self._spans:
-            for name, span in spans.items():
-                if isinstance(span, tuple):
-                    span[1].synchronize()
-                    span = span[0].elapsed_time(span[1]) / 1000
-                sample.seconds[name] = span
-        self._spans.clear()
-        return self._samples
+    def count(self, stage: str, removed: int) -> None:
+        """Note one call of a stage, and how many tokens it took away."""
+        self.calls[stage] += 1
+        self.removed[stage] += removed
 
     @property
     def last(self) -> SampleStats:
         """The newest sample. CannotRun without one."""
-        if not self._samples:
+        if not self.samples:
             raise CannotRun("no video has been prefilled yet", fix="call model.generate(...) with a video first")
         return self.samples[-1]
 
@@ -136,20 +114,15 @@ class RunStats:
     @property
     def acted(self) -> bool:
         """True if there was a video, every stage that was asked for has run, and has taken tokens away if it should."""
-        return bool(self._samples) and not self.missing and not self.idle
+        return bool(self.samples) and not self.missing and not self.idle
 
     def check_acted(self) -> None:
         """CannotRun if there was no video at all, or if a stage that was asked for never ran or changed nothing."""
-        if not self._samples:
+        if not self.samples:
             raise CannotRun("no video reached the model, so nothing was reduced", fix="give a prompt with a video")
         if self.missing:
-            raise CannotRun(
-                f"{', '.join(self.missing)} never ran, so the run does not measure what it says",
-                fix="let the model prefill a video (and, for a decode stage, generate two tokens or more)",
-            )
+            what = f"{', '.join(self.missing)} never ran, so the run does not measure what it says"
+            raise CannotRun(what, fix="prefill a video (and, for a decode stage, generate two tokens or more)")
         if self.idle:
-            raise CannotRun(
-                f"{', '.join(self.idle)} kept every token of all {len(self._samples)} prompts, so the run measures the "
-                "model without it",
-                fix="ask for fewer tokens, or give longer videos; what is meant to keep all needs ratio 0 or budget 1",
-            )
+            what = f"{', '.join(self.idle)} kept every token of all {len(self.samples)} prompts"
+            raise CannotRun(what, fix="ask for fewer tokens, or give longer videos; to keep all, ratio 0 or budget 1")

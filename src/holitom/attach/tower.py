@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from holitom.attach.prompt import own_precision
-from holitom.errors import BadUsage, UnsupportedModel
+from holitom.errors import UnsupportedModel
 from holitom.types import MergedFrames, Tower
 
 
@@ -28,22 +27,6 @@ def tower_layers(adapter: Any) -> list[nn.Module]:
     return found
 
 
-def check_tower(adapter: Any, stage: Any) -> None:
-    """What is no tower stage, layers out of range or out of order, and features from before they are done."""
-    if isinstance(stage, type) or not callable(stage) or not hasattr(stage, "layers"):
-        raise BadUsage(f"{stage!r} is not a tower stage", fix="give an instance, for instance EarlyTom()")
-    layers, depth = list(stage.layers), len(tower_layers(adapter))
-    fits = all(isinstance(layer, int) and 0 <= layer < depth - 1 for layer in layers)
-    if not fits or layers != sorted(set(layers)):
-        what = f"{type(stage).__name__} behind layers {layers} of a tower of {depth}"
-        raise BadUsage(what, fix=f"give ascending ints in [0, {depth - 2}]")
-    chosen = getattr(adapter.config, "vision_feature_layer", -1)
-    for state in [chosen] if isinstance(chosen, int) else chosen:
-        if layers and (state + depth if state < 0 else state - 1) <= layers[-1]:  # the layer that puts it out
-            what = f"features are taken from state {state}, and frames are merged behind layer {layers[-1]}"
-            raise UnsupportedModel(what, fix="give the stage earlier layers")
-
-
 @contextmanager
 def merging(adapter: Any, stage: Tower, frames: Sequence[int]) -> Iterator[list[MergedFrames]]:
     """While the block lasts, a pass over videos of so many frames goes through the stage, each video by itself. Gives
@@ -54,7 +37,7 @@ def merging(adapter: Any, stage: Tower, frames: Sequence[int]) -> Iterator[list[
     def hook(layer: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         kept = []
         for v, states in enumerate(args[0].split([video.entered[layer] for video in merged])):
-            with own_precision(states.device):
+            with torch.autocast(states.device.type, enabled=False):
                 fewer, into = stage(states)
             kept.append(fewer)
             entered = merged[v].entered[:layer] + (len(fewer),) * (len(layers) - layer)

@@ -20,8 +20,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoTokenizer, LlavaOnevisionForConditionalGeneration
 from transformers.utils import cached_file
 
-from holitom.errors import BadUsage, BadVideo, CannotRun, UnsupportedModel
-from holitom.models.base import require_transformers
+from holitom.errors import BadUsage, BadVideo, CannotRun, UnsupportedModel, first_line
+from holitom.models import require_transformers
 from holitom.models.llava_onevision import full_length
 
 QWEN_PROMPT = (
@@ -56,9 +56,9 @@ class VideoProcessor:
             tokenizer = AutoTokenizer.from_pretrained(str(path), padding_side="left")
             image_processor = SiglipImageProcessorPil(**_image_settings(path, config))
         except ImportError as error:
-            raise CannotRun(f"pictures cannot be resized ({_first_line(error)})", fix="pip install pillow") from error
+            raise CannotRun(f"pictures cannot be resized ({first_line(error)})", fix="pip install pillow") from error
         except (OSError, ValueError) as error:
-            what = f"{path} has no tokenizer that loads ({_first_line(error)})"
+            what = f"{path} has no tokenizer that loads ({first_line(error)})"
             raise CannotRun(what, fix="add tokenizer.json and its config") from error
         return cls(tokenizer, image_processor, config, _conversation(tokenizer))
 
@@ -108,9 +108,6 @@ class VideoProcessor:
     def _ids(self, question: str, placeholders: int) -> Tensor:
         video = self.config.video_token_id
         ids = self.tokenizer(self.text(question), add_special_tokens=False)["input_ids"]
-        if ids.count(video) != 1:
-            what = f"the tokenizer does not know {self.video_token} as one token of id {video}"
-            raise UnsupportedModel(what, fix="use the tokenizer that belongs to the model")
         at = ids.index(video)
         return torch.tensor(ids[:at] + [video] * placeholders + ids[at + 1 :])
 
@@ -122,18 +119,14 @@ def _conversation(tokenizer: Any) -> str:
     marks = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     if set(marks) <= set(ids) and (tokenizer.unk_token_id is None or tokenizer.unk_token_id not in ids):
         return QWEN_PROMPT
-    content = [{"type": "video"}, {"type": "text", "text": "{question}"}]
+    turn = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "{question}"}]}
     try:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-    except Exception as error:  # none at all, or one for text alone: a template raises what it likes
-        text = _first_line(error)
+        text = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+    except Exception:  # none at all, or one for text alone: a template raises what it likes
+        text = ""
     if text.count("<video>") != 1 or text.count("{question}") != 1 or "'type'" in text:
-        raise UnsupportedModel(
-            "the tokenizer can neither spell the conversation qwen_1_5, nor has it a chat template with a video",
-            fix="use the tokenizer that belongs to the model, or give VideoProcessor a conversation",
-        )
+        what = "the tokenizer can neither spell the conversation qwen_1_5, nor has it a chat template with a video"
+        raise UnsupportedModel(what, fix="use the model's own tokenizer, or give VideoProcessor a conversation")
     return text.replace("<video>", "{video}")
 
 
@@ -188,38 +181,26 @@ def load_model(
     try:
         model = LlavaOnevisionForConditionalGeneration.from_pretrained(str(path), **chosen)
     except ImportError as error:
-        raise CannotRun(f"attention {attention!r} cannot be had ({_first_line(error)})", fix="use 'sdpa'") from error
+        raise CannotRun(f"attention {attention!r} cannot be had ({first_line(error)})", fix="use 'sdpa'") from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _cannot_load(path, error) from error
     return (model if device_map is not None else model.to(device)).eval()
 
 
 def _cannot_load(path: str | Path, error: Exception) -> CannotRun:
-    why = _first_line(error)
+    why = first_line(error)
     if Path(path).exists():
         return UnsupportedModel(f"{path} does not load ({why})", fix="give a complete Hugging Face folder")
-    return CannotRun(
-        f"{path} is no local folder, and it cannot be fetched from the model hub ({why})",
-        fix="check the spelling; on a host without the hub, copy the checkpoint there and give the folder's path",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
+    what = f"{path} is no local folder, and it cannot be fetched from the model hub ({why})"
+    return CannotRun(what, fix="check the spelling, or copy the checkpoint here and give the folder's path")
 
 
 def _image_settings(path: str | Path, config: Any) -> dict[str, Any]:
     """Resampling and normalisation from the folder's preprocessing files; the size is the vision tower's."""
     whole, plain = _read_json(path, "processor_config.json"), _read_json(path, "preprocessor_config.json")
-    places = (
-        {} if "image_grid_pinpoints" in plain else plain,  # without pinpoints: of frames, and not of images alone
-        _read_json(path, "video_preprocessor_config.json"),
-        whole.get("video_processor") or {},
-        plain,
-        whole.get("image_processor") or {},
-    )
-    stored = next((place for place in places if "image_mean" in place), None)
+    video = _read_json(path, "video_preprocessor_config.json") or whole.get("video_processor") or {}
+    places = [video, plain] if "image_grid_pinpoints" in plain else [plain, video]  # pinpoints are for images alone
+    stored = next((place for place in [*places, whole.get("image_processor") or {}] if "image_mean" in place), None)
     if stored is None:
         what = f"{path} says nothing about image preprocessing"
         raise UnsupportedModel(what, fix="add its preprocessor_config.json with image_mean")

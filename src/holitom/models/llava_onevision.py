@@ -1,9 +1,10 @@
-"""LLaVA-OneVision as transformers implements it: SigLIP tower, two-layer projector, pooling, Qwen2 (or Llama) decoder.
+"""The LLaVA families of transformers: LLaVA-OneVision (SigLIP tower, two-layer projector, pooling, Qwen2 or Llama
+decoder), LLaVA-Video in the same format, and LLaVA-NeXT-Video.
 
-LLaVA-Video checkpoints in the same format differ in two settings, named as in the LLaVA-NeXT repository and read from
-the model's config: ``mm_spatial_pool_mode`` "bilinear" (default: 27 x 27 patches -> 14 x 14) or "average" (2 x 2
-means, an odd last row and column left out: 27 x 27 -> 13 x 13), and ``mm_newline_position`` "one_token" (default),
-"grid" (a newline per row) or "no_token"."""
+LLaVA-Video checkpoints differ in two settings, named as in the LLaVA-NeXT repository and read from the model's config:
+``mm_spatial_pool_mode`` "bilinear" (default: 27 x 27 patches -> 14 x 14) or "average" (2 x 2 means, an odd last row and
+column left out: 27 x 27 -> 13 x 13), and ``mm_newline_position`` "one_token" (default), "grid" (a newline per row) or
+"no_token"."""
 
 from __future__ import annotations
 
@@ -19,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from holitom.errors import BadUsage, UnsupportedModel
-from holitom.models.base import AdapterBase, EncodedVideos, Order, between, clock, device_of, own_weight
+from holitom.models import Adapter, Order, device_of, own_weight
 from holitom.models.saliency import mean_keys, probing, received_attention
-from holitom.models.siglip_head import HUB, PoolingHead, head_of
+from holitom.models.siglip_head import HUB, PoolingHead, load_pooling_head
 from holitom.types import MergedFrames, VideoFeatures
 
 NEWLINE_ORDERS: dict[str, Order] = {"one_token": "end", "grid": "row", "no_token": "none"}
@@ -33,7 +34,7 @@ def pool_mode(config: Any) -> str:
 
 
 def newline_order(config: Any) -> Order:
-    """Where newlines go, in the words of holitom.models.base."""
+    """Where newlines go, in the words of holitom.models."""
     return NEWLINE_ORDERS[_setting(config, "mm_newline_position", *NEWLINE_ORDERS)]
 
 
@@ -45,18 +46,11 @@ def _setting(config: Any, name: str, *known: str) -> str:
     return value
 
 
-def pooled_grid(config: Any) -> tuple[int, int]:
-    """Rows and columns of a frame after pooling with stride 2."""
-    side = config.vision_config.image_size // config.vision_config.patch_size
-    side = -(-side // 2) if pool_mode(config) == "bilinear" else side // 2
-    return side, side
-
-
 def full_length(config: Any, frames: int) -> int:
     """Embeddings of an unreduced video in the prompt, newlines included: the placeholders that it needs."""
-    rows, columns = pooled_grid(config)
-    newlines = {"end": 1, "row": frames * rows, "none": 0}[newline_order(config)]
-    return frames * rows * columns + newlines
+    patches = config.vision_config.image_size // config.vision_config.patch_size
+    side = -(-patches // 2) if pool_mode(config) == "bilinear" else patches // 2
+    return frames * side * side + {"end": 1, "row": frames * side, "none": 0}[newline_order(config)]
 
 
 def average_pool(patches: Tensor, stride: int) -> Tensor:
@@ -65,16 +59,7 @@ def average_pool(patches: Tensor, stride: int) -> Tensor:
     return F.avg_pool2d(maps, stride).flatten(2).transpose(1, 2)
 
 
-def frames_of(pixels: Tensor | Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-    """Pixels [B, T, 3, H, W], or one [T, 3, H, W] per video -> all frames [F, 3, H, W], and frames per video."""
-    videos = list(pixels)
-    if not videos or any(v.ndim != 4 for v in videos):
-        what = f"pixel_values_videos of shapes {[list(v.shape) for v in videos]}"
-        raise BadUsage(what, fix="give [videos, frames, 3, height, width], or a list of them")
-    return videos[0] if len(videos) == 1 else torch.cat(videos), [len(v) for v in videos]
-
-
-class LlavaOnevision(AdapterBase):
+class LlavaOnevision(Adapter):
     """Adapter of ``LlavaOnevisionForConditionalGeneration`` (or of its inner ``LlavaOnevisionModel``). The other LLaVA
     families derive from it and say what their tower, projector and pooling are."""
 
@@ -101,10 +86,8 @@ class LlavaOnevision(AdapterBase):
         name = self.attention_class.lower()
         found = [module for module in self.tower.modules() if type(module).__name__.lower() == name]
         if not found:
-            raise UnsupportedModel(
-                f"the vision tower {type(self.tower).__name__} has no {self.attention_class}",
-                fix="use the published tower, or give the features yourself with run.provide(...)",
-            )
+            what = f"the vision tower {type(self.tower).__name__} has no {self.attention_class}"
+            raise UnsupportedModel(what, fix="use the published tower, or give features with run.provide(...)")
         return found
 
     def patches(self, frames: Tensor) -> Tensor:
@@ -124,50 +107,85 @@ class LlavaOnevision(AdapterBase):
         return average_pool(patches, 2) if self.average else self.core.apply_pooling(patches)
 
     def pooling_head(self) -> PoolingHead:
-        return head_of(self.tower, self.head_source)
+        config = next(module.config for module in self.tower.modules() if hasattr(module, "config"))  # may be wrapped
+        return load_pooling_head(self.head_source, config.hidden_size)
 
     def encode(
         self,
         pixels: Tensor | Sequence[Tensor],
         requires: frozenset[str] = frozenset(),
         tower: Callable[[list[int]], AbstractContextManager[list[MergedFrames]]] = lambda frames: nullcontext([]),
-    ) -> EncodedVideos:
+    ) -> list[VideoFeatures]:
         """One tower pass over all frames of all videos: pixels [B, T, 3, H, W], or one [T, 3, H, W] per video.
 
         requires: the optional fields to fill. saliency and keys come from ``vision_attention()``, wherever the features
         come from. frame_embed and head_saliency are the output of SigLIP's own pooling head and the attention of its
-        query; these checkpoints leave the head out, so it is read apart, once per model (models.siglip_head).
-        tower: frames per video -> a block in which a stage works inside the tower (attach.tower), and what it did.
+        query; these checkpoints leave the head out, so it is read apart (models.siglip_head). tower: frames per video
+        -> a block in which a stage works inside the tower (attach.tower), and what it did.
         """
-        frames, sizes = frames_of(pixels)
+        clips = list(pixels)
+        if not clips or any(clip.ndim != 4 for clip in clips):
+            what = f"pixel_values_videos of shapes {[list(clip.shape) for clip in clips]}"
+            raise BadUsage(what, fix="give [videos, frames, 3, height, width], or a list of them")
         head = self.pooling_head() if {"frame_embed", "head_saliency"} & requires else None
         attention = self.vision_attention() if {"saliency", "keys"} & requires else None
+        frames = clips[0] if len(clips) == 1 else torch.cat(clips)
         frames = frames.to(device_of(self.tower, frames))
-        start = clock(frames.device)
-        probe = probing(attention, "q_proj", "k_proj") if attention else nullcontext({})
-        with tower(sizes) as merged, probe as seen:
+        with tower([len(clip) for clip in clips]) as merged, probing(attention, "q_proj", "k_proj") as seen:
             patches = self.patches(frames)
-        sizes = [len(one.first) for one in merged] or sizes
         tokens = self.tokens(patches)
-        encoded = clock(frames.device)
-        per_frame: dict[str, Tensor] = {}
+        fields: dict[str, Tensor] = {}
         if attention:
             query, key = (seen[name].unflatten(-1, (attention.num_heads, -1)) for name in ("q_proj", "k_proj"))
             if "saliency" in requires:
                 asking = query[:, :1] if self.class_token else query
                 received = received_attention(asking, key, attention.scale)[:, self.class_token :]
-                per_frame["saliency"] = self.pool(received[..., None]).squeeze(-1)
+                fields["saliency"] = self.pool(received[..., None]).squeeze(-1)
             if "keys" in requires:
-                per_frame["keys"] = self.pool(mean_keys(key)[:, self.class_token :])
+                fields["keys"] = self.pool(mean_keys(key)[:, self.class_token :])
         if head:
             embed, received = head.to(patches.device)(patches)
             found = {"frame_embed": embed, "head_saliency": self.pool(received[..., None]).squeeze(-1)}
-            per_frame |= {name: value for name, value in found.items() if name in requires}
-        seconds = {"vision": between(start, encoded), "saliency": between(encoded, clock(frames.device))}
-        split = {name: value.to(tokens.device).split(sizes) for name, value in per_frame.items()}
+            fields |= {name: value for name, value in found.items() if name in requires}
+        sizes = [len(one.first) for one in merged] or [len(clip) for clip in clips]
+        split = {name: value.to(tokens.device).split(sizes) for name, value in fields.items()}
         side = isqrt(tokens.shape[1])
-        videos = (
+        return [
             VideoFeatures(part, (side, side), **{name: parts[i] for name, parts in split.items()}, merged=done)
             for i, (part, done) in enumerate(zip_longest(tokens.split(sizes), merged))
-        )
-        return EncodedVideos(tuple(videos), seconds)
+        ]
+
+
+class LlavaNextVideo(LlavaOnevision):
+    """Adapter of ``LlavaNextVideoForConditionalGeneration`` (or of its inner ``LlavaNextVideoModel``): CLIP tower with
+    a class token, pooled features, Vicuna (Llama). Not LLaVA-Video, which has a SigLIP tower and Qwen2.
+
+    There is no newline after a video's tokens: 24 x 24 patches are pooled to 12 x 12 tokens a frame, before the
+    projector. Saliency is what the class token gives each patch, without its own share, pooled by averaging, also where
+    the resampler convolves."""
+
+    attention_class = "CLIPAttention"
+    class_token = 1
+    newline = None
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.newline_order = "none"
+        layer, strategy = self.config.vision_feature_layer, self.config.vision_feature_select_strategy
+        if not isinstance(layer, int) or strategy != "default":
+            what = f"features of layer {layer} by the strategy {strategy!r} are no grid of patches"
+            raise UnsupportedModel(what, fix="set one vision_feature_layer, and the strategy 'default'")
+
+    def vision_attention(self) -> nn.Module:
+        """The attention of the layer whose output the features are (the last but one in the published models)."""
+        layer = self.config.vision_feature_layer
+        return self.attentions()[layer if layer < 0 else layer - 1]  # state 0 is what enters the first layer
+
+    def tokens(self, patches: Tensor) -> Tensor:
+        return self.core.multi_modal_projector(self.core.vision_resampler(patches))
+
+    def pool(self, patches: Tensor) -> Tensor:
+        return average_pool(patches, self.config.spatial_pool_stride)
+
+    def pooling_head(self) -> PoolingHead:
+        return Adapter.pooling_head(self)

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from holitom.errors import UnsupportedModel
-from holitom.models.base import Order
 from holitom.models.llava_onevision import LlavaOnevision, newline_order
 
 IMAGE_TOKEN = -200
@@ -19,19 +18,21 @@ IMAGE_TOKEN = -200
 
 class LlavaPackage(LlavaOnevision):
     """Adapter of ``LlavaQwenForCausalLM``. The release pools the attention of all frames of a batch for each of its
-    videos; here every video gets its own frames'."""
+    videos; here every video gets its own frames'. owner: the module that has the package's methods."""
+
+    video_token_id = IMAGE_TOKEN
 
     def __init__(self, model: nn.Module) -> None:
         found = (m for m in model.modules() if any(c.__name__ == "LlavaMetaForCausalLM" for c in type(m).__mro__))
-        self.owner: Any = next(found, None)
-        if self.owner is None:
-            raise UnsupportedModel(f"{type(model).__name__} has no LlavaMetaForCausalLM in it", fix="give that model")
+        self.owner: Any = next(found)
         self.core = self.text = self.owner.get_model()
-        self.config = self.owner.config
-        self.tower = self.owner.get_vision_tower()
+        self.config, self.tower = self.owner.config, self.owner.get_vision_tower()
         self.layers, self.rotary = self.core.layers, self.core.rotary_emb
-        self.video_token_id = IMAGE_TOKEN
-        self.newline_order = _order(self.config)
+        if getattr(self.config, "add_faster_video", False):
+            raise UnsupportedModel("add_faster_video mixes two poolings of a frame", fix="use a model without it")
+        merge, order = getattr(self.config, "mm_patch_merge_type", None) or "flat", newline_order(self.config)
+        bare = merge == "flat" or (order == "end" and "unpad" not in merge)  # as llava_arch.py reads them
+        self.newline_order = "none" if bare else order
 
     @property
     def newline(self) -> Tensor | None:
@@ -45,14 +46,3 @@ class LlavaPackage(LlavaOnevision):
 
     def pool(self, patches: Tensor) -> Tensor:
         return self.owner.get_2dPool(patches)
-
-
-def _order(config: Any) -> Order:
-    """Where newlines go, from the settings as llava_arch.py reads them."""
-    merge = getattr(config, "mm_patch_merge_type", None) or "flat"
-    if getattr(config, "add_faster_video", False):
-        raise UnsupportedModel("add_faster_video mixes two poolings of a frame", fix="use a model without it")
-    if merge == "flat":
-        return "none"
-    order = newline_order(config)
-    return "none" if order == "end" and "unpad" not in merge else order

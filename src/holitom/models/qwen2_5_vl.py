@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from holitom.errors import BadUsage, UnsupportedModel
-from holitom.models.base import AdapterBase, EncodedVideos, between, clock, device_of
+from holitom.errors import BadUsage
+from holitom.models import Adapter, device_of
 from holitom.models.saliency import mean_keys, probing, received_attention
 from holitom.types import VideoFeatures
 
 
-class Qwen25VL(AdapterBase):
+class Qwen25VL(Adapter):
     """Adapter of ``Qwen2_5_VLForConditionalGeneration`` (or of its inner ``Qwen2_5_VLModel``)."""
 
     video_inputs = ("video_grid_thw",)
@@ -29,22 +28,19 @@ class Qwen25VL(AdapterBase):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model, "visual")
         self.merge: int = self.config.vision_config.spatial_merge_size
-        self._whole = [i for i in self.tower.fullatt_block_indexes if i < len(self.tower.blocks)]
+        self.whole: int = max(self.tower.fullatt_block_indexes)
 
     def vision_attention(self) -> nn.Module:
         """The attention of the tower's last block that sees whole frames: the others see windows of 8 x 8 patches, in
         which a patch can receive nothing from outside. In the published models it is also the last block."""
-        if not self._whole:
-            what = "no block of this vision tower attends to whole frames"
-            raise UnsupportedModel(what, fix="use a method that needs no saliency")
-        return self.tower.blocks[max(self._whole)].attn
+        return self.tower.blocks[self.whole].attn
 
     def encode(
         self,
         pixels: Tensor | Sequence[Tensor],
         requires: frozenset[str] = frozenset(),
         video_grid_thw: Tensor | None = None,
-    ) -> EncodedVideos:
+    ) -> list[VideoFeatures]:
         """One tower pass over all videos: pixels [patches, values], video_grid_thw [videos, 3], as the processor makes
         them.
 
@@ -56,38 +52,31 @@ class Qwen25VL(AdapterBase):
             raise BadUsage(what, fix="give both, as the model's processor makes them")
         if {"frame_embed", "head_saliency"} & requires:
             self.pooling_head()
-        sizes = video_grid_thw.tolist()
         attention = self.vision_attention() if {"saliency", "keys"} & requires else None
         pixels = pixels.to(device_of(self.tower, pixels), self.tower.dtype)
-        start = clock(pixels.device)
-        with probing(attention, "qkv") if attention else nullcontext({}) as seen:
+        with probing(attention, "qkv") as seen:
             tokens = self.tower(pixels, grid_thw=video_grid_thw).pooler_output
-        encoded = clock(pixels.device)
-        parts = {"tokens": tokens}
+        fields = {"tokens": tokens}
         if attention:
             library = sys.modules[type(attention).__module__]
-            order = self._raster(library, video_grid_thw).to(tokens.device)
             query, key, _ = seen["qkv"].unflatten(-1, (3, attention.num_heads, -1)).unbind(1)
-            found = {}
             if "saliency" in requires:
                 turned = library.apply_rotary_pos_emb_vision(query, key, *seen["position_embeddings"])
                 frames = (tuple(part[a:b][None] for part in turned) for a, b in pairwise(seen["cu_seqlens"].tolist()))
-                found["saliency"] = torch.cat([received_attention(*qk, attention.scaling)[0] for qk in frames])
+                fields["saliency"] = torch.cat([received_attention(*qk, attention.scaling)[0] for qk in frames])
             if "keys" in requires:
-                found["keys"] = mean_keys(key)
-            for name, values in found.items():  # of patches, in the order of windows
-                parts[name] = values.unflatten(0, (-1, self.merge**2)).mean(1).to(tokens.device)[order]
-        seconds = {"vision": between(start, encoded), "saliency": between(encoded, clock(pixels.device))}
-        counts = [t * h * w // self.merge**2 for t, h, w in sizes]
-        split = {name: values.split(counts) for name, values in parts.items()}
-        videos = (
-            VideoFeatures(
-                grid=(h // self.merge, w // self.merge),
-                **{name: pieces[i].unflatten(0, (t, -1)) for name, pieces in split.items()},
-            )
+                fields["keys"] = mean_keys(key)
+            settings = ("spatial_merge_size", "window_size", "patch_size")
+            windows = library.get_vision_window_index(video_grid_thw, **{n: getattr(self.tower, n) for n in settings})
+            order = torch.argsort(torch.as_tensor(windows[0])).to(tokens.device)  # the tower works window by window
+            for name in fields.keys() - {"tokens"}:  # of patches
+                fields[name] = fields[name].unflatten(0, (-1, self.merge**2)).mean(1).to(tokens.device)[order]
+        sizes = [(t, h // self.merge, w // self.merge) for t, h, w in video_grid_thw.tolist()]
+        split = {name: values.split([t * h * w for t, h, w in sizes]) for name, values in fields.items()}
+        return [
+            VideoFeatures(grid=(h, w), **{name: parts[i].unflatten(0, (t, -1)) for name, parts in split.items()})
             for i, (t, h, w) in enumerate(sizes)
-        )
-        return EncodedVideos(tuple(videos), seconds)
+        ]
 
     def grid_positions(self, kwargs: Mapping[str, Any]) -> Tensor:
         """Positions in time, rows and columns [3, B, S] of the whole prompt: those given, or the model's own."""
@@ -101,9 +90,3 @@ class Qwen25VL(AdapterBase):
         found, deltas = self.core.get_rope_index(kwargs["input_ids"], **{name: kwargs.get(name) for name in names})
         self.core.rope_deltas = deltas  # as the model's own forward does
         return found
-
-    def _raster(self, library: Any, grid_thw: Tensor) -> Tensor:
-        """For every token in reading order, its place in the order of windows in which the tower works."""
-        sizes = ("spatial_merge_size", "window_size", "patch_size")
-        found = library.get_vision_window_index(grid_thw, **{name: getattr(self.tower, name) for name in sizes})
-        return torch.argsort(torch.as_tensor(found[0]))

@@ -18,11 +18,15 @@ BLOCK = 2**25
 
 
 @contextmanager
-def probing(attention: nn.Module, *names: str) -> Iterator[dict[str, Any]]:
+def probing(attention: nn.Module | None, *names: str) -> Iterator[dict[str, Any]]:
     """While the block lasts: what these children of an attention put out, by name, and the arguments that the attention
-    was called with. A compiled tower runs uncompiled meanwhile, because compiled code calls no hooks. The hooks are
-    removed when the block ends, also after an exception."""
-    seen, thread = {}, threading.get_ident()
+    was called with; nothing without an attention. A compiled tower runs uncompiled meanwhile, because compiled code
+    calls no hooks. The hooks are removed when the block ends, also after an exception."""
+    seen: dict[str, Any] = {}
+    if attention is None:
+        yield seen
+        return
+    thread = threading.get_ident()
 
     def keep(values: dict[str, Any]) -> None:
         if threading.get_ident() == thread:  # another may call the tower meanwhile

@@ -1,13 +1,13 @@
 """SigLIP's attention-pooling head, which LLaVA-OneVision's checkpoints leave out and FastVID compares frames by.
 
 The head and the layer norm before it are 15 million numbers of a checkpoint of 0.9 billion; they are read from a local
-folder or from the hub (which is downloaded once), and kept with the tower that they belong to."""
+folder or from the hub (which is downloaded once)."""
 
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,12 +16,10 @@ from transformers import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
 from transformers.utils import cached_file
 
-from holitom.errors import CannotRun, UnsupportedModel
+from holitom.errors import CannotRun, UnsupportedModel, first_line
 
 HUB = "google/siglip-so400m-patch14-384"
 HUB_WIDTH = 1152
-WITHOUT = "or compare frames without it: FastVID(head='substitute')"
-_KEPT: WeakKeyDictionary[nn.Module, tuple[str, PoolingHead]] = WeakKeyDictionary()
 
 
 class PoolingHead(nn.Module):
@@ -44,31 +42,23 @@ class PoolingHead(nn.Module):
         return pooled[:, 0], received[:, 0]
 
 
-def head_of(tower: nn.Module, source: str | Path = HUB) -> PoolingHead:
-    """The head for a tower, read from ``source`` the first time. Raises as ``load_pooling_head`` does."""
-    kept = _KEPT.get(tower)
-    if kept is None or kept[0] != str(source):
-        config = next(module.config for module in tower.modules() if hasattr(module, "config"))  # may be wrapped
-        kept = _KEPT[tower] = (str(source), load_pooling_head(source, config.hidden_size))
-    return kept[1]
-
-
+@lru_cache(maxsize=4)
 def load_pooling_head(source: str | Path = HUB, width: int | None = None) -> PoolingHead:
-    """The head of a SigLIP checkpoint (a folder or a hub id), in float32 and eval mode.
-
-    Raises CannotRun where the source cannot be read, UnsupportedModel where it has no head or not one of ``width``; the
-    default source is not asked for another width than its own.
-    """
-    other = f"set LlavaOnevision.head_source to the SigLIP checkpoint that the tower comes from, {WITHOUT}"
+    """The head of a SigLIP checkpoint (a folder or a hub id) for a tower of this width, in float32 and eval mode; read
+    once. Raises CannotRun where the source cannot be read, UnsupportedModel where it has no head or not one of
+    ``width``; the default source is not asked for another width than its own."""
+    other = (
+        "set LlavaOnevision.head_source to the SigLIP checkpoint that the tower comes from, or compare frames without "
+        "it: FastVID(head='substitute')"
+    )
     if source == HUB and width not in (None, HUB_WIDTH):
         raise UnsupportedModel(f"{HUB} pools {HUB_WIDTH} numbers a patch, and this tower gives {width}", fix=other)
     try:
         settings = json.loads(Path(cached_file(str(source), "config.json")).read_text(encoding="utf-8"))
         config = SiglipVisionConfig(**settings.get("vision_config", settings))
-        head, tensors = PoolingHead(config), _read(source)
+        head, tensors = PoolingHead(config), _tensors(source)
     except (OSError, ValueError, SafetensorError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        what = f"SigLIP's pooling head cannot be read from {source} ({lines[0][:160]})"
+        what = f"SigLIP's pooling head cannot be read from {source} ({first_line(error)})"
         raise CannotRun(what, fix=f"go online once, or {other}") from error
     if width not in (None, config.hidden_size):
         raise UnsupportedModel(f"{source} pools {config.hidden_size} numbers a patch, not {width}", fix=other)
@@ -79,10 +69,10 @@ def load_pooling_head(source: str | Path = HUB, width: int | None = None) -> Poo
     return head.eval()
 
 
-def _read(source: str | Path) -> dict[str, Tensor]:
+def _tensors(source: str | Path) -> dict[str, Tensor]:
     """The head's tensors, under the names that they have in :class:`PoolingHead`."""
-    found, files = {}, sorted(Path(source).glob("*.safetensors"))
-    for file in files or [cached_file(str(source), "model.safetensors")]:
+    found = {}
+    for file in sorted(Path(source).glob("*.safetensors")) or [cached_file(str(source), "model.safetensors")]:
         with safe_open(file, "pt") as stored:
             for name in stored.keys():  # noqa: SIM118
                 own = name.rpartition("vision_model.")[2]  # a text model has a head too

@@ -82,7 +82,7 @@ class FeatureStore:
         if features is None or any(getattr(features, name) is None for name in requires):
             with torch.inference_mode():
                 given = {} if tower is None else {"tower": partial(merging, self.adapter, tower)}
-                features = self.adapter.encode([self._decoded(path)], self.requires | requires, **given).videos[0]
+                features = self.adapter.encode([self._decoded(path)], self.requires | requires, **given)[0]
             self._keep(path, inside, features)
         if not source:
             return features

@@ -80,7 +80,7 @@ def _open(name: str, frames: int, changed: int) -> Clip:
         asked = benchmarks.draw(benchmark, int(number))[1] if frames == FRAMES else []
         questions = tuple((question.text, question.answer) for question in asked)
         note = "tiny tier: features of the tiny model"
-        return Clip(f"{benchmark} no. {int(number)}", sampled, encoded.videos[0], note, questions)
+        return Clip(f"{benchmark} no. {int(number)}", sampled, encoded[0], note, questions)
     path = paths.data("videos", "three_shots.mp4") if name == "three_shots" else Path(name)
     sampled = load_frames(path, frames)
     return Clip(path.name, sampled, colour_features(sampled.pixels), NO_MODEL)

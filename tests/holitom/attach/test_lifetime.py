@@ -291,6 +291,19 @@ def test_compiled_models_are_refused(plain):
             late(**plain.inputs(0))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("what", ["model", "forward", "core"])
+def test_compiling_inside_the_block_gives_the_same(plain, what):
+    """What is reduced runs uncompiled, whoever compiles what calls it."""
+    model, inputs = plain.model, plain.inputs(0)
+    with reduce_tokens(model, KeepEvery(), 0.3, Drop(2)) as run:
+        expected = model(**inputs).logits
+        part = {"model": model, "forward": model.forward, "core": model.model}[what]
+        out = torch.compile(part, backend="eager")(**inputs)
+        ours = model.lm_head(out.last_hidden_state) if what == "core" else out.logits
+        assert torch.equal(ours, expected) and len(run.stats.samples) == 2 and run.stats.acted
+
+
 def test_training_and_nesting_are_refused(plain):
     with reduce_tokens(plain.model):
         plain.model.train()

@@ -275,26 +275,6 @@ def test_what_a_decode_stage_leaves_unread_is_as_if_masked(host, stage):
     assert run.stats.removed[f"decode@{stage.layer}"] == sum(len(v) - len(r) for _, v, r in seen) > 0
 
 
-def test_attention_gets_fewer_keys(plain):
-    """The layers behind the stage are really given the part that is read."""
-    widths = []
-
-    def attended(module, args, kwargs):
-        mask = kwargs["attention_mask"]
-        widths.append((module.layer_idx, None if mask is None else mask.shape[-1]))
-
-    attentions = [layer.self_attn for layer in plain.model.model.language_model.layers]
-    handles = [attention.register_forward_pre_hook(attended, with_kwargs=True) for attention in attentions]
-    with reduce_tokens(plain.model, decode=Nearest(3, 16)):
-        out = plain.model.generate(**plain.inputs(0, 1), **GREEDY)
-    for handle in handles:
-        handle.remove()
-    width = max(len(plain.prompt(i)) for i in (0, 1))
-    last = [count for layer, count in widths[-LAYERS:]]
-    assert last == [width + NEW - 1] * 3 + [width - 48 + NEW - 1] * 2
-    assert out.past_key_values.layers[3].keys.shape[2] == width + NEW - 1
-
-
 DECODING = {
     "plain": Reduction("plain", decode=DyCokeDecode(2, 0.7)),
     "behind stages": Reduction("behind stages", KeepEvery(), 0.3, (HoliTomMerge(1, 0.3), Drop(3, 0.6)), Nearest(2)),

@@ -18,7 +18,6 @@ def test_a_sample(plain):
         run.stats.check_acted()
     last = run.stats.last
     assert (last.videos, last.frames, last.cells, last.requested, last.budget) == (1, 4, 16, 16, 0.25)
-    assert set(last.seconds) == {"vision", "saliency", "outer", "prefill"} and min(last.seconds.values()) > 0
     assert last.flops_paper < last.flops_exact
     assert last.realised == last.kept / 64 and last.off_per_frame == (last.kept - 16) / 4
     assert (last.full_newlines, last.newlines_per_layer, len(last.per_layer)) == (1, (1,) * LAYERS, LAYERS)

@@ -28,13 +28,12 @@ def test_only_what_is_required_is_filled_and_nothing_else_changes(host):
     hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
     every = adapter.encode(**given, requires=BOTH)
     for requires in (frozenset(), frozenset({"saliency"}), frozenset({"keys"})):
-        for video, whole in zip(adapter.encode(**given, requires=requires).videos, every.videos, strict=True):
+        for video, whole in zip(adapter.encode(**given, requires=requires), every, strict=True):
             assert torch.equal(video.tokens, whole.tokens) and video.grid == whole.grid
             for name in ("saliency", "keys", "frame_embed", "head_saliency"):
                 assert (getattr(video, name) is not None) == (name in requires)
                 if name in requires:
                     assert torch.equal(getattr(video, name), getattr(whole, name))
-    assert all(seconds >= 0 for seconds in every.seconds.values()) and set(every.seconds) == {"vision", "saliency"}
     assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()] == hooks
 
 
@@ -44,7 +43,7 @@ def test_tokens_are_those_of_the_stock_model(host):
     model, given = HOSTS[host](), pixels(host)
     stock = model.model.get_video_features(given["pixels"]).pooler_output
     rows = [row.flatten(0, -2)[: FRAMES * 16] for row in stock]  # without OneVision's newline
-    videos = adapter_for(model).encode(**given, requires=BOTH).videos
+    videos = adapter_for(model).encode(**given, requires=BOTH)
     torch.testing.assert_close(stacked(videos, "tokens").flatten(0, 1), torch.cat(rows), atol=1e-5, rtol=0)
 
 
@@ -57,7 +56,7 @@ def test_saliency_is_the_column_mean_of_eager_attention(layer):
     out = eager.model.vision_tower(clip.flatten(0, 1), output_attentions=True, output_hidden_states=True)
     columns = out.attentions[-1].mean((1, 2))
     torch.testing.assert_close(columns.sum(-1), torch.ones(2 * FRAMES), atol=1e-5, rtol=0)
-    videos = adapter_for(model).encode(clip, frozenset({"saliency"})).videos
+    videos = adapter_for(model).encode(clip, frozenset({"saliency"}))
     pooled = model.model.apply_pooling(columns[..., None]).squeeze(-1)
     torch.testing.assert_close(stacked(videos, "saliency"), pooled, atol=1e-7, rtol=0)
 
@@ -69,7 +68,7 @@ def test_keys_are_the_mean_over_heads():
     handle = model.model.vision_tower.encoder.layers[-1].self_attn.k_proj.register_forward_hook(
         lambda module, args, out: seen.append(out)
     )
-    keys = stacked(adapter.encode(clip, frozenset({"keys"})).videos, "keys")
+    keys = stacked(adapter.encode(clip, frozenset({"keys"})), "keys")
     handle.remove()
     expected = model.model.apply_pooling(seen[0].unflatten(-1, (4, 8)).mean(2))
     torch.testing.assert_close(keys, expected, atol=1e-6, rtol=0)
@@ -82,7 +81,7 @@ def test_next_video_saliency_is_the_class_tokens_attention():
     out = eager.model.vision_tower(clip.flatten(0, 1), output_attentions=True, output_hidden_states=True)
     assert adapter_for(model).vision_attention() is model.model.vision_tower.encoder.layers[2].self_attn
     received = out.attentions[2].mean(1)[:, 0, 1:].unflatten(1, (4, 2, 4, 2)).mean((2, 4)).flatten(1)
-    videos = adapter_for(model).encode(clip, BOTH).videos
+    videos = adapter_for(model).encode(clip, BOTH)
     torch.testing.assert_close(stacked(videos, "saliency"), received, atol=1e-6, rtol=0)
     assert videos[0].grid == (4, 4) and videos[0].keys.shape == (FRAMES, 16, 8)
 
@@ -106,7 +105,7 @@ def test_qwen_saliency_is_that_of_whole_frames_in_reading_order():
         return x * cos + torch.cat([-b, a], dim=-1) * sin
 
     query, turned_key, first = turned(query), turned(key), 0
-    videos = adapter_for(model).encode(**given, requires=BOTH).videos
+    videos = adapter_for(model).encode(**given, requires=BOTH)
     for video, features, (t, h, w) in zip(videos, stock, GRIDS, strict=True):
         frames = [slice(first + i * h * w, first + (i + 1) * h * w) for i in range(t)]
         maps = [torch.einsum("qhd,khd->hqk", query[f], turned_key[f]) / 8**0.5 for f in frames]
@@ -131,8 +130,7 @@ def test_qwen_reading_order():
     changed = given["pixels"].clone()
     changed[4 * 31 : 4 * 32] += 1.0  # the processor gives the four patches of a token in a row
     before, after = (
-        adapter_for(model).encode(**given | {"pixels": p}).videos[0].tokens.flatten(0, 1)
-        for p in (given["pixels"], changed)
+        adapter_for(model).encode(**given | {"pixels": p})[0].tokens.flatten(0, 1) for p in (given["pixels"], changed)
     )
     assert ((before - after).abs().amax(1) > 1e-6).nonzero().flatten().tolist() == [31]
 
@@ -143,7 +141,7 @@ def test_odd_grids(mode, grid):
     """7 x 7 patches: interpolated to 4 x 4, or averaged to 3 x 3 without the last row and column (27 -> 14 or 13)."""
     model, clip = onevision(size=98, mm_spatial_pool_mode=mode, mm_newline_position="grid"), torch.randn(3, 3, 98, 98)
     adapter = adapter_for(model)
-    (video,) = adapter.encode([clip], frozenset({"saliency"})).videos
+    (video,) = adapter.encode([clip], frozenset({"saliency"}))
     patches = model.model.vision_tower(clip, output_hidden_states=True).hidden_states[model.config.vision_feature_layer]
     maps = model.model.multi_modal_projector(patches).transpose(1, 2).unflatten(2, (7, 7))
     if mode == "bilinear":
@@ -160,9 +158,9 @@ def test_odd_grids(mode, grid):
 def test_half_precision_saliency_is_float32_and_autocast_does_not_round_it(host):
     model, given = HOSTS[host](dtype=torch.bfloat16), pixels(host)
     given["pixels"] = given["pixels"].bfloat16()
-    videos = adapter_for(model).encode(**given, requires=BOTH).videos
+    videos = adapter_for(model).encode(**given, requires=BOTH)
     with torch.autocast("cpu", torch.bfloat16):
-        again = adapter_for(model).encode(**given, requires=BOTH).videos
+        again = adapter_for(model).encode(**given, requires=BOTH)
     assert videos[0].tokens.dtype == torch.bfloat16 and videos[0].saliency.dtype == torch.float32
     torch.testing.assert_close(again[0].saliency, videos[0].saliency, atol=1e-4, rtol=0)
     attention = torch.randn(2, 7, 4, 8), torch.randn(2, 9, 4, 8)
@@ -232,9 +230,9 @@ def test_qwen_positions_are_the_models_own():
 @pytest.mark.parametrize("host", LLAVA)
 def test_videos_of_different_length_in_a_list(host):
     adapter, clip = adapter_for(HOSTS[host]()), pixels(host)["pixels"]
-    videos = adapter.encode([clip[0], clip[1, :2]], BOTH).videos
+    videos = adapter.encode([clip[0], clip[1, :2]], BOTH)
     assert [video.frames for video in videos] == [FRAMES, 2]
-    alone = adapter.encode([clip[1, :2]], BOTH).videos[0]
+    alone = adapter.encode([clip[1, :2]], BOTH)[0]
     torch.testing.assert_close(videos[1].saliency, alone.saliency, atol=1e-6, rtol=0)
     with pytest.raises(BadUsage, match="pixel_values_videos of shapes"):
         adapter.encode(clip[0], BOTH)
@@ -279,9 +277,8 @@ def test_families_by_class_name():
 @torch.no_grad()
 def test_cuda_equals_cpu(host):
     given = pixels(host)
-    expected = adapter_for(HOSTS[host]()).encode(**given, requires=BOTH).videos
+    expected = adapter_for(HOSTS[host]()).encode(**given, requires=BOTH)
     found = adapter_for(HOSTS[host]().cuda()).encode(**{k: v.cuda() for k, v in given.items()}, requires=BOTH)
-    for video, other in zip(found.videos, expected, strict=True):
+    for video, other in zip(found, expected, strict=True):
         torch.testing.assert_close(video.saliency.cpu(), other.saliency, atol=1e-4, rtol=0)
         torch.testing.assert_close(video.keys.cpu(), other.keys, atol=1e-2, rtol=0)
-    assert all(isinstance(events, tuple) and len(events) == 2 for events in found.seconds.values())

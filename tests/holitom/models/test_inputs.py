@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config
 
 from holitom.errors import BadUsage, BadVideo, CannotRun, UnsupportedModel
-from holitom.models import base
+from holitom.models import require_transformers
 from holitom.models.inputs import QWEN_PROMPT, VideoProcessor, load_config, load_model
 
 TINY = Path(__file__).parents[3] / "data" / "tiny" / "onevision"
@@ -202,7 +202,7 @@ def test_without_a_hub(monkeypatch):
 @pytest.mark.parametrize("found", ["4.51.3", "5.16.1"])
 def test_versions_of_transformers(found):
     for fits in (None, "5.17.0", "6.0.0.dev0"):
-        base.require_transformers(fits)
+        require_transformers(fits)
     with pytest.raises(CannotRun, match=rf"transformers {found} is installed, and this needs 5\.17 or newer") as caught:
-        base.require_transformers(found)
+        require_transformers(found)
     assert "docs/llava.md" in caught.value.fix

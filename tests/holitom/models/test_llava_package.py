@@ -25,7 +25,7 @@ def test_features_are_the_packages(kind):
     stock = [model.get_2dPool(model.encode_images(clip)) for clip in clips]
     handle.remove()
     side = 14 if kind == "onevision" else 13
-    for video, tokens, columns in zip(adapter.encode(clips, BOTH).videos, stock, seen, strict=True):
+    for video, tokens, columns in zip(adapter.encode(clips, BOTH), stock, seen, strict=True):
         torch.testing.assert_close(video.tokens, tokens, atol=1e-5, rtol=0)
         pooled = model.get_2dPool(columns[..., None]).squeeze(-1)
         torch.testing.assert_close(video.saliency, pooled, atol=1e-7, rtol=0)

@@ -32,7 +32,7 @@ def equal(videos, others):
 @torch.no_grad()
 def test_offloaded_weights(host, where, tmp_path):
     model, given = HOSTS[host](), pixels(host)
-    expected, newline = adapter_for(model).encode(**given, requires=BOTH).videos, adapter_for(model).newline
+    expected, newline = adapter_for(model).encode(**given, requires=BOTH), adapter_for(model).newline
     words = adapter_for(model).embed(torch.tensor([[5, VIDEO, 7]]), {})
     newline = None if newline is None else newline.clone()
     if where == "tower on disk":
@@ -42,7 +42,7 @@ def test_offloaded_weights(host, where, tmp_path):
         cpu_offload(parts[where.split()[0]], execution_device=CPU)
     assert next(tower_of(model).parameters()).device.type == "meta"
     adapter = adapter_for(model)
-    equal(adapter.encode(**given, requires=BOTH).videos, expected)
+    equal(adapter.encode(**given, requires=BOTH), expected)
     assert torch.equal(adapter.embed(torch.tensor([[5, VIDEO, 7]]), {}), words)
     assert newline is None or torch.equal(adapter.newline, newline)
     assert next(tower_of(model).parameters()).device.type == "meta"  # and are put away again
@@ -66,10 +66,10 @@ def test_offloaded_weights(host, where, tmp_path):
 @torch.no_grad()
 def test_device_maps(parts):
     whole, clip = load_model(TINY, "float32", "cpu"), torch.randn(1, 3, 3, 32, 32)
-    expected = adapter_for(whole).encode(clip, BOTH).videos
+    expected = adapter_for(whole).encode(clip, BOTH)
     model = load_model(TINY, "float32", device_map=parts)
     assert not model.training and model.dtype == torch.float32
-    equal(adapter_for(model).encode(clip, BOTH).videos, expected)
+    equal(adapter_for(model).encode(clip, BOTH), expected)
     assert torch.equal(adapter_for(model).newline, adapter_for(whole).newline)
 
 
@@ -92,9 +92,9 @@ def test_what_a_device_map_cannot_be(monkeypatch):
 @torch.no_grad()
 def test_a_quantised_tower_gives_its_own_saliency(host):
     model, given = HOSTS[host](), pixels(host)
-    expected = adapter_for(model).encode(**given, requires=BOTH).videos
+    expected = adapter_for(model).encode(**given, requires=BOTH)
     torch.ao.quantization.quantize_dynamic(tower_of(model), {torch.nn.Linear}, inplace=True)
-    for video, other in zip(adapter_for(model).encode(**given, requires=BOTH).videos, expected, strict=True):
+    for video, other in zip(adapter_for(model).encode(**given, requires=BOTH), expected, strict=True):
         torch.testing.assert_close(video.saliency, other.saliency, atol=1e-3, rtol=0)
         assert not torch.equal(video.saliency, other.saliency)
         torch.testing.assert_close(video.saliency.sum(1), other.saliency.sum(1), atol=1e-3, rtol=0)
@@ -105,12 +105,12 @@ def test_a_quantised_tower_gives_its_own_saliency(host):
 def test_a_compiled_tower(host):
     """Compiled code calls no hooks: it runs uncompiled while they are needed."""
     model, given = HOSTS[host](), pixels(host)
-    expected, core = adapter_for(model).encode(**given, requires=BOTH).videos, adapter_for(model).core
+    expected, core = adapter_for(model).encode(**given, requires=BOTH), adapter_for(model).core
     name = "visual" if hasattr(core, "visual") else "vision_tower"
     setattr(core, name, torch.compile(getattr(core, name), backend="eager"))
     if host == "llava_onevision":
         adapter_for(model).encode(**given)  # compiles
-    equal(adapter_for(model).encode(**given, requires=BOTH).videos, expected)
+    equal(adapter_for(model).encode(**given, requires=BOTH), expected)
 
 
 def test_an_attention_that_nobody_knows_is_refused_by_name():

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from holitom.attach.checks import check_generation
-from holitom.attach.session import Run
+from holitom.attach.session import Run, check_generation
 from holitom.errors import BadUsage, UnsupportedModel
 
 
@@ -26,7 +25,7 @@ class PackageRun(Run):
     def _generate(self, original: Callable[..., Any], given: dict[str, Any]) -> Any:
         check_generation(self._host, given)
         if self._provided is not None and given.get("images") is None:
-            given |= {"images": [], "modalities": ["video"] * len(self._provided.videos)}
+            given |= {"images": [], "modalities": ["video"] * len(self._provided[0])}
         try:
             return original(**given)
         finally:
