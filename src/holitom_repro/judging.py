@@ -21,10 +21,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from holitom.errors import BadUsage
 from holitom_repro import papers, paths
-from holitom_repro.checks import CHECKS, rounds_to
 from holitom_repro.code import present_code
 from holitom_repro.evaluation.statistics import Estimate, balanced, paired_difference, retained_share
 from holitom_repro.records import Record, Store
+from holitom_repro.timing.rows import SAME
 
 WORDS = {
     "checked": ("CHECKED", "DIFFERS"),
@@ -45,8 +45,6 @@ COMPARED = {column: task for column, task in papers.TASKS.items() if column not 
 STANDS_FOR = {"onevision": "ov-7b", "onevision-seed1": "ov-7b", "video": "video-7b"}
 """Tiny model -> the model whose presets it takes."""
 FRAMES = {"video": 64, "video-7b": 64}  # the others see 32
-SAME = ["model", "layers", "device", "dtype", "attention", "frames", "batch", "code"]
-"""What two timed rows share that may be compared."""
 WIDEST = 10.0  # points; a wider 95 % interval agrees with nearly any score
 FEWEST_VIDEOS = 30  # with fewer the intervals themselves are not to be trusted
 
@@ -126,7 +124,7 @@ def load() -> list[Claim]:
 
 
 def judge(claim: Claim, scores: pd.DataFrame | None = None, times: pd.DataFrame | None = None) -> Verdict:
-    """One claim, from the printed numbers, a frame of ``scores.evaluate`` or one of ``timing.records.table``. NOT RUN,
+    """One claim, from the printed numbers, a frame of ``scores.evaluate`` or one of ``timing.rows.table``. NOT RUN,
     with the reason, where they lack what it is about. A trend is not corrected for the number of trends yet."""
     try:
         if claim.kind == "checked":
@@ -145,10 +143,11 @@ def _verdict(claim: Claim, verdict: str, why: str, **numbers: Any) -> Verdict:
 
 
 def _checked(claim: Claim) -> Verdict:
-    """compute: a function of checks.CHECKS, or arithmetic on printed numbers."""
-    value, why = CHECKS[claim.compute]() if claim.compute in CHECKS else (float(pd.eval(claim.compute)), claim.compute)
+    """compute: one of papers.CALCULATIONS, or arithmetic on printed numbers."""
+    calculation = papers.CALCULATIONS.get(claim.compute)
+    value, why = calculation() if calculation else (float(pd.eval(claim.compute)), claim.compute)
     if claim.test == "equal":
-        holds = rounds_to(value, claim.printed)
+        holds = papers.rounds_to(value, claim.printed)
     else:
         holds = value > claim.threshold if claim.test == "above" else value < claim.threshold
     return _verdict(claim, "CHECKED" if holds else "DIFFERS", f"{value:.4g}: {why}", ours=value)

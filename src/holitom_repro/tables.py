@@ -107,9 +107,8 @@ def _block(scores: pd.DataFrame, printed: pd.DataFrame, model: str, columns: Map
         here = scores[scores["benchmark"] == benchmark].drop_duplicates("key").set_index("key")
         label = LABELS.get(name, name) + (f" / {benchmark}" if benchmark not in ("average", name) else "")
         table[label, "printed"] = quoted[name].reindex(keys)
-        table[label, "measured"] = pd.Series({key: score(row) for key, row in here.iterrows()}, dtype=object).reindex(
-            keys
-        )
+        said = pd.Series({key: score(row) for key, row in here.iterrows()}, dtype=object)
+        table[label, "measured"] = said.reindex(keys)
     table[USUAL] = usual_answer(mean).reindex(keys)
     if "avg_pct" in quoted:
         table["% of all tokens", "printed"] = quoted["avg_pct"].reindex(keys)
@@ -161,14 +160,10 @@ def styled(table: pd.DataFrame, caption: str = "") -> Styler:
     def look(column: pd.Series) -> list[str]:
         if _last(column.name) == "verdict":
             return [f"color:{VERDICTS.get(str(cell)[2:], ('', 'inherit'))[1]};font-weight:600" for cell in column]
-        plain = LOOK.get(_last(column.name), "")
-        if isinstance(column.name, tuple) and column.name == USUAL:
+        if column.name == USUAL:
             return [f"color:{BAD};font-weight:700" if share > 90 else "" for share in column]
-        best = (
-            _best(column)
-            if isinstance(column.name, tuple) and column.name == ("average", "measured")
-            else [False] * len(column)
-        )
+        plain = LOOK.get(_last(column.name), "")
+        best = _best(column) if column.name == ("average", "measured") else [False] * len(column)
         return [f"{plain};font-weight:700" if bold else plain for bold in best]
 
     few = {column: "{:.3f}" for column in shown.columns if _last(column).startswith("p (")}

@@ -7,17 +7,14 @@ full disk) loses at most the cells that run in the tiny tier, and the question t
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -29,8 +26,8 @@ from tqdm import tqdm
 
 from holitom.errors import CannotRun
 from holitom_repro import machine, paths
-from holitom_repro.code import code_hash
-from holitom_repro.evaluation.cells import MEASURING, Benchmark, Cell, device_kind, model_name, model_path, revision
+from holitom_repro.code import MEASURING, code_hash
+from holitom_repro.evaluation.cells import Benchmark, Cell, device_kind, model_name, model_path, revision
 from holitom_repro.evaluation.protocols import BROKEN
 from holitom_repro.machine import provenance
 from holitom_repro.records import UNREAD, Record, Sample, Store
@@ -126,8 +123,9 @@ def shared(parts: list[list[Cell]], processes: int) -> list[list[Cell]]:
 
 
 def _start(parent: int) -> None:
-    """A process of the sweep begins: ctrl-C is for its parent, and it ends when that is gone."""
+    """A process of the sweep begins: ctrl-C is for its parent, it ends when that is gone, and lmms-eval is silent."""
     import torch
+    from loguru import logger
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -136,6 +134,7 @@ def _start(parent: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()
+    logger.disable("lmms_eval")
     torch.set_num_threads(1)
 
 
@@ -164,22 +163,19 @@ def _work(cells: list[Cell], kind: Benchmark, runs: str, told: str, code: str) -
 
 
 def _measure_group(
-    cells: list[Cell],
-    progress: Callable[[int], object],
-    options: Options,
-    kind: Benchmark | None = None,
+    cells: list[Cell], progress: Callable[[int], object], options: Options, kind: Benchmark | None = None
 ) -> None:
     """Measure the settings of one group with one pass over its videos."""
-    from holitom_repro.evaluation.model import Sheet
+    from holitom_repro.evaluation.model import AnswerSheet
 
     first = cells[0]
     kind, store, lm = kind or first.kind, Store(first.tier, options.runs), _loaded(first, options)
-    lm.frames, lm.on_progress, lm.skip_broken, lm.remake = first.frames, progress, options.skip_broken, kind.remake
+    lm.frames, lm.on_progress, lm.skip_broken = first.frames, progress, options.skip_broken
     outers = [cell.reduction.outer for cell in cells]
     lm.store.clear()
     lm.store.requires = frozenset().union(*(outer.requires for outer in outers if outer is not None))
     kept = first.tier != "tiny"  # answers on disk: a tiny cell takes seconds
-    sheets = [Sheet(cell.reduction, store.folder / f"{cell.id}.part" if kept else None) for cell in cells]
+    sheets = [AnswerSheet(cell.reduction, store.folder / f"{cell.id}.part" if kept else None) for cell in cells]
     for sheet in sheets:
         sheet.read()
         progress(len(sheet.answers))
@@ -227,17 +223,16 @@ def _evaluated(lm: Any, cell: Cell, sheet: Any, tasks: Any) -> tuple[Record, lis
     from holitom_repro.evaluation.scoring import compared, line
 
     start = time.perf_counter()
-    with quiet() if cell.tier == "tiny" else nullcontext():  # elsewhere downloads are worth watching
-        results = evaluator.simple_evaluate(
-            model=lm,
-            tasks=[cell.benchmark],
-            task_manager=tasks,
-            batch_size=lm.batch_size,
-            limit=cell.limit,
-            bootstrap_iters=0,
-            log_samples=True,
-            process_docs_parallel=1,
-        )
+    results = evaluator.simple_evaluate(
+        model=lm,
+        tasks=[cell.benchmark],
+        task_manager=tasks,
+        batch_size=lm.batch_size,
+        limit=cell.limit,
+        bootstrap_iters=0,
+        log_samples=True,
+        process_docs_parallel=1,
+    )
     answers = dict(gather_object(list(sheet.answers.items())))
     logged = (results or {}).get("samples") or {}
     samples = []
@@ -294,26 +289,3 @@ def spent(stats: Sequence[Any]) -> dict[str, float]:
         **{name: fmean(fmean(getattr(one, own)) for one in stats) for name, own in layers.items()},
         "farthest_off": max((one.off_per_frame for one in stats), key=abs),
     }
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """lmms-eval says nothing inside the block, and what else is said comes without progress bars."""
-    from loguru import logger
-
-    logger.disable("lmms_eval")
-    try:
-        with redirect_stderr(_WithoutBars(sys.stderr)):
-            yield
-    finally:
-        logger.enable("lmms_eval")
-
-
-class _WithoutBars(io.TextIOBase):
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        if "\r" not in text and text.strip():
-            self.stream.write(text)
-        return len(text)

@@ -11,7 +11,7 @@ from holitom.errors import BadUsage
 from holitom.methods import FastVID, MMGVid, ToMe
 from holitom.methods.presets import preset
 from holitom_repro.code import present_code
-from holitom_repro.timing.records import SAME
+from holitom_repro.timing.rows import SAME
 from holitom_repro.timing.shapes import QWEN2, Model
 
 FULL = "all tokens"  # the unreduced model
