@@ -228,7 +228,7 @@ def test_rows_are_the_papers_settings():
 def test_fastv_keeps_its_budget_in_the_mean_over_the_layers(tiny):
     row = measure(tiny, setting("FastV", 0.5, "ov-7b", tiny.depth), 32, **QUICK)
     assert row.tokens_per_layer[0] == 512 and row.summary["mean_pct"] == pytest.approx(50, abs=0.1)
-    with pytest.raises(BadUsage, match=r"over 16.7%"):
+    with pytest.raises(BadUsage, match="outside"):
         setting("FastV", 0.1, "ov-7b", tiny.depth)
 
 
