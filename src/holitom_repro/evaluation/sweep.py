@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections import defaultdict
@@ -87,17 +86,14 @@ def measure_tiny(cells: Sequence[Cell], show: bool = True) -> None:
     environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment |= {name: value for name, value in os.environ.items() if name == SKIP}  # or older processes are taken
     executor = get_reusable_executor(count, timeout=180, env=environment, initializer=_start, initargs=(os.getpid(),))
-    code, left = code_hash((), MEASURING), set()
+    code, left, store = code_hash((), MEASURING), set(), Store("tiny")
     try:
-        with tempfile.TemporaryDirectory() as told, tqdm(total=total, unit="question", disable=not show) as bar:
-            counts = [Path(told) / str(number) for number in range(len(cells))]
-            for group, path in zip(shared(groups(cells), count), counts, strict=False):
-                left.add(executor.submit(_work, group, group[0].kind, str(paths.runs()), str(path), code))
+        with tqdm(total=total, unit="question", disable=not show) as bar:
+            for group in shared(groups(cells), count):
+                left.add(executor.submit(_work, group, group[0].kind, str(paths.runs()), code))
             while left:
                 done, left = wait(left, timeout=0.3, return_when="FIRST_COMPLETED")
-                answered = sum(path.stat().st_size for path in counts if path.exists())
-                if answered > bar.n:
-                    bar.update(answered - bar.n)
+                bar.update(sum(cell.asked for cell in cells if store.has(cell.id)) - bar.n)
                 for one in done:
                     one.result()
     except TerminatedWorkerError as error:
@@ -142,20 +138,15 @@ _own: dict[str, Any] = {}
 """What a process of the sweep keeps between groups, the model that it has loaded; of its parent: how many there are."""
 
 
-def _work(cells: list[Cell], kind: Benchmark, runs: str, told: str, code: str) -> None:
+def _work(cells: list[Cell], kind: Benchmark, runs: str, code: str) -> None:
     if "code" not in _own:
         _own["code"] = code_hash((), MEASURING)
     if _own["code"] != code:
         raise CannotRun(
             "the sources were edited after this python had read them", fix="restart it (in a notebook: its kernel)"
         )
-
-    def progress(questions: int) -> None:
-        with open(told, "ab") as file:
-            file.write(b"." * questions)
-
     try:
-        _measure_group(cells, progress, Options(runs=Path(runs)), kind)
+        _measure_group(cells, lambda questions: None, Options(runs=Path(runs)), kind)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
             raise CannotRun("a process of the sweep has no memory left. Finished cells are kept", fix=_FIX) from error
