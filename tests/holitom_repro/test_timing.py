@@ -164,9 +164,6 @@ def test_a_cpu_row_never_bears_a_gpus_name(tiny, monkeypatch):
     monkeypatch.setattr(measuring, "provenance", lambda: facts)
     row = measure(tiny, Reduction(FULL), 2, **QUICK)
     assert row.device == "CPU" and "H200" not in json.dumps(row.as_dict())
-    for change in ({"provenance": facts}, {"provenance": {}}, {"samples": {}}, {"outcome": "x"}, {"reason": "why"}):
-        with pytest.raises(BadUsage):
-            replace(row, **change)
 
 
 @pytest.fixture

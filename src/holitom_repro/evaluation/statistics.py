@@ -166,9 +166,6 @@ def _checked(values: Scores, groups: Groups, weights: Scores | None) -> tuple[np
     w = np.ones(len(y)) if weights is None else np.asarray(list(weights), dtype=np.float64)
     if y.ndim != 1 or not len(y):
         raise BadUsage("there are no answers to judge", fix="give one score per question")
-    if len(y) != len(groups) or len(y) != len(w):
-        told = f"{len(y)} answers, {len(groups)} video ids and {len(w)} weights"
-        raise BadUsage(told, fix="give one of each per answer")
     if not np.isfinite(y).all():
         raise BadUsage("an answer's score is not a number", fix="score every question 0 or 1")
     numbering: dict[Hashable, int] = {}

@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from holitom.errors import BadUsage
-
 STAGES = ("vision", "saliency", "outer", "splice", "prefill", "inner", "first_token")
 """vision: tower (and a stage in it), projector, pooling; saliency: reading q and k of the tower's last layer again;
 outer: the reduction before the language model; splice: prompt, newlines, embeddings; prefill: the decoder; inner:
@@ -64,12 +62,6 @@ class TimedRow:
     provenance: dict[str, Any]
     created: str
     code: str
-
-    def __post_init__(self) -> None:
-        if bool(self.samples) != (self.outcome == "measured") or bool(self.samples) == bool(self.reason):
-            raise BadUsage(f"{self.row}: {self.outcome!r}, {self.reason!r}", fix="give samples, or why there are none")
-        if not self.provenance or (self.device == "CPU" and self.provenance.get("gpu")):
-            raise BadUsage(f"{self.row}: no provenance, or a CPU's times with a GPU's name", fix="measure it again")
 
     @property
     def key(self) -> tuple[Any, ...]:
