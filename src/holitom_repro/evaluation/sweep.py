@@ -93,7 +93,9 @@ def measure_tiny(cells: Sequence[Cell], show: bool = True) -> None:
                 left.add(executor.submit(_work, group, group[0].kind, str(paths.runs()), code))
             while left:
                 done, left = wait(left, timeout=0.3, return_when="FIRST_COMPLETED")
-                bar.update(sum(cell.asked for cell in cells if store.has(cell.id)) - bar.n)
+                answered = sum(cell.asked for cell in cells if store.has(cell.id))
+                if answered > bar.n:  # else the same bar would be drawn again
+                    bar.update(answered - bar.n)
                 for one in done:
                     one.result()
     except TerminatedWorkerError as error:
