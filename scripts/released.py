@@ -28,7 +28,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from holitom.methods import HoliTom
 from holitom.types import VideoFeatures
 from holitom_repro.machine import provenance
-from holitom_repro.timing.records import spread
+from holitom_repro.timing.rows import spread
 from holitom_repro.timing.shapes import CONTENT, drawn_video
 from holitom_repro.timing.stages import between, clock_of
 

@@ -16,34 +16,61 @@ from typing import Any
 
 import holitom
 
+MEASURING = ("evaluation/model.py", "evaluation/features.py", "evaluation/scoring.py")
+"""The files of this package that ask and score."""
+
 
 def code_hash(stages: Iterable[Any], kit: Sequence[str] = ()) -> str:
     """Sixteen hex digits over the sources that can change a result: all of src/holitom but the files of methods that
     these stages do not use, and the files ``kit`` of this package. Comments, docstrings and layout do not count. A
     stage that is defined elsewhere (in a notebook) counts with all of the user's code that it reaches."""
     classes = [type(stage) for stage in _with_parts(stages)]
-    used = frozenset(Path(inspect.getfile(cls)) for cls in classes if cls.__module__.startswith("holitom."))
-    sources = [*Path(holitom.__file__).parent.rglob("*.py"), *(Path(__file__).parent / name for name in kit)]
-    digest = hashlib.sha256(_meaning_of(used, tuple((path, path.stat().st_mtime_ns) for path in sorted(sources))))
+    package = Path(holitom.__file__).parent
+    shelf = package / "methods"
+    todo = [path for path in package.rglob("*.py") if shelf not in path.parents]
+    todo += [shelf / "base.py", *(Path(__file__).parent / name for name in kit)]
+    todo += [Path(inspect.getfile(cls)) for cls in classes if cls.__module__.startswith("holitom.")]
+    found: dict[Path, str] = {}
+    while todo:
+        path = todo.pop()
+        if path not in found and path.is_file():
+            found[path], imported = _read(path, path.stat().st_mtime_ns)
+            names = [name.split(".")[2] for name in imported if name.startswith("holitom.methods.")]
+            todo += [shelf / f"{name}.py" for name in names if shelf in path.parents]
     seen: list[Any] = []
-    digest.update("\n".join(part for cls in classes for part in _own_code(cls, seen)).encode())
-    return digest.hexdigest()[:16]
+    return _digest([*_named(found), *(part for cls in classes for part in _own_code(cls, seen))])
 
 
 @cache
-def _meaning_of(used: frozenset[Path], sources: tuple[tuple[Path, int], ...]) -> bytes:
-    """Of all sources (with the times of their last change), but of the methods' files only those used."""
-    shelf, texts = Path(holitom.__file__).parent / "methods", {}
-    todo = [path for path, _ in sources if shelf not in path.parents] + [shelf / "base.py", *used]
-    while todo:
-        path = todo.pop()
-        if path.is_file() and path not in texts:
-            texts[path] = source = path.read_text(encoding="utf-8")
-            if shelf in path.parents:
-                found = [node.module or "" for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
-                todo += [shelf / f"{name.split('.')[2]}.py" for name in found if name.startswith("holitom.methods.")]
-    parts = [f"{path.name}\0{_cached_meaning(texts[path])}" for path in sorted(texts)]
-    return "\n".join(parts).encode()
+def present_code() -> str:
+    """Sixteen hex digits over what can change a measurement: src/holitom and the files of MEASURING."""
+    files = [*Path(holitom.__file__).parent.rglob("*.py"), *(Path(__file__).parent / name for name in MEASURING)]
+    return _digest(_named({path: _read(path, path.stat().st_mtime_ns)[0] for path in files}))
+
+
+def meaning(source: str) -> str:
+    """Python source without comments, docstrings and layout."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        holder = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        if holder and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+@cache
+def _read(path: Path, changed: int) -> tuple[str, list[str]]:
+    """The meaning of a file as it was last changed, and the modules that it imports from."""
+    text = path.read_text(encoding="utf-8")
+    return meaning(text), [n.module or "" for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ImportFrom)]
+
+
+def _named(meanings: dict[Path, str]) -> list[str]:
+    return [f"{path.name}\0{meanings[path]}" for path in sorted(meanings)]
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _with_parts(stages: Iterable[Any]) -> Iterable[Any]:
@@ -88,33 +115,3 @@ def _users(module: str | None) -> bool:
 
 def _names(code: CodeType) -> set[str]:
     return {*code.co_names}.union(*(_names(part) for part in code.co_consts if isinstance(part, CodeType)))
-
-
-@cache
-def present_code() -> str:
-    """Sixteen hex digits over what can change a measurement: src/holitom and the evaluation, without comments."""
-    kit = [Path(__file__).parent / "evaluation" / f"{name}.py" for name in ("model", "features", "scoring")]
-    files = [*sorted(Path(holitom.__file__).parent.rglob("*.py")), *kit]
-    text = "".join(path.name + meaning(path.read_text(encoding="utf-8")) for path in files)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def meaning(source: str) -> str:
-    """The syntax tree of python source as text, without docstrings; the same on every supported python."""
-
-    def text(node: Any) -> str:
-        if isinstance(node, list):
-            return "[" + ",".join(map(text, node)) + "]"
-        if not isinstance(node, ast.AST):
-            return repr(node)
-        fields = dict(ast.iter_fields(node))
-        holder = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
-        if holder and ast.get_docstring(node, clean=False) is not None:
-            fields["body"] = node.body[1:]
-        present = ",".join(f"{name}={text(value)}" for name, value in fields.items() if value not in (None, []))
-        return f"{type(node).__name__}({present})"
-
-    return text(ast.parse(source))
-
-
-_cached_meaning = cache(meaning)

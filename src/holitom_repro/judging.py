@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -17,14 +16,14 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from holitom.errors import BadUsage
 from holitom_repro import papers, paths
-from holitom_repro.checks import CHECKS, rounds_to
 from holitom_repro.code import present_code
 from holitom_repro.evaluation.statistics import Estimate, balanced, paired_difference, retained_share
 from holitom_repro.records import Record, Store
+from holitom_repro.timing.rows import SAME
 
 WORDS = {
     "checked": ("CHECKED", "DIFFERS"),
@@ -32,21 +31,12 @@ WORDS = {
     "time": ("REPRODUCED", "WITHIN NOISE", "NOT REPRODUCED", "NOT RUN"),
     "trend": ("HOLDS", "FAILS", "OPEN", "NOT RUN"),
 }
-TESTS = {
-    "checked": {"equal": 0, "above": 0, "below": 0},
-    "score": {"within": 1},
-    "time": {"ratio": 2},
-    "trend": {"above": 2, "equal": 2, "retained": 2, "contrast": 4},
-}
-"""Kind -> its tests, and how many settings each compares."""
 TIER = {"score": "paper", "time": "speed", "trend": "tiny"}
 COMPARED = {column: task for column, task in papers.TASKS.items() if column not in papers.OTHER_QUESTIONS}
 """Score column of Tables 1 and 2 -> the paper tier's task that asks the same questions."""
 STANDS_FOR = {"onevision": "ov-7b", "onevision-seed1": "ov-7b", "video": "video-7b"}
 """Tiny model -> the model whose presets it takes."""
 FRAMES = {"video": 64, "video-7b": 64}  # the others see 32
-SAME = ["model", "layers", "device", "dtype", "attention", "frames", "batch", "code"]
-"""What two timed rows share that may be compared."""
 WIDEST = 10.0  # points; a wider 95 % interval agrees with nearly any score
 FEWEST_VIDEOS = 30  # with fewer the intervals themselves are not to be trusted
 
@@ -77,12 +67,6 @@ class Claim(BaseModel):
     note: str = ""
     takes: str
     expected: str
-
-    @model_validator(mode="after")
-    def _fits(self) -> Claim:
-        if TESTS[self.kind].get(self.test) != len(self.sides) or self.expected not in WORDS[self.kind]:
-            raise ValueError(f"{self.id}: test, settings or expected verdict do not go with the kind {self.kind}")
-        return self
 
     @property
     def sides(self) -> list[str]:
@@ -115,18 +99,15 @@ class _NotRun(Exception):
 
 @cache
 def load() -> list[Claim]:
-    """The ledger. BadUsage names an entry that does not make sense, and an id that is there twice."""
+    """The ledger. BadUsage names a field that no entry has or that one lacks."""
     try:
-        claims = [Claim(**entry) for entry in _file()["claims"]]
+        return [Claim(**entry) for entry in _file()["claims"]]
     except ValidationError as error:
         raise BadUsage(f"data/papers/claims.yaml: {error}", fix="mend the entry") from error
-    if twice := [name for name, count in Counter(claim.id for claim in claims).items() if count > 1]:
-        raise BadUsage(f"data/papers/claims.yaml has {', '.join(twice)} twice", fix="give each claim an id of its own")
-    return claims
 
 
 def judge(claim: Claim, scores: pd.DataFrame | None = None, times: pd.DataFrame | None = None) -> Verdict:
-    """One claim, from the printed numbers, a frame of ``scores.evaluate`` or one of ``timing.records.table``. NOT RUN,
+    """One claim, from the printed numbers, a frame of ``scores.evaluate`` or one of ``timing.rows.table``. NOT RUN,
     with the reason, where they lack what it is about. A trend is not corrected for the number of trends yet."""
     try:
         if claim.kind == "checked":
@@ -145,10 +126,11 @@ def _verdict(claim: Claim, verdict: str, why: str, **numbers: Any) -> Verdict:
 
 
 def _checked(claim: Claim) -> Verdict:
-    """compute: a function of checks.CHECKS, or arithmetic on printed numbers."""
-    value, why = CHECKS[claim.compute]() if claim.compute in CHECKS else (float(pd.eval(claim.compute)), claim.compute)
+    """compute: one of papers.CALCULATIONS, or arithmetic on printed numbers."""
+    calculation = papers.CALCULATIONS.get(claim.compute)
+    value, why = calculation() if calculation else (float(pd.eval(claim.compute)), claim.compute)
     if claim.test == "equal":
-        holds = rounds_to(value, claim.printed)
+        holds = papers.rounds_to(value, claim.printed)
     else:
         holds = value > claim.threshold if claim.test == "above" else value < claim.threshold
     return _verdict(claim, "CHECKED" if holds else "DIFFERS", f"{value:.4g}: {why}", ours=value)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import socket
 import subprocess
 from contextlib import suppress
 from functools import cache
+from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlparse
-from urllib.request import getproxies
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from holitom.errors import CannotRun
 from holitom_repro import paths
-
-NEEDS = {"tiny": (), "speed": ("gpu",), "paper": ("gpu", "hub")}
 
 
 class Answer(NamedTuple):
@@ -44,22 +42,18 @@ def gpu() -> Answer:
 
 @cache
 def hub() -> Answer:
-    """Does the model hub (HF_ENDPOINT, else huggingface.co), or the proxy in front of it, take a connection? Whoever is
-    offline by choice is not asked: what is needed is in the hub's cache, or told by name when it is not."""
+    """Does the model hub (HF_ENDPOINT, else huggingface.co) answer? Whoever is offline by choice is not asked: what is
+    needed is in the hub's cache, or told by name when it is not."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return Answer(True, "not asked (HF_HUB_OFFLINE is set): only its cache is read")
     given = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     try:
-        address = urlparse(given)
-        proxy = getproxies().get(address.scheme)
-        asked = urlparse(proxy if "//" in proxy else f"//{proxy}") if proxy else address
-        if not address.hostname or not asked.hostname:
-            return Answer(False, f"{given!r} is no address (https://...)")
-        usual = 80 if asked.scheme == "http" else 443
-        socket.create_connection((asked.hostname, asked.port or usual), timeout=2).close()
-    except (OSError, ValueError) as error:
+        urlopen(Request(given, method="HEAD"), timeout=2).close()
+    except HTTPError:  # an answer all the same
+        pass
+    except (OSError, ValueError, HTTPException) as error:
         return Answer(False, f"{given} does not answer ({error})")
-    return Answer(True, f"{asked.hostname} answers")
+    return Answer(True, f"{given} answers")
 
 
 def free_gib(folder: Path) -> float:
@@ -90,8 +84,8 @@ def cores() -> int:
 
 def require(tier: str) -> None:
     """CannotRun, before any work, when this machine cannot serve the tier."""
-    asked = {"gpu": ("a CUDA GPU", gpu), "hub": ("the model hub", hub)}
-    missing = [f"{name} ({ask().found})" for name, ask in (asked[need] for need in NEEDS[tier]) if not ask().ok]
+    needs = {"tiny": {}, "speed": {"a CUDA GPU": gpu}, "paper": {"a CUDA GPU": gpu, "the model hub": hub}}[tier]
+    missing = [f"{name} ({ask().found})" for name, ask in needs.items() if not ask().ok]
     if missing:
         raise CannotRun(
             f"the {tier} tier needs {' and '.join(missing)}",
@@ -102,13 +96,6 @@ def require(tier: str) -> None:
 def provenance() -> dict[str, Any]:
     """Versions, python, processor, GPU, threads and git commit, as plain JSON; no host name, user or path.
     ``git.dirty``: tracked files under src/ or data/ differ from the commit. Without git, ``git`` is None."""
-    import torch
-
-    return {**_machine(), "threads": torch.get_num_threads()}
-
-
-@cache
-def _machine() -> dict[str, Any]:
     import torch
 
     packages = ("torch", "transformers", "lmms-eval", "av", "numpy", "tokenizers")
@@ -126,9 +113,11 @@ def _machine() -> dict[str, Any]:
         "gpus": torch.cuda.device_count(),
         "cuda": torch.version.cuda,
         "git": _git(),
+        "threads": torch.get_num_threads(),
     }
 
 
+@cache
 def version(package: str) -> str | None:
     """The installed version of a package, None where it is missing."""
     with suppress(metadata.PackageNotFoundError):
@@ -136,6 +125,7 @@ def version(package: str) -> str | None:
     return None
 
 
+@cache
 def _git() -> dict[str, Any] | None:
     def ask(*words: str) -> str:
         command = ["git", "-c", "safe.directory=*", "-C", str(root), *words]  # also where another user has cloned it

@@ -9,11 +9,11 @@ import errno
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -109,24 +109,19 @@ class Store:
 def write_atomic(path: Path, content: str | bytes) -> Path:
     """Replace a file as a whole, text as UTF-8: written under another name in the same folder, flushed to disk, moved
     into place. CannotRun on a full disk and in a folder that cannot be written."""
-    draft = None
+    draft = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
-        ) as file:
-            draft = Path(file.name)
+        with draft.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        draft.chmod(0o644)
         os.replace(draft, path)
     except OSError as error:
         raise _refused(path, error, "written") from error
     finally:
-        if draft is not None:
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
     return path
 
 

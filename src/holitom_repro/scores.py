@@ -17,26 +17,18 @@ from typing import Any
 
 import pandas as pd
 
+import holitom_repro.tiny.benchmarks  # noqa: F401 (makes the tiny benchmarks known)
 from holitom.errors import BadUsage, CannotRun
 from holitom.methods import FastVID, HoliTom, HoliTomMerge, UniComp
 from holitom.methods.presets import Preset
 from holitom.types import Reduction
-from holitom_repro import paper_tier, tiny  # noqa: F401 (tiny makes its benchmarks known)
+from holitom_repro import paper_tier
 from holitom_repro.evaluation import sweep
 from holitom_repro.evaluation.cells import ALL, Cell, key_of, layers_of, model_name
 from holitom_repro.evaluation.statistics import balanced, holm, interval, mcnemar, paired_difference
 from holitom_repro.records import UNREAD, Record, Sample, Store
 
-__all__ = [
-    "Difference",
-    "compare",
-    "evaluate",
-    "fewer_frames",
-    "layers_of",
-    "paired",
-    "samples",
-    "turned",
-]
+__all__ = ["Difference", "compare", "evaluate", "fewer_frames", "layers_of", "paired", "samples", "turned"]
 
 AVERAGE = "average"
 FEWER = "fewer frames"
@@ -119,8 +111,7 @@ class Difference:
 def paired(scores: pd.DataFrame, a: str, b: str, benchmark: str = AVERAGE) -> Difference:
     """The difference of two settings of a frame of ``evaluate``, by their keys. BadUsage where a key is not there or
     stands for several cells (filter the frame first), or where the two answered different questions."""
-    mine, theirs = (_answers(scores, key, benchmark) for key in (a, b))
-    return _difference(mine, theirs)
+    return _difference(_answers(scores, a, benchmark), _answers(scores, b, benchmark))
 
 
 def compare(scores: pd.DataFrame, pairs: Iterable[tuple[str, str]], benchmark: str = AVERAGE) -> pd.DataFrame:
@@ -133,7 +124,7 @@ def samples(scores: pd.DataFrame) -> pd.DataFrame:
     """The questions behind the rows of a frame, a row for each setting and question: key, benchmark, doc_id, video,
     kind, question, target, answer, correct, kept, task."""
     parts = [
-        pd.DataFrame(_load(row.tier, row.cell)[1]).assign(key=row.key, benchmark=row.benchmark)
+        pd.DataFrame(_load(row.tier, row.cell)).assign(key=row.key, benchmark=row.benchmark)
         for row in scores[scores["benchmark"] != AVERAGE].itertuples()
     ]
     return pd.concat(parts, ignore_index=True)
@@ -174,12 +165,10 @@ def _cell(setting: Setting, reduction: Reduction, model: str, *where: Any) -> Ce
 def _measured(cells: Sequence[Cell], fresh: bool, progress: bool) -> dict[str, Finished]:
     """Every cell's record and samples by its id, measured where they are missing. Settings may share a cell."""
     tier, known = cells[0].tier, {cell.id: cell for cell in cells}
-    store, found = Store(tier), {}
-    for name in known:
-        if fresh:
-            store.forget(name)
-        elif (finished := store.load(name)) is not None:
-            found[name] = finished
+    store = Store(tier)
+    for name in known if fresh else ():
+        store.forget(name)
+    found = {name: finished for name in known if (finished := store.load(name))}
     if store.damaged:
         damaged = ", ".join(path.name for path in store.damaged)
         for path in store.damaged:
@@ -191,8 +180,7 @@ def _measured(cells: Sequence[Cell], fresh: bool, progress: bool) -> dict[str, F
     elif left:
         paper_tier.measure_here(list(known.values()), progress)
     for cell in left:
-        finished = store.load(cell.id)
-        if finished is None:
+        if (finished := store.load(cell.id)) is None:
             raise CannotRun(f"{store.folder}/{cell.id}.json was not written", fix="run the same command again")
         found[cell.id] = finished
     said = [f"{record.benchmark}: {note}" for record, _ in found.values() for note in record.notes if UNREAD in note]
@@ -203,37 +191,54 @@ def _measured(cells: Sequence[Cell], fresh: bool, progress: bool) -> dict[str, F
 
 def _rows(
     setting: Setting, cells: Sequence[Cell], bases: Sequence[Cell], found: Mapping[str, Finished]
-) -> Iterable[dict[str, Any]]:
+) -> list[dict[str, Any]]:
     """The rows of one setting: one per benchmark and their average."""
-    rows, mine, theirs = [], {}, {}
+    rows, spent, mine, theirs = [], [], [], []
     for cell, base in zip(cells, bases, strict=True):
         (record, lines), (whole, full) = found[cell.id], found[base.id]
-        mine[cell.benchmark], theirs[cell.benchmark] = lines, full
-        rows.append(_row(setting, cell, {cell.benchmark: lines}, {cell.benchmark: full}) | _spent(record, whole))
-        rows[-1] |= {"cell": cell.id, "notes": "; ".join(record.notes)}
-    average = _row(setting, cells[0], mine, theirs) | {"benchmark": AVERAGE, "cell": "", "notes": ""}
-    return [*rows, average | {name: fmean(row[name] for row in rows) for name in _spent(record, whole)}]
+        mine.append(_questions(lines, cell.benchmark))
+        theirs.append(_questions(full, cell.benchmark))
+        spent.append(_spent(record, whole))
+        row = _row(setting, cell, cell.benchmark, mine[-1], theirs[-1])
+        rows.append(row | spent[-1] | {"cell": cell.id, "notes": "; ".join(record.notes)})
+    mean = {name: fmean(one[name] for one in spent) for name in spent[0]}
+    average = _row(setting, cells[0], AVERAGE, pd.concat(mine), pd.concat(theirs))
+    return [*rows, average | mean | {"cell": "", "notes": ""}]
 
 
-def _row(setting: Setting, cell: Cell, mine: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, Any]:
-    mine_too = _questions(mine)
-    score = interval(mine_too["correct"], mine_too["video"], balanced(mine_too["benchmark"]))
-    gap = {"diff": math.nan, "diff_low": math.nan, "diff_high": math.nan, "p": math.nan}
-    if setting[0] != ALL:
-        found = _difference(mine, full)
-        gap = {"diff": found.value, "diff_low": found.low, "diff_high": found.high, "p": found.p}
-    said = Counter(str(line["answer"]).strip(" .()") or "(none)" for lines in mine.values() for line in lines)
-    usual, n = said.most_common(8), said.total()
-    shares = {answer: round(count / n, 4) for answer, count in usual} | (
-        {"(others)": round(1 - sum(count for _, count in usual) / n, 4)} if len(said) > 8 else {}
-    )
+def _row(setting: Setting, cell: Cell, benchmark: str, asked: pd.DataFrame, full: pd.DataFrame) -> dict[str, Any]:
+    score = interval(asked["correct"], asked["video"], balanced(asked["benchmark"]))
+    gap = None if setting[0] == ALL else _difference(asked, full)
     return {
-        **{"key": key_of(*setting), "method": setting[0], "budget": setting[1], "model": model_name(cell.model)},
-        **{"benchmark": cell.benchmark, "frames": cell.frames, "limit": cell.limit},
-        **{"tier": cell.tier, "protocol": str(cell.protocol)},
-        **{"accuracy": score.value, "low": score.low, "high": score.high, **gap},
-        **{"n": n, "videos": score.groups, "answers": json.dumps(shares, ensure_ascii=False)},
+        "key": key_of(*setting),
+        "method": setting[0],
+        "budget": setting[1],
+        "model": model_name(cell.model),
+        "benchmark": benchmark,
+        "frames": cell.frames,
+        "limit": cell.limit,
+        "tier": cell.tier,
+        "protocol": str(cell.protocol),
+        "accuracy": score.value,
+        "low": score.low,
+        "high": score.high,
+        "diff": gap.value if gap else math.nan,
+        "diff_low": gap.low if gap else math.nan,
+        "diff_high": gap.high if gap else math.nan,
+        "p": gap.p if gap else math.nan,
+        "n": len(asked),
+        "videos": score.groups,
+        "answers": json.dumps(_shares(asked["answer"]), ensure_ascii=False),
     }
+
+
+def _shares(answers: pd.Series) -> dict[str, float]:
+    """The share of each of the eight most frequent answers, and of the others together."""
+    said = Counter(str(answer).strip(" .()") or "(none)" for answer in answers)
+    usual = {answer: count / said.total() for answer, count in said.most_common(8)}
+    if len(said) > 8:
+        usual["(others)"] = 1 - sum(usual.values())
+    return {answer: round(share, 4) for answer, share in usual.items()}
 
 
 def _spent(record: Record, whole: Record) -> dict[str, float]:
@@ -249,39 +254,35 @@ def _spent(record: Record, whole: Record) -> dict[str, float]:
     }
 
 
-def _answers(scores: pd.DataFrame, key: str, benchmark: str) -> dict[str, list[Sample]]:
+def _answers(scores: pd.DataFrame, key: str, benchmark: str) -> pd.DataFrame:
     rows = scores[(scores["key"] == key) & (scores["benchmark"] != AVERAGE)].drop_duplicates("cell")
     rows = rows if benchmark == AVERAGE else rows[rows["benchmark"] == benchmark]
     if rows.empty or rows["benchmark"].duplicated().any():
         what = "is not among these scores" if rows.empty else "stands for several cells of a benchmark"
         keys = ", ".join(scores["key"].unique())
         raise BadUsage(f"{key!r} {what}", fix=f"filter the frame by model, frames and benchmark; it has {keys}")
-    return {row.benchmark: _load(row.tier, row.cell)[1] for row in rows.itertuples()}
+    return pd.concat([_questions(_load(row.tier, row.cell), row.benchmark) for row in rows.itertuples()])
 
 
-def _load(tier: str, cell: str) -> Finished:
+def _load(tier: str, cell: str) -> list[Sample]:
     found = Store(tier).load(cell)
     if found is None:
         raise CannotRun(f"the cell {cell} is no longer in runs/{tier}/cells", fix="call evaluate again")
-    return found
+    return found[1]
 
 
-def _questions(lines: Mapping[str, Sequence[Sample]]) -> pd.DataFrame:
-    """All questions of a setting: benchmark, question, video (the unit of every interval), correct."""
-    rows = [
-        (name, (name, line["task"], line["doc_id"]), f"{name}/{line['task']}/{line['video']}", float(line["correct"]))
-        for name, part in lines.items()
-        for line in part
-    ]
-    return pd.DataFrame(rows, columns=["benchmark", "question", "video", "correct"])
+def _questions(lines: Sequence[Sample], benchmark: str) -> pd.DataFrame:
+    """The questions of a cell by benchmark, task and number: benchmark, video (the unit of every interval), answer,
+    correct."""
+    asked = pd.DataFrame(lines).assign(benchmark=benchmark).set_index(["benchmark", "task", "doc_id"], drop=False)
+    videos = [f"{benchmark}/{task}/{video}" for task, video in zip(asked["task"], asked["video"], strict=True)]
+    return asked.assign(video=videos, correct=asked["correct"].astype(float))
 
 
-def _difference(mine: Mapping[str, Sequence[Sample]], theirs: Mapping[str, Sequence[Sample]]) -> Difference:
-    a, b = (_questions(lines).set_index("question") for lines in (mine, theirs))
+def _difference(a: pd.DataFrame, b: pd.DataFrame) -> Difference:
     if set(a.index) != set(b.index):
-        raise BadUsage(
-            "two settings answered different questions, so they cannot be paired", fix="run both with the same limit"
-        )
+        what = "two settings answered different questions, so they cannot be paired"
+        raise BadUsage(what, fix="run both with the same limit")
     x, y = a["correct"].reindex(b.index), b["correct"]
     found = paired_difference(x, y, b["video"], balanced(b["benchmark"]))
     won, lost = int((x > y).sum()), int((x < y).sum())

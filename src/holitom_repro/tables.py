@@ -94,30 +94,32 @@ def unread(scores: pd.DataFrame) -> str:
 
 
 def _block(scores: pd.DataFrame, printed: pd.DataFrame, model: str, columns: Mapping[str, str]) -> pd.DataFrame:
+    """One model's rows: index asked (%) and method."""
     quoted = printed[printed["model"] == model].drop_duplicates("key").set_index("key")
-    mean = scores[scores["benchmark"] == "average"].drop_duplicates("key").set_index("key")
     keys = [*quoted.index, *(key for key in scores["key"].unique() if key not in quoted.index)]
-    asked = quoted["retained_pct"].reindex(keys).fillna(100 * mean["budget"])
-    methods = quoted["method"].replace("Vanilla", "all tokens").reindex(keys).fillna(mean["method"])
-    table = pd.DataFrame({("tokens (%)", "asked"): asked, ("tokens (%)", "measured"): mean["kept_pct"].reindex(keys)})
+    quoted = quoted.reindex(keys)
+
+    def measured(benchmark: str) -> pd.DataFrame:
+        return scores[scores["benchmark"] == benchmark].drop_duplicates("key").set_index("key")
+
+    mean = measured("average")
+    asked = quoted["retained_pct"].fillna(100 * mean["budget"])
+    methods = quoted["method"].replace("Vanilla", "all tokens").fillna(mean["method"])
+    table = pd.DataFrame({("tokens (%)", "measured"): mean["kept_pct"]}, index=keys)
     if "flops_pct" in quoted:
-        table["FLOPs (%)", "printed"] = quoted["flops_pct"].reindex(keys)
-    table["FLOPs (%)", "measured"] = mean["flops_pct"].reindex(keys)
+        table["FLOPs (%)", "printed"] = quoted["flops_pct"]
+    table["FLOPs (%)", "measured"] = mean["flops_pct"]
     for name, benchmark in columns.items():
-        here = scores[scores["benchmark"] == benchmark].drop_duplicates("key").set_index("key")
         label = LABELS.get(name, name) + (f" / {benchmark}" if benchmark not in ("average", name) else "")
-        table[label, "printed"] = quoted[name].reindex(keys)
-        table[label, "measured"] = pd.Series({key: score(row) for key, row in here.iterrows()}, dtype=object).reindex(
-            keys
-        )
-    table[USUAL] = usual_answer(mean).reindex(keys)
+        table[label, "printed"] = quoted[name]
+        said = {key: score(row) for key, row in measured(benchmark).iterrows()}
+        table[label, "measured"] = pd.Series(said, dtype=object)
+    table[USUAL] = usual_answer(mean)
     if "avg_pct" in quoted:
-        table["% of all tokens", "printed"] = quoted["avg_pct"].reindex(keys)
+        table["% of all tokens", "printed"] = quoted["avg_pct"]
     if "all tokens" in mean.index:
-        table["% of all tokens", "measured"] = (100 * mean["accuracy"] / mean["accuracy"]["all tokens"]).reindex(keys)
-    table.index = pd.MultiIndex.from_arrays(
-        [table.pop(("tokens (%)", "asked")), methods], names=["asked (%)", "method"]
-    )
+        table["% of all tokens", "measured"] = 100 * mean["accuracy"] / mean["accuracy"]["all tokens"]
+    table.index = pd.MultiIndex.from_arrays([asked, methods], names=["asked (%)", "method"])
     return table
 
 
@@ -161,14 +163,10 @@ def styled(table: pd.DataFrame, caption: str = "") -> Styler:
     def look(column: pd.Series) -> list[str]:
         if _last(column.name) == "verdict":
             return [f"color:{VERDICTS.get(str(cell)[2:], ('', 'inherit'))[1]};font-weight:600" for cell in column]
-        plain = LOOK.get(_last(column.name), "")
-        if isinstance(column.name, tuple) and column.name == USUAL:
+        if column.name == USUAL:
             return [f"color:{BAD};font-weight:700" if share > 90 else "" for share in column]
-        best = (
-            _best(column)
-            if isinstance(column.name, tuple) and column.name == ("average", "measured")
-            else [False] * len(column)
-        )
+        plain = LOOK.get(_last(column.name), "")
+        best = _best(column) if column.name == ("average", "measured") else [False] * len(column)
         return [f"{plain};font-weight:700" if bold else plain for bold in best]
 
     few = {column: "{:.3f}" for column in shown.columns if _last(column).startswith("p (")}

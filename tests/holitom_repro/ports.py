@@ -14,8 +14,8 @@ import transformers as hf
 from test_convert import tokenizer, weights, write
 from tokenizers import AddedToken
 
-from holitom_repro import tiny
 from holitom_repro.convert import convert
+from holitom_repro.tiny.benchmarks import video_path
 
 TASKS = Path(find_spec("lmms_eval").origin).parent / "tasks"
 QWEN2 = (
@@ -148,7 +148,7 @@ def benchmarks(root: Path, videos: int) -> tuple[Path, Path]:
         (home / place).mkdir(parents=True)
         (root / task).mkdir()
         for k in range(videos):
-            shutil.copy(tiny.benchmarks.video_path("tiny_ego", f"{k:03d}.mp4"), home / place / f"v{k}.mp4")
+            shutil.copy(video_path("tiny_ego", f"{k:03d}.mp4"), home / place / f"v{k}.mp4")
         rows = [
             {key: value.replace("v0", f"v{k}") if isinstance(value, str) else value for key, value in doc.items()}
             for k in range(videos)

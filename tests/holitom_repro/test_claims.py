@@ -16,7 +16,7 @@ from holitom.methods.fastvid import FastVID
 from holitom.methods.holitom_variants import FixedWindows
 from holitom.methods.presets import preset
 from holitom.types import Reduction
-from holitom_repro import checks, claims, judging, papers, paths
+from holitom_repro import claims, judging, papers, paths
 from holitom_repro.claims import judge, judged, ledger, load
 from holitom_repro.records import Record, Store
 
@@ -135,15 +135,23 @@ def test_numbers_typed_into_the_ledger_are_printed_ones():
     assert re.findall(r"7 \* ([\d.]+)", BY_ID["abstract-hieravid-30"].compute) == [str(left) for _, left in schedule]
 
 
-NONSENSE = [({"expected": "CHECKED"}, "expected"), ({"b": ""}, "settings"), ({"test": "within"}, "test")]
+TESTS = {
+    "checked": {"equal": 0, "above": 0, "below": 0},
+    "score": {"within": 1},
+    "time": {"ratio": 2},
+    "trend": {"above": 2, "equal": 2, "retained": 2, "contrast": 4},
+}
+"""Kind -> its tests, and how many settings each compares."""
 
 
-@pytest.mark.parametrize(("change", "what"), [*NONSENSE, ({"red": 1}, "red"), ({"id": "trend-beats-random"}, "twice")])
-def test_an_entry_that_makes_no_sense_is_named(monkeypatch, change, what):
-    entries = [claim.model_dump() for claim in load()]
-    entries = [one | change if one["id"] == "trend-keeps-score-at-10" else one for one in entries]
-    monkeypatch.setattr(judging, "_file", lambda: {"claims": entries})
-    with pytest.raises(BadUsage, match=what):
+def test_every_entry_makes_sense(monkeypatch):
+    assert len(BY_ID) == len(load()), "each claim has an id of its own"
+    for claim in load():
+        assert TESTS[claim.kind][claim.test] == len(claim.sides) and claim.expected in judging.WORDS[claim.kind], (
+            claim.id
+        )
+    monkeypatch.setattr(judging, "_file", lambda: {"claims": [load()[0].model_dump() | {"red": 1}]})
+    with pytest.raises(BadUsage, match="red"):
         load.__wrapped__()
 
 
@@ -151,27 +159,27 @@ def test_what_is_calculated_comes_out_as_expected():
     found = {claim.id: judge(claim) for claim in load() if claim.kind == "checked"}
     assert {name: one.verdict for name, one in found.items()} == {name: BY_ID[name].expected for name in found}
     assert found["abstract-holitom-tokens"].verdict == "DIFFERS" and found["abstract-holitom-tokens"].ours < 90
-    assert checks.conventions()["the papers' formula, multiply-accumulates"] == 36
+    assert papers.conventions()["the papers' formula, multiply-accumulates"] == 36
 
 
 @pytest.mark.parametrize(("name", "column"), [("flops-one-formula", "flops_t"), ("flops-rounded-ratios", "flops_pct")])
 def test_one_other_digit_is_a_difference(monkeypatch, name, column):
-    cells = checks._cells().copy()
+    cells = papers._cells().copy()
     cells.loc[1, column] += 0.1
-    monkeypatch.setattr(checks, "_cells", lambda: cells)
+    monkeypatch.setattr(papers, "_cells", lambda: cells)
     assert judge(BY_ID[name]).verdict == "DIFFERS"
 
 
 def test_a_second_count_that_fits_is_a_difference(monkeypatch):
-    formula = checks.WAYS["the papers' formula, multiply-accumulates"]
-    monkeypatch.setattr(checks, "WAYS", {"the papers' formula": formula, "another": formula})
+    formula = papers.WAYS["the papers' formula, multiply-accumulates"]
+    monkeypatch.setattr(papers, "WAYS", {"the papers' formula": formula, "another": formula})
     assert judge(BY_ID["flops-are-macs"]).verdict == "DIFFERS"
 
 
 def test_to_the_printed_digit():
     right = [(8.7499, "8.7"), (8.75, "8.7"), (8.75, "8.8"), (2.277, "2.28"), (917.4, "917")]
     wrong = [(8.7501, "8.7"), (8.6499, 8.7), (2.286, "2.28"), (917.6, "917"), (float("nan"), "8.7")]
-    assert all(checks.rounds_to(*pair) for pair in right) and not any(checks.rounds_to(*pair) for pair in wrong)
+    assert all(papers.rounds_to(*pair) for pair in right) and not any(papers.rounds_to(*pair) for pair in wrong)
 
 
 def printed_scores(key, off=0.0):

@@ -18,7 +18,7 @@ from holitom.methods.presets import preset
 from holitom_repro.timing import measure as measuring
 from holitom_repro.timing import settings, shapes, stages
 from holitom_repro.timing.measure import measure, measure_all
-from holitom_repro.timing.records import ADDED, STAGES, TimedRow, append, read, spread, table
+from holitom_repro.timing.rows import ADDED, STAGES, TimedRow, append, read, spread, table
 from holitom_repro.timing.settings import FULL, PRINTED, plan, setting
 from holitom_repro.timing.shapes import Model, drawn_video, make_inputs
 from holitom_repro.timing.stages import run_pass
@@ -164,9 +164,6 @@ def test_a_cpu_row_never_bears_a_gpus_name(tiny, monkeypatch):
     monkeypatch.setattr(measuring, "provenance", lambda: facts)
     row = measure(tiny, Reduction(FULL), 2, **QUICK)
     assert row.device == "CPU" and "H200" not in json.dumps(row.as_dict())
-    for change in ({"provenance": facts}, {"provenance": {}}, {"samples": {}}, {"outcome": "x"}, {"reason": "why"}):
-        with pytest.raises(BadUsage):
-            replace(row, **change)
 
 
 @pytest.fixture
@@ -189,10 +186,8 @@ def test_a_summary_follows_from_the_samples(row):
     assert spread([7.0]) == {"median": 7, "q1": 7, "q3": 7, "n": 1}
     assert made["ttft_ms"] == {"median": 42000, "q1": 35000, "q3": 49000, "n": 2}
     assert (made["prefill_ms"]["median"], made["added_ms"]["median"]) == (1500 * (5 + 6), 1500 * (2 + 3 + 6))
-    assert made["decode_tok_s"]["median"] == 3 * 4 / 2 and made["videos_per_s"] == 3 / 42
+    assert made["decode_tok_s"]["median"] == 3 * 4 / 2
     assert made["kept_pct"] == 50 and made["mean_pct"] == 37.5
-    assert made["extrapolated"]["ttft_ms"] == 42000 + 3 * 16500 and "from 2 of 8" in made["extrapolated"]["how"]
-    assert "extrapolated" not in replace(row, layers=8).summary
 
 
 def test_lines_are_read_as_they_were_written_and_torn_ones_measured_again(row, tmp_path, capsys):
@@ -230,7 +225,7 @@ def test_rows_are_the_papers_settings():
 def test_fastv_keeps_its_budget_in_the_mean_over_the_layers(tiny):
     row = measure(tiny, setting("FastV", 0.5, "ov-7b", tiny.depth), 32, **QUICK)
     assert row.tokens_per_layer[0] == 512 and row.summary["mean_pct"] == pytest.approx(50, abs=0.1)
-    with pytest.raises(BadUsage, match=r"over 16.7%"):
+    with pytest.raises(BadUsage, match="outside"):
         setting("FastV", 0.1, "ov-7b", tiny.depth)
 
 
@@ -290,7 +285,7 @@ def test_random_models_of_both_manners_run_and_are_cut(narrow, name, cells):
     for reduction in (Reduction(FULL), BOTH):
         row = measure(model, reduction, 2, repeats=1, warmup=0, new_tokens=1)
         assert (row.outcome, row.tier, row.layers, row.full_layers) == ("measured", "speed", 4, 6), row.reason
-        assert row.cells == cells and row.summary["extrapolated"]["ttft_ms"] > row.summary["ttft_ms"]["median"]
+        assert row.cells == cells
     with pytest.raises(BadUsage, match="can be cut"):
         Model("tiny", layers=2)
     with pytest.raises(CannotRun, match="no nothing attention"):

@@ -19,8 +19,7 @@ from holitom.errors import BadUsage, CannotRun
 from holitom.methods.presets import LAYERS
 from holitom.types import Reduction
 from holitom_repro import paths
-from holitom_repro.code import code_hash
-from holitom_repro.evaluation.features import CONTROL_TOWER, ForeignSaliency
+from holitom_repro.code import MEASURING, code_hash
 from holitom_repro.evaluation.protocols import Protocol, protocol_for
 from holitom_repro.machine import version
 
@@ -33,7 +32,6 @@ HUB = {
 CHECKPOINTS = "checkpoints"  # in the checkout: checkpoints/video-7b is taken before the hub's
 UNJUDGED = {"egoschema": "egoschema_subset"}
 """Tasks whose answers are not public -> the task with those that are."""
-MEASURING = ("evaluation/model.py", "evaluation/features.py", "evaluation/scoring.py")
 _WEIGHTS = ("*.safetensors", "*.json", "*.txt", "*.jinja")
 
 
@@ -41,8 +39,7 @@ _WEIGHTS = ("*.safetensors", "*.json", "*.txt", "*.jinja")
 class Benchmark:
     """A task (or group) of lmms-eval by its name there. tier: where it belongs; questions: how many, for progress alone
     (0: not known), asked in each of ``parts`` tasks; version: another whenever a question or a video is; folder: of its
-    task files ("": lmms-eval's own); prepare(questions, progress): writes what is missing for the first so many;
-    remake: writes a file of its videos again (None: they are downloaded)."""
+    task files; prepare(questions, progress): writes what is missing for the first so many (None: it is downloaded)."""
 
     name: str
     tier: str
@@ -51,7 +48,6 @@ class Benchmark:
     parts: int = 1
     folder: str = ""
     prepare: Callable[[int | None, bool], object] | None = None
-    remake: Callable[[Path], object] | None = None
 
 
 BENCHMARKS: dict[str, Benchmark] = {}
@@ -130,10 +126,9 @@ class Cell:
         setting, limit, kind = self.reduction, self.limit, self.kind
         if kind.questions and limit is not None and limit >= kind.questions:
             limit = None
-        foreign = isinstance(setting.outer, ForeignSaliency) and setting.outer.source == "control"
         return {
             "reduction": {name: value for name, value in setting.describe().items() if name != "name"},
-            "model": [revision(self.model), *([revision(str(paths.data(*CONTROL_TOWER)))] if foreign else [])],
+            "model": [revision(self.model)],
             "benchmark": [self.benchmark, kind.version],
             "frames": self.frames,
             "limit": limit,

@@ -65,7 +65,7 @@ class Answer:
 
 
 @dataclass
-class Sheet:
+class AnswerSheet:
     """The answers of one setting to one benchmark so far, and how often each stage ran and took tokens away. folder:
     where they are also kept on disk, batch by batch, in a file for each process, so that a killed run continues at its
     question. (lmms-eval's own response cache keeps the texts, not what the reduction did.) said: by its stages."""
@@ -141,7 +141,7 @@ class ReducedVideoModel(lmms):
     the class's fields; frames: per video; protocol: one of evaluation.protocols, or its name; cache_gb: memory for
     features. A sweep sets ``sheets``: the first one is the setting that lmms-eval asks for, the others are answered on
     the way where the videos do not all fit into the memory. skip_broken: videos that cannot be read are counted as the
-    protocol says; remake: writes such a file again, once.
+    protocol says.
     """
 
     is_simple = True
@@ -181,10 +181,9 @@ class ReducedVideoModel(lmms):
         self.frames = int(frames)
         self.store = FeatureStore(adapter, self.processor.pixels, int(cache_gb * 2**30))
         self.store.decode = lambda path: load_frames(path, self.frames, self.protocol.sampling)
-        self.sheets = [Sheet(_setting(method, float(budget), preset, len(adapter.layers), fields))]
+        self.sheets = [AnswerSheet(_setting(method, float(budget), preset, len(adapter.layers), fields))]
         self.on_progress: Callable[[int], object] = lambda questions: None
         self.skip_broken = skip_broken
-        self.remake: Callable[[Path], object] | None = None
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         """Greedy answers of the first sheet. CannotRun if a stage of its reduction never ran, or never took a token
@@ -242,7 +241,7 @@ class ReducedVideoModel(lmms):
         for start in range(0, len(videos), max(1, size)):
             yield set(videos[start : start + size])
 
-    def _fill(self, sheet: Sheet, jobs: Sequence[_Job]) -> None:
+    def _fill(self, sheet: AnswerSheet, jobs: Sequence[_Job]) -> None:
         """Answer questions with the setting of a sheet."""
         if not jobs:
             return
@@ -284,14 +283,11 @@ class ReducedVideoModel(lmms):
         try:
             return self.store.get(job.video, reduction.outer, reduction.tower)
         except BadVideo as error:
-            if self.remake is not None:
-                with suppress(BadVideo):
-                    self.remake(Path(job.video))
-                    return self.store.get(job.video, reduction.outer, reduction.tower)
             if self.skip_broken:
                 return None
             what = f"{job.key[0]}, question {job.key[1]}: {error.what}"
-            fix = f"fetch the file again, or --skip-broken: such questions are {BROKEN[self.protocol.broken]}"
+            fix = "fetch the file again (delete a tiny one, it is written anew), or --skip-broken: such questions are "
+            fix += BROKEN[self.protocol.broken]
             raise BadVideo(what, fix=fix) from error
 
     def _answered(self, run: Any, jobs: Sequence[_Job], videos: Sequence[VideoFeatures]) -> list[Answer]:

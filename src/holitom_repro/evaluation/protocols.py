@@ -10,7 +10,7 @@ measured with these protocols too."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from holitom.errors import UnsupportedModel
@@ -86,8 +86,6 @@ class Protocol:
 BROKEN = {"text": "asked without their videos, as the release does", "sentence": "counted as answered wrongly"}
 TINY = Protocol("tiny", 1, None, EVENLY, None, "float32", 32, "holitom", stops=True, broken="sentence")
 """The models of this repository: as they were trained."""
-LONG_ANSWERS = {"egoschema": 1024, "egoschema_subset": 1024}
-"""The release's EgoSchema task sets no number, so its models' default holds."""
 LLAVA_ONEVISION = Protocol(
     name="LLaVA-OneVision",
     version=1,
@@ -99,21 +97,16 @@ LLAVA_ONEVISION = Protocol(
     variant="llava_onevision",
     pool="bilinear",
     newlines="one_token",
-    new_tokens=LONG_ANSWERS,
-    broken="text",
+    new_tokens={"egoschema": 1024, "egoschema_subset": 1024},  # the release's task sets none: its models' default holds
 )
-LLAVA_VIDEO_PROTOCOL = Protocol(
+LLAVA_VIDEO_PROTOCOL = replace(
+    LLAVA_ONEVISION,
     name="LLaVA-Video",
-    version=1,
-    conversation=QWEN_1_5,
     sampling=LLAVA_VIDEO,  # one a second, linspace of 64 only where those are more
     frames=64,
-    dtype="float16",
-    batch=1,
     variant="llava_vid",  # VideoMME: "The best answer is:"
     pool="average",
     newlines="grid",
-    new_tokens=LONG_ANSWERS,
     broken="sentence",
 )
 PROTOCOLS = {one.name: one for one in (TINY, LLAVA_ONEVISION, LLAVA_VIDEO_PROTOCOL)}

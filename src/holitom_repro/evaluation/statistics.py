@@ -38,8 +38,8 @@ class Estimate:
     p: float | None = None
 
 
-def interval(correct: Scores, groups: Groups, weights: Scores | None = None, level: float = 0.95) -> Estimate:
-    """The score in points and its interval, clustered by ``groups`` (one video id per answer).
+def interval(correct: Scores, groups: Groups, weights: Scores | None = None) -> Estimate:
+    """The score in points and its 95 % interval, clustered by ``groups`` (one video id per answer).
 
     correct: 0 or 1 (or a partial credit between) per question. Wilson's score interval at the effective sample size
     p (1 - p) / SE^2, with the cluster-robust SE and a t quantile on groups - 1 degrees of freedom: it stays inside
@@ -54,17 +54,16 @@ def interval(correct: Scores, groups: Groups, weights: Scores | None = None, lev
     if clusters == 1:
         return Estimate(100 * share, 0.0, 100.0, len(y), 1)
     effective = min(float(len(y)), _effective_size(y, ids, w))
-    t2 = _t_quantile(0.5 + level / 2, clusters - 1) ** 2
+    t2 = _t_quantile(clusters - 1) ** 2
     centre = (share + t2 / (2 * effective)) / (1 + t2 / effective)
     half = math.sqrt(t2 * (share * (1 - share) / effective + t2 / (4 * effective**2))) / (1 + t2 / effective)
     low, high = min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))  # whatever is rounded
     return Estimate(100 * share, 100 * low, 100 * high, len(y), clusters)
 
 
-def paired_difference(
-    a: Scores, b: Scores, groups: Groups, weights: Scores | None = None, level: float = 0.95
-) -> Estimate:
-    """Score of ``a`` minus score of ``b`` on the same questions, in points, with interval and p, clustered by video.
+def paired_difference(a: Scores, b: Scores, groups: Groups, weights: Scores | None = None) -> Estimate:
+    """Score of ``a`` minus score of ``b`` on the same questions, in points, with 95 % interval and p, clustered by
+    video.
 
     Interval: t on the cluster-robust SE of the per-question differences. Two imaginary videos with one question
     each, one that a wins and one that b wins, are added to the variance (as Agresti and Min 2005 do for matched
@@ -74,15 +73,13 @@ def paired_difference(
     """
     (x, ids, w), (y, _, _) = _checked(a, groups, weights), _checked(b, groups, weights)
     d = w * (x - y)
-    half = _half_width(d - d.mean(), ids, float(len(d)), level)
+    half = _half_width(d - d.mean(), ids, float(len(d)))
     low, high = max(-100.0, 100 * (d.mean() - half)), min(100.0, 100 * (d.mean() + half))
     p = _sign_flip(np.bincount(ids, weights=d))
     return Estimate(100 * float(d.mean()), float(low), float(high), len(d), int(ids.max()) + 1, p)
 
 
-def retained_share(
-    a: Scores, b: Scores, groups: Groups, weights: Scores | None = None, level: float = 0.95
-) -> Estimate:
+def retained_share(a: Scores, b: Scores, groups: Groups, weights: Scores | None = None) -> Estimate:
     """Score of ``a`` in per cent of the score of ``b`` on the same questions (the papers' retained share), with
     interval: a ratio of means, linearised, cluster-robust, with the same two imaginary videos as
     ``paired_difference``. BadUsage when b answers nothing right.
@@ -92,7 +89,7 @@ def retained_share(
     if whole <= 0:
         raise BadUsage("the baseline answers nothing right, so no share of it can be retained", fix="check it")
     ratio = float(w @ x) / whole
-    half = _half_width(w * (x - ratio * y), ids, whole, level)
+    half = _half_width(w * (x - ratio * y), ids, whole)
     low, high = max(0.0, ratio - half), min(float(w.sum() / whole), ratio + half)
     return Estimate(100 * ratio, 100 * low, 100 * high, len(x), int(ids.max()) + 1)
 
@@ -119,13 +116,13 @@ def mcnemar(won: int, lost: int) -> float:
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
 
 
-def _half_width(residuals: np.ndarray, ids: np.ndarray, scale: float, level: float) -> float:
+def _half_width(residuals: np.ndarray, ids: np.ndarray, scale: float) -> float:
     """t times the SE of a sum when whole clusters are drawn: G / (G - 1) * sum of squared cluster sums."""
     sums = np.bincount(ids, weights=residuals)
     if len(sums) == 1:
         return math.inf
     variance = float(len(sums) / (len(sums) - 1) * np.square(sums).sum())
-    return _t_quantile(0.5 + level / 2, len(sums) - 1) * math.sqrt(variance + 2.0) / scale
+    return _t_quantile(len(sums) - 1) * math.sqrt(variance + 2.0) / scale
 
 
 def _effective_size(y: np.ndarray, ids: np.ndarray, w: np.ndarray) -> float:
@@ -150,7 +147,7 @@ def _sign_flip(sums: np.ndarray) -> float:
     return float((1 + (np.abs(signs @ sums) >= seen).sum()) / (1 + RANDOM_FLIPS))
 
 
-def _t_quantile(probability: float, df: int) -> float:
+def _t_quantile(df: int, probability: float = 0.975) -> float:
     """Student's t by the Cornish-Fisher expansion in 1 / df, exact for df 1 and 2 (worst error 0.3 % at df 3). For
     each power of 1 / df the coefficients of z, z^3, z^5, ... and what they are divided by."""
     if df == 1:
@@ -169,9 +166,6 @@ def _checked(values: Scores, groups: Groups, weights: Scores | None) -> tuple[np
     w = np.ones(len(y)) if weights is None else np.asarray(list(weights), dtype=np.float64)
     if y.ndim != 1 or not len(y):
         raise BadUsage("there are no answers to judge", fix="give one score per question")
-    if len(y) != len(groups) or len(y) != len(w):
-        told = f"{len(y)} answers, {len(groups)} video ids and {len(w)} weights"
-        raise BadUsage(told, fix="give one of each per answer")
     if not np.isfinite(y).all():
         raise BadUsage("an answer's score is not a number", fix="score every question 0 or 1")
     numbering: dict[Hashable, int] = {}

@@ -7,17 +7,13 @@ full disk) loses at most the cells that run in the tiny tier, and the question t
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import signal
-import sys
-import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -29,8 +25,8 @@ from tqdm import tqdm
 
 from holitom.errors import CannotRun
 from holitom_repro import machine, paths
-from holitom_repro.code import code_hash
-from holitom_repro.evaluation.cells import MEASURING, Benchmark, Cell, device_kind, model_name, model_path, revision
+from holitom_repro.code import MEASURING, code_hash
+from holitom_repro.evaluation.cells import Benchmark, Cell, device_kind, model_name, model_path, revision
 from holitom_repro.evaluation.protocols import BROKEN
 from holitom_repro.machine import provenance
 from holitom_repro.records import UNREAD, Record, Sample, Store
@@ -90,16 +86,15 @@ def measure_tiny(cells: Sequence[Cell], show: bool = True) -> None:
     environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment |= {name: value for name, value in os.environ.items() if name == SKIP}  # or older processes are taken
     executor = get_reusable_executor(count, timeout=180, env=environment, initializer=_start, initargs=(os.getpid(),))
-    code, left = code_hash((), MEASURING), set()
+    code, left, store = code_hash((), MEASURING), set(), Store("tiny")
     try:
-        with tempfile.TemporaryDirectory() as told, tqdm(total=total, unit="question", disable=not show) as bar:
-            counts = [Path(told) / str(number) for number in range(len(cells))]
-            for group, path in zip(shared(groups(cells), count), counts, strict=False):
-                left.add(executor.submit(_work, group, group[0].kind, str(paths.runs()), str(path), code))
+        with tqdm(total=total, unit="question", disable=not show) as bar:
+            for group in shared(groups(cells), count):
+                left.add(executor.submit(_work, group, group[0].kind, str(paths.runs()), code))
             while left:
                 done, left = wait(left, timeout=0.3, return_when="FIRST_COMPLETED")
-                answered = sum(path.stat().st_size for path in counts if path.exists())
-                if answered > bar.n:
+                answered = sum(cell.asked for cell in cells if store.has(cell.id))
+                if answered > bar.n:  # else the same bar would be drawn again
                     bar.update(answered - bar.n)
                 for one in done:
                     one.result()
@@ -126,8 +121,9 @@ def shared(parts: list[list[Cell]], processes: int) -> list[list[Cell]]:
 
 
 def _start(parent: int) -> None:
-    """A process of the sweep begins: ctrl-C is for its parent, and it ends when that is gone."""
+    """A process of the sweep begins: ctrl-C is for its parent, it ends when that is gone, and lmms-eval is silent."""
     import torch
+    from loguru import logger
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -136,6 +132,7 @@ def _start(parent: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()
+    logger.disable("lmms_eval")
     torch.set_num_threads(1)
 
 
@@ -143,20 +140,15 @@ _own: dict[str, Any] = {}
 """What a process of the sweep keeps between groups, the model that it has loaded; of its parent: how many there are."""
 
 
-def _work(cells: list[Cell], kind: Benchmark, runs: str, told: str, code: str) -> None:
+def _work(cells: list[Cell], kind: Benchmark, runs: str, code: str) -> None:
     if "code" not in _own:
         _own["code"] = code_hash((), MEASURING)
     if _own["code"] != code:
         raise CannotRun(
             "the sources were edited after this python had read them", fix="restart it (in a notebook: its kernel)"
         )
-
-    def progress(questions: int) -> None:
-        with open(told, "ab") as file:
-            file.write(b"." * questions)
-
     try:
-        _measure_group(cells, progress, Options(runs=Path(runs)), kind)
+        _measure_group(cells, lambda questions: None, Options(runs=Path(runs)), kind)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
             raise CannotRun("a process of the sweep has no memory left. Finished cells are kept", fix=_FIX) from error
@@ -164,22 +156,19 @@ def _work(cells: list[Cell], kind: Benchmark, runs: str, told: str, code: str) -
 
 
 def _measure_group(
-    cells: list[Cell],
-    progress: Callable[[int], object],
-    options: Options,
-    kind: Benchmark | None = None,
+    cells: list[Cell], progress: Callable[[int], object], options: Options, kind: Benchmark | None = None
 ) -> None:
     """Measure the settings of one group with one pass over its videos."""
-    from holitom_repro.evaluation.model import Sheet
+    from holitom_repro.evaluation.model import AnswerSheet
 
     first = cells[0]
     kind, store, lm = kind or first.kind, Store(first.tier, options.runs), _loaded(first, options)
-    lm.frames, lm.on_progress, lm.skip_broken, lm.remake = first.frames, progress, options.skip_broken, kind.remake
+    lm.frames, lm.on_progress, lm.skip_broken = first.frames, progress, options.skip_broken
     outers = [cell.reduction.outer for cell in cells]
     lm.store.clear()
     lm.store.requires = frozenset().union(*(outer.requires for outer in outers if outer is not None))
     kept = first.tier != "tiny"  # answers on disk: a tiny cell takes seconds
-    sheets = [Sheet(cell.reduction, store.folder / f"{cell.id}.part" if kept else None) for cell in cells]
+    sheets = [AnswerSheet(cell.reduction, store.folder / f"{cell.id}.part" if kept else None) for cell in cells]
     for sheet in sheets:
         sheet.read()
         progress(len(sheet.answers))
@@ -227,17 +216,16 @@ def _evaluated(lm: Any, cell: Cell, sheet: Any, tasks: Any) -> tuple[Record, lis
     from holitom_repro.evaluation.scoring import compared, line
 
     start = time.perf_counter()
-    with quiet() if cell.tier == "tiny" else nullcontext():  # elsewhere downloads are worth watching
-        results = evaluator.simple_evaluate(
-            model=lm,
-            tasks=[cell.benchmark],
-            task_manager=tasks,
-            batch_size=lm.batch_size,
-            limit=cell.limit,
-            bootstrap_iters=0,
-            log_samples=True,
-            process_docs_parallel=1,
-        )
+    results = evaluator.simple_evaluate(
+        model=lm,
+        tasks=[cell.benchmark],
+        task_manager=tasks,
+        batch_size=lm.batch_size,
+        limit=cell.limit,
+        bootstrap_iters=0,
+        log_samples=True,
+        process_docs_parallel=1,
+    )
     answers = dict(gather_object(list(sheet.answers.items())))
     logged = (results or {}).get("samples") or {}
     samples = []
@@ -294,26 +282,3 @@ def spent(stats: Sequence[Any]) -> dict[str, float]:
         **{name: fmean(fmean(getattr(one, own)) for one in stats) for name, own in layers.items()},
         "farthest_off": max((one.off_per_frame for one in stats), key=abs),
     }
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """lmms-eval says nothing inside the block, and what else is said comes without progress bars."""
-    from loguru import logger
-
-    logger.disable("lmms_eval")
-    try:
-        with redirect_stderr(_WithoutBars(sys.stderr)):
-            yield
-    finally:
-        logger.enable("lmms_eval")
-
-
-class _WithoutBars(io.TextIOBase):
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        if "\r" not in text and text.strip():
-            self.stream.write(text)
-        return len(text)

@@ -17,10 +17,10 @@ from holitom import Reduction
 from holitom.errors import KitError
 from holitom_repro.code import present_code
 from holitom_repro.machine import provenance
-from holitom_repro.timing.records import TimedRow, append, read
+from holitom_repro.timing.rows import STAGES, TimedRow, append, read
 from holitom_repro.timing.settings import Task, plan
 from holitom_repro.timing.shapes import CONTENT, Model, make_inputs
-from holitom_repro.timing.stages import STAGES, clock_of, run_pass
+from holitom_repro.timing.stages import clock_of, run_pass
 
 
 def measure(
@@ -41,6 +41,7 @@ def measure(
     leaves the video as it was: its times would be those of something else.
     """
     cuda, done, outcome, reason, above = model.device == "cuda", [], "measured", "", None
+    cells = model.grid[0] * model.grid[1]
     try:
         inputs = make_inputs(model, frames, batch)
         for _ in range(warmup):
@@ -65,7 +66,7 @@ def measure(
         stages = {name: [one.stages[name] for one in done] for name in STAGES}
         decoded = [one.decode for one in done[:decode_repeats]] if new_tokens else []
         samples = {"ttft": [one.ttft for one in done], "stages": stages, "decode": decoded}
-        layers = [[frames * model.grid[0] * model.grid[1]] * model.depth]
+        layers = [[frames * cells] * model.depth]
         if (stats := done[0].stats) is not None:
             stats.check_acted()
             layers = [sample.per_layer for sample in stats.samples]
@@ -78,7 +79,7 @@ def measure(
         setting=reduction.describe(),
         clock=clock_of(model.device)[0],
         frames=frames,
-        cells=model.grid[0] * model.grid[1],
+        cells=cells,
         batch=batch,
         new_tokens=new_tokens,
         content=CONTENT,
@@ -101,21 +102,21 @@ def measure_all(out: Path, tasks: list[Task], *, quiet: bool = False) -> list[Ti
     held = {row.key: row for row in read(out)}
     todo = [task for task in tasks if task.key not in held]
     torch.set_num_threads(1 if todo and todo[0].model.device == "cpu" else threads)
-    bar = tqdm(total=sum(task.frames * task.batch for task in todo), unit="frame", desc="timing", disable=quiet)
+    total = sum(task.frames * task.batch for task in todo)
     try:
-        for task in todo:
-            if loaded != task.model:
-                loaded = None
-                gc.collect()
-                loaded = task.model.load()
-            row = measure(loaded, task.reduction, task.frames, task.batch, at=task.at, **task.timing)
-            append(out, row)
-            held[row.key] = row
-            bar.update(task.frames * task.batch)
-            if not quiet:
-                bar.write(str(row), file=sys.stderr)
+        with tqdm(total=total, unit="frame", desc="timing", disable=quiet) as bar:
+            for task in todo:
+                if loaded != task.model:
+                    loaded = None
+                    gc.collect()
+                    loaded = task.model.load()
+                row = measure(loaded, task.reduction, task.frames, task.batch, at=task.at, **task.timing)
+                append(out, row)
+                held[row.key] = row
+                bar.update(task.frames * task.batch)
+                if not quiet:
+                    bar.write(str(row), file=sys.stderr)
     finally:
-        bar.close()
         torch.set_num_threads(threads)
     return [held[task.key] for task in tasks if task.key in held]
 

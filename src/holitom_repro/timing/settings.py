@@ -11,7 +11,7 @@ from holitom.errors import BadUsage
 from holitom.methods import FastVID, MMGVid, ToMe
 from holitom.methods.presets import preset
 from holitom_repro.code import present_code
-from holitom_repro.timing.records import SAME
+from holitom_repro.timing.rows import SAME
 from holitom_repro.timing.shapes import QWEN2, Model
 
 FULL = "all tokens"  # the unreduced model
@@ -24,7 +24,7 @@ OWN = {"FastVID": FastVID(head="substitute"), "MMG-Vid": MMGVid(), "ToMe": ToMe(
 
 def setting(row: str, budget: float | None = None, model: str = "ov-7b", layers: int = 28) -> Reduction:
     """A row at a budget, None: as printed, in a decoder of ``layers`` layers. model: whose presets give the other
-    parameters ("ov-7b", "video-7b", "ov-72b"), those of the nearest budget.
+    parameters ("ov-7b", "video-7b", "ov-72b").
 
     The budget is the share of visual tokens that enter the language model; of FastV and HieraVid, which let more in,
     the mean share over the layers. BadUsage for an unknown row, and where a method cannot get there.
@@ -40,11 +40,8 @@ def setting(row: str, budget: float | None = None, model: str = "ov-7b", layers:
     if row == "FastV":
         (stage,) = preset("table1", row).scaled(layers).inner
         kept = (budget * layers - stage.layer) / (layers - stage.layer)
-        if not 0 < kept <= 1:
-            raise BadUsage(f"FastV at {budget:.0%}", fix=f"its first layers see all: over {stage.layer / layers:.1%}")
         return Reduction(row, inner=(replace(stage, ratio=1 - kept),))
-    nearest = 0.25 if row == "DyCoke" else min((0.25, 0.20, 0.15, 0.10), key=lambda one: abs(one - budget))
-    cell = ("table2", row, 0.15, model) if model != "ov-7b" and row in BOTH else ("table1", row, nearest)
+    cell = ("table2", row, budget, model) if model != "ov-7b" and row in BOTH else ("table1", row, budget)
     return replace(preset(*cell).scaled(layers), budget=budget)
 
 

@@ -1,4 +1,4 @@
-"""Models of the papers' shapes with random weights, or the shipped tiny ones; and what they are shown.
+"""Models of the papers' shapes with random weights, or the shipped tiny one; and what they are shown.
 
 Sizes are those of the published configs (SigLIP so400m at 384 pixels, Qwen2). A random model answers nothing, and costs
 what the trained one costs as long as no stage looks at the features; for those that do, the features are drawn.
@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
 
 from holitom.errors import BadUsage, CannotRun
+from holitom.models.inputs import load_config, load_model
 from holitom.types import VideoFeatures
 from holitom_repro import paths
 
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 SIGLIP = dict(zip(SIZES, (1152, 4304, 26, 16), strict=False))
 QWEN2 = {"ov-7b": (3584, 18944, 28, 28, 4), "video-7b": (3584, 18944, 28, 28, 4), "ov-72b": (8192, 29568, 80, 64, 8)}
-TINY = {"tiny": "onevision", "tiny-video": "video"}  # shipped, trained models, below data/tiny
 CONTENT = (
     "drawn features: a new scene every 8 frames, in which half of the cells stay (cosine 0.99 from frame to frame) and "
     "the others are new in every frame; the tower runs on noise and is timed, then these replace its output"
@@ -32,7 +32,7 @@ WORDS = (14, 26)  # before and after the video: about LLaVA-OneVision's evaluati
 @dataclass(frozen=True)
 class Model:
     """A model to time: "ov-7b", "video-7b" or "ov-72b" with random weights, if asked with only so many decoder layers,
-    or "tiny", "tiny-video". attention: "sdpa", "flash_attention_2" or "eager". ``load`` gives the same with its
+    or "tiny", the shipped one. attention: "sdpa", "flash_attention_2" or "eager". ``load`` gives the same with its
     ``module``. BadUsage for unknown names, CannotRun without such a device or attention."""
 
     name: str
@@ -43,18 +43,16 @@ class Model:
     module: Any = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.name not in QWEN2 and (self.name not in TINY or self.layers):
-            raise BadUsage(f"no {self}", fix=f"use {', '.join((*QWEN2, *TINY))}; the first three can be cut")
+        if self.name not in QWEN2 and (self.name != "tiny" or self.layers):
+            raise BadUsage(f"no {self}", fix=f"use {', '.join(QWEN2)}, which can be cut, or tiny")
         if self.device != "cpu" and not (self.device == "cuda" and torch.cuda.is_available()):
             raise CannotRun(f"no device {self.device} here", fix="use cpu, or cuda; choose by CUDA_VISIBLE_DEVICES")
 
     @cached_property
     def config(self) -> Any:
         """The transformers config, of a random model made here."""
-        if self.name in TINY:
-            from holitom.models.inputs import load_config
-
-            return load_config(paths.data("tiny", TINY[self.name]))
+        if self.name == "tiny":
+            return load_config(paths.data("tiny", "onevision"))
         text = dict(zip(SIZES, QWEN2[self.name], strict=True))
         text["num_hidden_layers"] = self.layers or text["num_hidden_layers"]
         rope = {"rope_theta": 1000000.0, "rope_type": "default"}
@@ -91,10 +89,10 @@ class Model:
     def facts(self) -> dict[str, Any]:
         """What a record says about the model and where it runs."""
         return {
-            "tier": "tiny" if self.name in TINY else "speed",
+            "tier": "tiny" if self.name == "tiny" else "speed",
             "model": self.name,
             "layers": self.depth,
-            "full_layers": self.depth if self.name in TINY else QWEN2[self.name][2],
+            "full_layers": self.depth if self.name == "tiny" else QWEN2[self.name][2],
             "device": "CPU" if self.device == "cpu" else torch.cuda.get_device_name(),
             "dtype": self.dtype,
             "attention": self.attention,
@@ -102,10 +100,8 @@ class Model:
 
     def load(self) -> Model:
         """Random weights are made on the device, from a fixed seed."""
-        if self.name in TINY:
-            from holitom.models.inputs import load_model
-
-            module = load_model(paths.data("tiny", TINY[self.name]), self.dtype, self.device)
+        if self.name == "tiny":
+            module = load_model(paths.data("tiny", "onevision"), self.dtype, self.device)
         else:
             with torch.device(self.device), torch.random.fork_rng():
                 torch.manual_seed(0)

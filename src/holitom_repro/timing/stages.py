@@ -19,7 +19,7 @@ import torch
 from holitom import Reduction, reduce_tokens
 from holitom.models import adapter_for
 from holitom.types import OPTIONAL_FIELDS, MergedFrames, VideoFeatures
-from holitom_repro.timing.records import STAGES
+from holitom_repro.timing.rows import STAGES
 from holitom_repro.timing.shapes import Model
 
 

@@ -1,4 +1,5 @@
-"""The four benchmarks of the tiny tier: recipes, questions, and the video files they are asked about.
+"""The four benchmarks of the tiny tier: recipes, questions, and the video files they are asked about. Importing this
+makes them known to ``evaluation``.
 
 Each stands for one benchmark of the papers and stresses what that one stresses. A video is drawn from a random stream
 of its own (``world.benchmark_rng``; training draws from other streams by construction), so it depends on its number
@@ -13,8 +14,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Iterable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from holitom.errors import BadUsage, CannotRun
 from holitom.video import Frames, sample_index
 from holitom_repro import paths
 from holitom_repro.code import meaning
+from holitom_repro.evaluation.cells import Benchmark, register
 from holitom_repro.records import write_atomic
 from holitom_repro.tiny import vocabulary, world
 
@@ -38,37 +39,32 @@ _TRIES = 200
 
 
 class Recipe(NamedTuple):
-    """types: the question types that are asked, each equally often; paper: the benchmark that it stands for."""
+    """types: the question types that are asked, each equally often."""
 
     kind: world.Kind
     frames: int
     types: tuple[str, ...]
-    paper: str
 
 
 BENCHMARKS = {
     # what happens, and in which order
-    "tiny_actions": Recipe("actions", 64, ("motion", "change", "order", "where", "shape"), "mvbench"),
+    "tiny_actions": Recipe("actions", 64, ("motion", "change", "order", "where", "shape")),
     # one shot by a gliding camera
-    "tiny_ego": Recipe("ego", 64, ("color", "change", "count", "order", "shape", "needle"), "egoschema"),
+    "tiny_ego": Recipe("ego", 64, ("color", "change", "count", "order", "shape", "needle")),
     # an instant in a long video
-    "tiny_long": Recipe("long", 128, ("needle", "needle_scene", "scene_of", "scenes", "order"), "longvideobench_val_v"),
+    "tiny_long": Recipe("long", 128, ("needle", "needle_scene", "scene_of", "scenes", "order")),
     # every question type
-    "tiny_general": Recipe("general", 64, vocabulary.QUESTION_TYPES, "videomme"),
+    "tiny_general": Recipe("general", 64, vocabulary.QUESTION_TYPES),
 }
-
-
-def recipe(name: str) -> Recipe:
-    """The recipe called ``name``; BadUsage names the four."""
-    if name not in BENCHMARKS:
-        raise BadUsage(f"there is no tiny benchmark {name!r}", fix=f"choose one of {', '.join(BENCHMARKS)}")
-    return BENCHMARKS[name]
+"""Which benchmark of the papers each stands for: ``papers.TINY_TASKS``."""
 
 
 def draw(name: str, video: int) -> tuple[world.Clip, list[world.Question]]:
     """One video and its questions. The benchmark's types take turns, so that all come equally often; clips are drawn
-    until one admits every type that is this video's turn."""
-    kind, frames, types, _ = recipe(name)
+    until one admits every type that is this video's turn. BadUsage for an unknown benchmark."""
+    if name not in BENCHMARKS:
+        raise BadUsage(f"there is no tiny benchmark {name!r}", fix=f"choose one of {', '.join(BENCHMARKS)}")
+    kind, frames, types = BENCHMARKS[name]
     rng = world.benchmark_rng(name, video)
     wanted = [types[(QUESTIONS_PER_VIDEO * video + k) % len(types)] for k in range(QUESTIONS_PER_VIDEO)]
     for _ in range(_TRIES):
@@ -88,9 +84,9 @@ def write_video(path: Path, frames: np.ndarray) -> Path:
     """Write RGB frames [T, H, W, 3] as an H.264 mp4 that keeps the colour of every pixel; the file appears under its
     name only when it is complete. Raises OSError when it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial_file = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with av.open(f"file:{partial}", "w", format="mp4") as container:
+        with av.open(f"file:{partial_file}", "w", format="mp4") as container:
             # one thread: the bytes then do not depend on the machine's number of cores
             options = {"crf": str(CRF), "preset": "ultrafast", "threads": "1"}
             stream = container.add_stream("libx264", rate=FPS, options=options)
@@ -98,9 +94,9 @@ def write_video(path: Path, frames: np.ndarray) -> Path:
             for picture in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode())
-        os.replace(partial, path)
+        os.replace(partial_file, path)
     finally:
-        partial.unlink(missing_ok=True)
+        partial_file.unlink(missing_ok=True)
     return path
 
 
@@ -111,15 +107,14 @@ def recipe_hash() -> str:
     return hashlib.sha256("\n".join(meaning(inspect.getsource(part)) for part in parts).encode()).hexdigest()[:12]
 
 
-def folder(name: str, root: Path | None = None) -> Path:
-    """Where the files of one benchmark live; ``root`` replaces runs/cache/tiny."""
-    recipe(name)
-    return (root or paths.runs("cache", "tiny")) / recipe_hash() / name
+def folder(name: str) -> Path:
+    """Where the files of one benchmark live."""
+    return paths.runs("cache", "tiny", recipe_hash(), name)
 
 
-def questions(name: str, root: Path | None = None) -> list[dict[str, Any]]:
+def questions(name: str) -> list[dict[str, Any]]:
     """All questions, in the order of the videos: doc_id, video (file name), type, question, answer, choices."""
-    path = folder(name, root) / "questions.jsonl"
+    path = folder(name) / "questions.jsonl"
     if not path.exists():
         lines = []
         for video in range(VIDEOS):
@@ -130,9 +125,9 @@ def questions(name: str, root: Path | None = None) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def video_path(name: str, file: str, root: Path | None = None) -> Path:
+def video_path(name: str, file: str) -> Path:
     """The mp4 of one video, written now if it is not there yet. CannotRun on a full or read-only disk."""
-    path = folder(name, root) / file
+    path = folder(name) / file
     if not path.exists():
         try:
             write_video(path, pixels(draw(name, int(path.stem))[0]))
@@ -150,21 +145,25 @@ def rendered_frames(path: str | Path, frames: int) -> Frames:
     return Frames(drawn[index], index, index / FPS, len(drawn) / FPS, len(drawn), decoder="none (rendered)")
 
 
-def prepare(
-    limit: int | None = None, names: Iterable[str] = BENCHMARKS, *, root: Path | None = None, progress: bool = True
-) -> dict[str, Path]:
-    """Write what is missing of the benchmarks: the questions, and the videos of the first ``limit`` questions of each.
-    Returns the folder of each. Safe to interrupt; calling it again resumes. BadUsage: unknown benchmark, ``limit`` < 1;
-    CannotRun: full disk."""
-    if limit is not None and limit < 1:
-        raise BadUsage(f"limit={limit} is not a number of questions", fix="give 1 or more, or leave it out for all")
-    folders = {name: folder(name, root) for name in names}
-    videos = VIDEOS if limit is None else min(VIDEOS, -(-limit // QUESTIONS_PER_VIDEO))
-    files = [(name, f"{video:03d}.mp4") for name in folders for video in range(videos)]
-    missing = [(name, file) for name, file in files if not (folders[name] / file).exists()]
+def prepare(name: str, limit: int | None = None, progress: bool = True) -> None:
+    """Write what is missing of a benchmark: the questions, and the videos of the first ``limit`` of them. Safe to
+    interrupt; calling it again resumes. CannotRun: full disk."""
+    count = VIDEOS if limit is None else min(VIDEOS, -(-limit // QUESTIONS_PER_VIDEO))
+    missing = [file for file in (f"{k:03d}.mp4" for k in range(count)) if not (folder(name) / file).exists()]
     silent = not (progress and missing)
-    for name, file in tqdm(missing, desc="writing the tiny benchmarks", unit="video", disable=silent):
-        video_path(name, file, root)
-    for name in folders:
-        questions(name, root)
-    return folders
+    for file in tqdm(missing, desc=f"writing {name}", unit="video", disable=silent):
+        video_path(name, file)
+    questions(name)
+
+
+for _name in BENCHMARKS:
+    register(
+        Benchmark(
+            name=_name,
+            tier="tiny",
+            questions=VIDEOS * QUESTIONS_PER_VIDEO,
+            version=recipe_hash(),
+            folder=str(Path(__file__).parent / "tasks"),
+            prepare=partial(prepare, _name),
+        )
+    )

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -23,9 +23,9 @@ from torch import nn
 from tqdm import tqdm
 
 from holitom.errors import BadUsage, CannotRun
-from holitom_repro import paths
+from holitom_repro import machine, paths
 from holitom_repro.records import write_atomic
-from holitom_repro.tiny import learning
+from holitom_repro.tiny import card, learning
 from holitom_repro.tiny.model import build, export
 from holitom_repro.tiny.world import training_rng
 
@@ -79,8 +79,7 @@ RECIPES = {
 }
 
 
-@dataclass
-class Stage:
+class Stage(NamedTuple):
     """One loop: a batch for each step, and its loss."""
 
     name: str
@@ -91,17 +90,15 @@ class Stage:
     loss: Callable[[Any, int], learning.Measured]
 
 
-def vision_stage(recipe: Recipe, scale: float, model, training: learning.VisionTraining) -> Stage:
+def vision_stage(recipe: Recipe, steps: int, model, training: learning.VisionTraining) -> Stage:
     def draw(step: int) -> learning.Frames:
         return learning.draw_frames(training_rng(recipe.seed, 1, step), FRAMES_PER_STEP)
 
-    steps = scaled(recipe.vision_steps, scale)
     return Stage("vision", steps, recipe.vision_rate, 50, draw, lambda batch, step: training(model, batch))
 
 
-def text_stage(recipe: Recipe, number: int, scale: float, model, dense: learning.DenseLabels) -> Stage:
+def text_stage(recipe: Recipe, number: int, steps: int, model, dense: learning.DenseLabels) -> Stage:
     lessons = recipe.lessons[number]
-    steps = scaled(lessons.steps, scale)
 
     def draw(step: int) -> learning.Clips:
         rng = training_rng(recipe.seed, 2 + 2 * number, step)
@@ -191,16 +188,16 @@ def train(name: str, out: Path, work: Path, device: str, scale: float) -> None:
     if recipe.vision_steps:
         parts = nn.ModuleList([model.model.vision_tower, model.model.multi_modal_projector, training])
         optimiser = torch.optim.AdamW(parts.parameters(), weight_decay=0.02, betas=(0.9, 0.98))
-        stage = vision_stage(recipe, scale, model, training)
+        stage = vision_stage(recipe, scaled(recipe.vision_steps, scale), model, training)
         curves[stage.name] = run_stage(stage, model, training, optimiser, folder, device)
-    for number in range(len(recipe.lessons)):
+    for number, lessons in enumerate(recipe.lessons):
         model.model.vision_tower.requires_grad_(False)
         learning.use_block_attention(model.model.language_model)
         weights = [p for p in (*model.parameters(), *training.dense.parameters()) if p.requires_grad]
         matrices, vectors = [p for p in weights if p.ndim > 1], [p for p in weights if p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
         optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98))
-        stage = text_stage(recipe, number, scale, model, training.dense)
+        stage = text_stage(recipe, number, scaled(lessons.steps, scale), model, training.dense)
         curves[stage.name] = run_stage(stage, model, training.dense, optimiser, folder, device)
     model.model.language_model.set_attn_implementation("sdpa")
     try:
@@ -219,13 +216,10 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     p.add_argument("--out", help="where the finished models go (default: data/tiny; a trial: --work)")
     p.add_argument("--work", help="where unfinished training is kept (default: runs/train; a trial below)")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all cores)")
     p.add_argument("--steps", type=float, default=1.0, metavar="SHARE", help="share of the steps, for a trial run")
     args = p.parse_args(argv)
-    if not (0 < args.steps < float("inf") and args.threads > 0):
-        raise BadUsage(f"--steps {args.steps} --threads {args.threads}", fix="give numbers above 0")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise CannotRun("no CUDA device here", fix="give --device cpu")
+    if not 0 < args.steps < float("inf"):
+        raise BadUsage(f"--steps {args.steps}", fix="give a number above 0")
     trial = [] if args.steps == 1 else [f"steps-{args.steps:g}"]
     args.work = Path(args.work or paths.runs("train", *trial))
     args.out = Path(args.out or (args.work / "models" if trial else paths.data("tiny")))
@@ -240,18 +234,15 @@ def main(argv: list[str]) -> int:
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
             raise CannotRun(f"{folder} cannot be written ({error.strerror})", fix="name other folders") from error
-    if args.device == "cpu" and any(os.environ.get(k) != v for k, v in MALLOC.items()):
+    if args.device == "cpu" and not MALLOC.items() <= os.environ.items():
         # glibc reads these when a process starts; through the command line, which puts errors and ctrl-C into words
         debug = ["--debug"] if "--debug" in sys.argv else []
         command = [sys.executable, "-P", "-m", "holitom_repro", "train-tiny", *argv, *debug]
         sys.stdout.flush()
         os.execve(sys.executable, command, os.environ | MALLOC)
-    from holitom_repro.tiny import card
-
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(machine.cores())
     for name in args.only:
         train(name, args.out, args.work, args.device, args.steps)
     for name in args.only:
         card.measure(args.out / name)
-    card.write_card(args.out)
     return 0

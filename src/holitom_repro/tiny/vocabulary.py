@@ -16,7 +16,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Question type -> the answers that it admits."""
 QUESTION_TYPES = tuple(CHOICES)
-CHANCE = {kind: 1 / len(choices) for kind, choices in CHOICES.items()}
 
 PAD, UNKNOWN, START, END, IMAGE, VIDEO = "<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"
 _SPECIAL = (PAD, UNKNOWN, START, END, IMAGE, VIDEO, "user", "assistant")

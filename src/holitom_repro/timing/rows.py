@@ -10,15 +10,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from holitom.errors import BadUsage
-
 STAGES = ("vision", "saliency", "outer", "splice", "prefill", "inner", "first_token")
 """vision: tower (and a stage in it), projector, pooling; saliency: reading q and k of the tower's last layer again;
 outer: the reduction before the language model; splice: prompt, newlines, embeddings; prefill: the decoder; inner:
 stages inside it, with their attention rows and the later layers' positions and masks; first_token: last norm to the
 chosen id."""
 ADDED = ("saliency", "outer", "inner")  # what only a reduction has
-SAME = ("model", "layers", "device", "dtype", "attention", "frames", "batch", "code")  # of rows that may be compared
+SAME = ["model", "layers", "device", "dtype", "attention", "frames", "batch", "code"]  # of rows that may be compared
 
 
 def spread(samples: Sequence[float], scale: float = 1) -> dict[str, float]:
@@ -65,23 +63,16 @@ class TimedRow:
     created: str
     code: str
 
-    def __post_init__(self) -> None:
-        if bool(self.samples) != (self.outcome == "measured") or bool(self.samples) == bool(self.reason):
-            raise BadUsage(f"{self.row}: {self.outcome!r}, {self.reason!r}", fix="give samples, or why there are none")
-        if not self.provenance or (self.device == "CPU" and self.provenance.get("gpu")):
-            raise BadUsage(f"{self.row}: no provenance, or a CPU's times with a GPU's name", fix="measure it again")
-
     @property
     def key(self) -> tuple[Any, ...]:
         """What makes another measurement of the same row needless."""
-        return (*(getattr(self, name) for name in SAME), self.row, self.at, self.new_tokens)
+        return tuple(getattr(self, name) for name in (*SAME, "row", "at", "new_tokens"))
 
     @property
     def summary(self) -> dict[str, Any]:
         """Each a ``spread``: ttft_ms, stages_ms, prefill_ms (with the inner stages), added_ms (what only a reduction
-        has), decode_tok_s (None without decoding). Then videos_per_s; kept_pct and mean_pct, the visual tokens in the
-        first layer and in the mean over the layers; extrapolated, where layers were cut away: the first token with
-        all of them."""
+        has), decode_tok_s (None without decoding). Then kept_pct and mean_pct: the visual tokens in the first layer
+        and in the mean over the layers."""
         if not self.samples:
             return {}
         stages, decode, visual = self.samples["stages"], self.samples["decode"], self.frames * self.cells / 100
@@ -89,18 +80,15 @@ class TimedRow:
         def total(*names: str) -> dict[str, float]:
             return spread([sum(parts) for parts in zip(*(stages[name] for name in names), strict=True)], 1000)
 
-        made: dict[str, Any] = {"ttft_ms": spread(self.samples["ttft"], 1000)}
-        made["stages_ms"] = {name: total(name) for name in STAGES}
-        made["prefill_ms"], made["added_ms"] = total("prefill", "inner"), total(*ADDED)
-        made["decode_tok_s"] = spread([self.batch * self.new_tokens / s for s in decode]) if decode else None
-        made["videos_per_s"] = 1000 * self.batch / made["ttft_ms"]["median"]
-        made["kept_pct"] = self.tokens_per_layer[0] / visual
-        made["mean_pct"] = statistics.fmean(self.tokens_per_layer) / visual
-        if self.layers < self.full_layers:
-            missing = (self.full_layers / self.layers - 1) * made["prefill_ms"]["median"]
-            how = f"from {self.layers} of {self.full_layers} decoder layers: prefill and inner scaled, the rest not"
-            made["extrapolated"] = {"ttft_ms": made["ttft_ms"]["median"] + missing, "how": how}
-        return made
+        return {
+            "ttft_ms": spread(self.samples["ttft"], 1000),
+            "stages_ms": {name: total(name) for name in STAGES},
+            "prefill_ms": total("prefill", "inner"),
+            "added_ms": total(*ADDED),
+            "decode_tok_s": spread([self.batch * self.new_tokens / s for s in decode]) if decode else None,
+            "kept_pct": self.tokens_per_layer[0] / visual,
+            "mean_pct": statistics.fmean(self.tokens_per_layer) / visual,
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """With the summary, as the file holds it."""
@@ -143,5 +131,5 @@ def table(rows: Iterable[TimedRow]) -> Any:
     import pandas as pd
 
     frame, ttft = pd.json_normalize([row.as_dict() for row in rows]), "summary.ttft_ms.median"
-    full = frame[frame["at"] == "all tokens"].drop_duplicates([*SAME], keep="last")
-    return frame.assign(x_full=frame[[*SAME]].merge(full[[*SAME, ttft]], how="left")[ttft] / frame[ttft])
+    full = frame[frame["at"] == "all tokens"].drop_duplicates(SAME, keep="last")
+    return frame.assign(x_full=frame[SAME].merge(full[[*SAME, ttft]], how="left")[ttft] / frame[ttft])
