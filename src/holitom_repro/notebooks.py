@@ -60,18 +60,14 @@ _ALL = (
 NOTEBOOKS = {notebook.name: notebook for notebook in _ALL}
 """In the order of ``all``: what others read first, the overview last."""
 
-FOREIGN = (
-    *("JUPYTER_PATH", "JUPYTER_CONFIG_PATH", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"),
-    *("IPYTHONDIR", "MPLBACKEND", "MPLCONFIGDIR", "MATPLOTLIBRC", "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"),
-    *("GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE"),
-)
-"""Variables by which other programs' kernels, start-up files, styles and repositories would get into a run."""
+FOREIGN = ("JUPYTER_PATH", "JUPYTER_CONFIG", "JUPYTER_DATA", "JUPYTER_RUNTIME", "IPYTHON", "MPL", "MATPLOTLIB", "GIT_")
+"""How variables begin by which others' kernels, start-up files, styles and repositories would get into a run."""
 
 
 def own_surroundings() -> None:
     """For this process and those that it starts: without FOREIGN, with every cache below runs/cache, text as UTF-8."""
-    for name in FOREIGN:
-        os.environ.pop(name, None)
+    for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+        del os.environ[name]
     for name, place in paths.caches().items():
         os.environ[name] = place
         with suppress(OSError):  # a checkout that may only be read can still be looked at
@@ -100,12 +96,9 @@ def parameters(notebook: Path) -> dict[str, tuple[str, Any]]:
     found: dict[str, tuple[str, Any]] = {}
     for node in ast.parse("\n".join(tagged)).body:
         if isinstance(node, ast.AnnAssign):
-            found[node.target.id] = ast.unparse(node.annotation), _literal(node.value)
+            found[ast.unparse(node.target)] = ast.unparse(node.annotation), _literal(node.value)
         elif isinstance(node, ast.Assign):
-            pairs = [(node.targets[0], node.value)]
-            if isinstance(node.targets[0], ast.Tuple):
-                pairs = list(zip(node.targets[0].elts, node.value.elts, strict=True))
-            found |= {target.id: (type(_literal(value)).__name__, _literal(value)) for target, value in pairs}
+            found[ast.unparse(node.targets[0])] = type(_literal(node.value)).__name__, _literal(node.value)
     return found
 
 
