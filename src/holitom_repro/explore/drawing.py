@@ -24,7 +24,7 @@ from holitom_repro.style import MUTED, look
 COLUMN, PER_ROW, SCALE = 568, 8, 1.5  # CSS pixels of a side, small frames in a row, device pixels per CSS pixel
 ORANGE, BLUE = FATE_COLOURS[ALONE], FATE_COLOURS[MERGED]
 TINTS = (BLUE, "#029E73", "#CC78BC", "#ECE133", "#56B4E9", "#8C510A")
-"""In turn for tokens that stand for several cells; orange is left out, for it frames those kept as they are."""
+"""One for each number of ``Outcome.tint``; orange is left out, for it frames the tokens kept as they are."""
 HUES = (np.array([to_rgb(colour) for colour in ("white", "black", *TINTS)]) * 255).astype(np.uint16)
 SHARES = np.array([200, 0] + [104] * len(TINTS), dtype=np.uint16)  # of 256: how far a cell fades, stays, is tinted
 GLYPHS = dict(zip("o^sDv<>PX*phHd8", "●▲■◆▼◀▶✚✖★⬟⬢⬣♦⬣", strict=True))
@@ -73,19 +73,18 @@ def paint(pictures: np.ndarray, found: Outcome, frames: slice, line: int) -> np.
     high, wide = pictures.shape[1] // rows, pictures.shape[2] // columns
     owner, fate = (values[frames].reshape(-1, rows, 1, columns, 1) for values in (found.owner, found.fate))
     group = np.where((fate == CARRIED) | (fate == MERGED), owner, -1)
-    state = np.where(group >= 0, 2 + group % len(TINTS), fate == ALONE)
+    state = np.where(group >= 0, 2 + found.tint[group], fate == ALONE)
     share = SHARES[state][..., None]
     cells = pictures.reshape(-1, rows, high, columns, wide, 3)
     out = ((cells * (256 - share) + HUES[state] * share) >> 8).astype(np.uint8)
     y, x, thick = np.arange(high), np.arange(wide), max(1, min(1 + line, min(high, wide) // 3))
     edge = (np.minimum(y, y[::-1]) < thick)[:, None, None] | (np.minimum(x, x[::-1]) < thick)
     np.copyto(out, (np.array(to_rgb(ORANGE)) * 255).astype(np.uint8), where=(edge & (state == 1))[..., None])
-    out, group = (
-        out.reshape(pictures.shape),
-        group.repeat(high, axis=2).repeat(wide, axis=4).reshape(pictures.shape[:3]),
-    )
-    out[:, :-line][group[:, line:] != group[:, :-line]] = 255
-    out[:, :, :-line][group[:, :, line:] != group[:, :, :-line]] = 255
+    out = out.reshape(pictures.shape)
+    if line:
+        group = group.repeat(high, axis=2).repeat(wide, axis=4).reshape(pictures.shape[:3])
+        out[:, :-line][group[:, line:] != group[:, :-line]] = 255
+        out[:, :, :-line][group[:, :, line:] != group[:, :, :-line]] = 255
     return out
 
 
@@ -134,7 +133,7 @@ def _small(found: Outcome) -> list[Markup]:
     """Every frame, small."""
     clip, wide = found.clip, (COLUMN - 6 * (PER_ROW - 1)) / PER_ROW
     high = round(wide * clip.frames.pixels.shape[1] / clip.frames.pixels.shape[2], 1)
-    painted = paint(_pictures(clip, 0, len(clip), wide, high), found, slice(None), 1)
+    painted = paint(_pictures(clip, 0, len(clip), wide, high), found, slice(None), 0)
     return [_frame(found, t, picture, wide, high, 8) for t, picture in enumerate(painted)]
 
 

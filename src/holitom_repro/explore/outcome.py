@@ -44,6 +44,7 @@ STAGES: dict[str, Callable[..., Inner]] = {
 INNER = {"none": "none", "merge (HoliTom)": "merge", "drop (FastV)": "drop"}
 SHAPE = LLM_SHAPES["ov-7b"]
 LAYERS = SHAPE.layers
+COLOURS = 6
 FULL = 32 * 196  # visual tokens of LLaVA-OneVision-7B's 32 frames
 
 
@@ -157,6 +158,21 @@ class Outcome:
         """[T] the number of every frame's segment, from 0; -1 where there are none."""
         begins = [first for first, _ in self.segments]
         return np.searchsorted(begins, np.arange(len(self.owner)), side="right") - 1
+
+    @cached_property
+    def tint(self) -> np.ndarray:
+        """[kept] a number below COLOURS for every token, so that touching groups differ: greedy, in their order."""
+        owner = self.owner.reshape(-1, *self.clip.video.grid)
+        near: dict[int, set[int]] = {}
+        for a, b in ((owner[:, :, 1:], owner[:, :, :-1]), (owner[:, 1:], owner[:, :-1])):
+            touching = (a != b) & (a != NOBODY) & (b != NOBODY) & (self.size[a] > 1) & (self.size[b] > 1)
+            for pair in zip(a[touching].tolist(), b[touching].tolist(), strict=True):
+                near.setdefault(max(pair), set()).add(min(pair))  # which has its colour when the later is painted
+        tint = np.arange(len(self.size)) % COLOURS
+        for token in sorted(near):
+            taken = np.bincount(tint[list(near[token])], minlength=COLOURS)
+            tint[token] = min(range(COLOURS), key=lambda c: (taken[c], (c - token) % COLOURS))
+        return tint
 
 
 @lru_cache(maxsize=128)
