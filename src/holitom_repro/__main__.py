@@ -288,9 +288,8 @@ def _table(lines: list[str], width: int) -> Table:
     head, _, *rows = ([cell.strip() for cell in line.strip("| ").split("|")] for line in lines if line[:1] == "|")
     wide = sum(max(map(len, column)) + 2 for column in zip(head, *rows, strict=True)) > width
     kept = [k for k, name in enumerate(head) if not (wide and " / " in name)]
-    below = ["every benchmark: the .md file"] * (len(kept) < len(head)) + [
-        one for one in lines if one[:1] not in ("", "|")
-    ]
+    below = [one for one in lines if one[:1] not in ("", "|")]
+    below += ["every benchmark: the .md file"] if len(kept) < len(head) else []
     table = Table(*(Column(head[k], overflow="fold") for k in kept), box=box.SIMPLE, caption=Text("\n".join(below)))
     for row in rows:
         table.add_row(*(Text(row[k]) for k in kept))

@@ -184,16 +184,11 @@ def run(name: str, given: Mapping[str, Any], folder: Path | None = None, words: 
     own_surroundings()
     started = time.time()
     _execute(notebook, copy, values, _Words(words or sys.stderr))
+    files = sorted(path for path in results.glob("*.*") if path.stat().st_mtime >= started)
     verdicts = paths.runs(tier, "verdicts", f"{name}.json")
     judged = verdicts.is_file() and verdicts.stat().st_mtime >= started
-    return Finished(
-        notebook,
-        copy,
-        trial,
-        time.time() - started,
-        sorted(path for path in results.glob("*.*") if path.stat().st_mtime >= started),
-        json.loads(verdicts.read_text(encoding="utf-8"))["now"] if judged else [],
-    )
+    found = json.loads(verdicts.read_text(encoding="utf-8"))["now"] if judged else []
+    return Finished(notebook, copy, trial, time.time() - started, files, found)
 
 
 def _execute(notebook: Path, copy: Path, values: dict[str, Any], words: _Words) -> None:
@@ -203,6 +198,7 @@ def _execute(notebook: Path, copy: Path, values: dict[str, Any], words: _Words) 
 
     for name in ("papermill", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what they would say is said below
+    idle = "--IPKernelApp.exec_lines=__import__('signal').signal(2, 0)"  # else a kernel between cells overhears ctrl-C
     draft = copy.with_name(f".{copy.stem}.{os.getpid()}.ipynb")
     with tempfile.TemporaryFile() as said, _Stop() as stop:
         try:
@@ -219,7 +215,7 @@ def _execute(notebook: Path, copy: Path, values: dict[str, Any], words: _Words) 
                 request_save_on_cell_execute=False,
                 coalesce_streams=True,
                 kernel_manager_class=_kernel(said, stop),
-                extra_arguments=["--log-level=ERROR", "--HistoryManager.enabled=False", IDLE],
+                extra_arguments=["--log-level=ERROR", "--HistoryManager.enabled=False", idle],
                 on_cell_execute=stop.check,
             )
             # JupyterLab shows the tables of a signed copy with their style
@@ -231,10 +227,9 @@ def _execute(notebook: Path, copy: Path, values: dict[str, Any], words: _Words) 
             stop.check()
             said.seek(0)
             last = said.read().decode(errors="replace").strip().split("\n")[-1] or str(error).strip().split("\n")[0]
-            raise CannotRun(
-                f"the kernel of {notebook.name} died or did not answer ({last.rstrip('.')})",
-                fix="most often the memory has run out: close other programs and run the same command again",
-            ) from error
+            what = f"the kernel of {notebook.name} died or did not answer ({last.rstrip('.')})"
+            fix = "most often the memory has run out: close other programs and run the same command again"
+            raise CannotRun(what, fix=fix) from error
         finally:
             if draft.exists():
                 draft.replace(copy)
@@ -268,10 +263,6 @@ def _kernel(said: Any, stop: _Stop) -> type:
             stop.group = self.provisioner.pgid
 
     return Kernel
-
-
-IDLE = "--IPKernelApp.exec_lines=__import__('signal').signal(2, 0)"
-"""A kernel between two cells ends at ctrl-C, which it would overhear."""
 
 
 class _Stop:

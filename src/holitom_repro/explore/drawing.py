@@ -59,7 +59,7 @@ def page(outcomes: Sequence[Outcome], focus: int) -> str:
         ramp=",".join(to_hex(colour) for colour in CIVIDIS[::-51]),
         similarity=_similarity(clip),
         glyph=lambda found: (look(found.side.row)[0], GLYPHS.get(look(found.side.row)[1], "●")),
-        hue=lambda number: SEGMENT_COLOURS[number % len(SEGMENT_COLOURS)],
+        hue=lambda number: SEGMENT_COLOURS[number % len(SEGMENT_COLOURS)] if number >= 0 else "white",
         frame=_large,
         small=_small,
         counts=_counts,
