@@ -34,14 +34,24 @@ from holitom_repro.notebooks import HARDWARE, NOTEBOOKS, Finished, Notebook
 
 PROG = "./reproduce.sh"
 Option = typer.Option
+
+
+def _skip(asked: bool) -> bool:
+    """For evaluation.sweep, in the processes that a notebook starts."""
+    if asked:
+        os.environ["HOLITOM_SKIP_BROKEN"] = "1"
+    return asked
+
+
 Tier = Annotated[Literal["tiny", "speed", "paper"], Option(help="what is measured, on which hardware: see list")]
 Limit = Annotated[int | None, Option(min=1, metavar="N", help="a trial: the first N questions of each benchmark")]
 Given = Annotated[list[str] | None, Option("-p", metavar="KEY VALUE", help="a parameter of the notebook's first cell")]
 Out = Annotated[str, Option(metavar="DIR", help="where to write, instead of figures/<tier> or runs/<tier>/report")]
-Fresh = Annotated[bool, Option("--fresh", help="measure finished cells again")]
-Resume = Annotated[bool, Option("--resume", help="read finished cells (the default)")]
+Fresh = Annotated[bool, Option("--fresh/--resume", help="measure finished cells again, or read them")]
 Strict = Annotated[bool, Option("--strict", help="exit 1 when a verdict is not the expected one")]
-Skip = Annotated[bool, Option("--skip-broken", help="count questions about unreadable videos instead of stopping")]
+Skip = Annotated[
+    bool, Option("--skip-broken", help="count questions about unreadable videos instead of stopping", callback=_skip)
+]
 Rest = Annotated[list[str] | None, typer.Argument(metavar="[MORE]", help="handed on: options of the program behind it")]
 AsJson = Annotated[bool, Option("--json", help="a list of objects: id, paper, kind, statement, verdict, expected")]
 
@@ -99,15 +109,12 @@ def _add(notebook: Notebook) -> None:
         p: Given = None,
         out: Out = "",
         fresh: Fresh = False,
-        resume: Resume = False,
         strict: Strict = False,
         skip_broken: Skip = False,
     ) -> int:
-        _skip(skip_broken)
         _paper_options(tier, more or [])
-        asked = {"limit": limit, "out": out, "fresh": _anew(fresh, resume)}
-        pairs = dict(pair.partition("=")[::2] for pair in p or [])
-        done = _run(notebook, {"tier": tier} | {name: value for name, value in asked.items() if value} | pairs)
+        asked = {name: value for name, value in {"limit": limit, "out": out, "fresh": fresh}.items() if value}
+        done = _run(notebook, {"tier": tier, **asked, **dict(pair.partition("=")[::2] for pair in p or [])})
         _show(done)
         return _judge([done], strict)
 
@@ -115,17 +122,6 @@ def _add(notebook: Notebook) -> None:
 for _one in NOTEBOOKS.values():
     if _one.name != "explore":
         _add(_one)
-
-
-def _anew(fresh: bool, resume: bool) -> bool:
-    if fresh and resume:
-        raise BadUsage("--fresh and --resume say the opposite", fix="leave one of them out")
-    return fresh
-
-
-def _skip(asked: bool) -> None:
-    if asked:
-        os.environ["HOLITOM_SKIP_BROKEN"] = "1"  # of evaluation.sweep, in the processes that a notebook starts
 
 
 def _paper_options(tier: str, words: list[str]) -> None:
@@ -141,13 +137,13 @@ def _paper_options(tier: str, words: list[str]) -> None:
 
 def _run(notebook: Notebook, given: dict[str, Any]) -> Finished:
     """Everything that can be refused is refused before any work."""
-    tier = given["tier"]
+    tier, source = given["tier"], notebooks.source(notebook.name)
     if tier not in notebook.minutes:
         fix = f"use {' or '.join(f'--tier {name}' for name in notebook.minutes)}"
         raise BadUsage(f"{notebook.command} is not offered in the {tier} tier", fix=fix)
-    known = notebooks.parameters(notebooks.source(notebook.name))
-    given = {name: value for name, value in given.items() if name != "tier" or name in known}
-    notebooks.checked(notebooks.source(notebook.name), given)
+    if "tier" not in notebooks.parameters(source):
+        given.pop("tier")
+    notebooks.checked(source, given)
     machine.require(tier)
     print(f"{notebook.command}: {notebook.question} ({_minutes(notebook, tier)} from an empty cache)", file=sys.stderr)
     return notebooks.run(notebook.name, given)
@@ -155,24 +151,19 @@ def _run(notebook: Notebook, given: dict[str, Any]) -> Finished:
 
 @app.command("all")
 def all_(
-    tier: Tier = "tiny",
-    limit: Limit = None,
-    fresh: Fresh = False,
-    resume: Resume = False,
-    strict: Strict = False,
-    skip_broken: Skip = False,
+    tier: Tier = "tiny", limit: Limit = None, fresh: Fresh = False, strict: Strict = False, skip_broken: Skip = False
 ) -> int:
     """Every notebook of the tier, each as far as it gets, and one screen at the end."""
-    _skip(skip_broken)
     machine.require(tier)
     chosen = [notebook for notebook in NOTEBOOKS.values() if tier in notebook.minutes]
-    given = {"tier": tier, "limit": limit, "fresh": _anew(fresh, resume)}
     finished, table = [], Table("notebook", "took", "verdicts", box=None, pad_edge=False)
     for one in chosen:
         try:
-            known = {"tier", *notebooks.parameters(notebooks.source(one.name))}
-            finished.append(_run(one, {key: value for key, value in given.items() if value and key in known}))
-            table.add_row(one.command, f"{finished[-1].seconds / 60:.1f} min", _counts(finished[-1].verdicts))
+            known = notebooks.parameters(notebooks.source(one.name))
+            asked = {"limit": limit, "fresh": fresh}.items()
+            done = _run(one, {"tier": tier} | {name: value for name, value in asked if value and name in known})
+            finished.append(done)
+            table.add_row(one.command, f"{done.seconds / 60:.1f} min", _counts(done.verdicts))
         except KitError as error:
             print(f"{PROG}: {error}", file=sys.stderr)
             table.add_row(one.command, "failed", Text(error.what))
@@ -226,21 +217,15 @@ def _lab(name: str, more: list[str]) -> int:
     os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *words])
 
 
-TOOLS = {
-    "demo": ("demo", "HoliTom on one video, as a picture and in numbers"),
-    "convert": ("convert", "A checkpoint of the original LLaVA-NeXT format for transformers."),
-    "train-tiny": ("tiny.train", "The models of the tiny tier, trained again from their seeds; resumable."),
-}
-
-
 def _tool(name: str, module: str, about: str) -> None:
     @app.command(name, help=about, add_help_option=False, context_settings=MORE, rich_help_panel="Tools")
     def command(more: Rest = None) -> int:
         return import_module(f"holitom_repro.{module}").main(more or []) or 0
 
 
-for _name, (_module, _about) in TOOLS.items():
-    _tool(_name, _module, _about)
+_tool("demo", "demo", "HoliTom on one video, as a picture and in numbers.")
+_tool("convert", "convert", "A checkpoint of the original LLaVA-NeXT format for transformers.")
+_tool("train-tiny", "tiny.train", "The models of the tiny tier, trained again from their seeds; resumable.")
 
 
 @app.command(add_help_option=False, context_settings=MORE, rich_help_panel="Tools")
@@ -284,7 +269,6 @@ def _show(done: Finished) -> None:
         if path.suffix == ".md":
             lines = path.read_text(encoding="utf-8").splitlines()
             console.print(_table(lines, console.width)) if console.is_terminal else print(*lines, sep="\n")
-            print(*(f"{line}\n" for line in lines if console.is_terminal and line[:1] not in ("", "|")), sep="", end="")
     if done.verdicts and not done.trial:
         from holitom_repro.style import VERDICTS
 
@@ -304,8 +288,9 @@ def _table(lines: list[str], width: int) -> Table:
     head, _, *rows = ([cell.strip() for cell in line.strip("| ").split("|")] for line in lines if line[:1] == "|")
     wide = sum(max(map(len, column)) + 2 for column in zip(head, *rows, strict=True)) > width
     kept = [k for k, name in enumerate(head) if not (wide and " / " in name)]
-    less = "" if len(kept) == len(head) else "every benchmark: the .md file"
-    table = Table(*(Column(head[k], overflow="fold") for k in kept), box=box.SIMPLE, caption=less)
+    below = [one for one in lines if one[:1] not in ("", "|")]
+    below += ["every benchmark: the .md file"] if len(kept) < len(head) else []
+    table = Table(*(Column(head[k], overflow="fold") for k in kept), box=box.SIMPLE, caption=Text("\n".join(below)))
     for row in rows:
         table.add_row(*(Text(row[k]) for k in kept))
     return table

@@ -12,7 +12,7 @@ import argparse
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +27,20 @@ from holitom.models.llava_onevision import newline_order, pool_mode
 
 CLASS = "LlavaQwenForCausalLM"  # LLaVA-OneVision and LLaVA-Video with Qwen2
 TOWER = "model.vision_tower.vision_tower.vision_model."
-HEADS = {"siglip-so400m-patch14-384": 16}
-"""Attention heads, which a tower's weights do not tell, by the end of its name."""
+SIGLIP, HEADS, SIZE = "siglip-so400m-patch14-384", 16, 384  # what the weights of a tower do not tell
 PATCHES, PLACES = (f"{TOWER}embeddings.{part}_embedding.weight" for part in ("patch", "position"))
 WORDS, INNER = "model.embed_tokens.weight", f"{TOWER}encoder.layers.0.mlp.fc1.weight"
-_TEXT = (  # Qwen2Config's arguments; rope_scaling is ignored, as LlavaQwenForCausalLM does
+GROWING = (WORDS, "lm_head.weight")
+TEXT = (  # Qwen2Config's arguments; rope_scaling is ignored, as LlavaQwenForCausalLM does
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "max_position_embeddings", "rms_norm_eps", "rope_theta", "hidden_act", "attention_dropout", "initializer_range",
     "use_sliding_window", "sliding_window", "max_window_layers", "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
-_EXPECTED = {
+EXPECTED = {
     "mm_projector_type": ("mlp2x_gelu",), "mm_patch_merge_type": ("spatial_unpad",), "add_faster_video": (False, None),
     "mm_spatial_pool_stride": (2, None), "mm_vision_select_feature": ("patch", None),
 }  # fmt: skip
-_RENAMED = {
+RENAMED = {
     re.escape(TOWER): "model.vision_tower.",
     r"model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
     r"model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
@@ -53,12 +53,9 @@ PREPROCESSING = {
     "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
 }  # fmt: skip
 """That repository's SigLipImageProcessor: bicubic, to the tower's size, values in [-1, 1]."""
-
+TOKENIZER = re.compile(r"(tokenizer.*|vocab|merges|special_tokens_map|added_tokens|generation_config)\.(json|txt)")
 INDEX = "model.safetensors.index.json"
-_GROWING = (WORDS, "lm_head.weight")
-_TOKENIZER = re.compile(r"(tokenizer.*|vocab|merges|special_tokens_map|added_tokens|generation_config)\.(json|txt)")
-_WHOLE = "download the whole checkpoint (model-*.safetensors and their index)"
-_AGAIN = "download it again (git lfs pull)"
+WHOLE, AGAIN = "download the whole checkpoint (model-*.safetensors and their index)", "download it again (git lfs pull)"
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -75,52 +72,56 @@ def convert(source: Path, target: Path, pool: str | None = None) -> dict[str, An
         raise BadUsage(f"{target} exists", fix="give a folder that does not exist yet")
     shapes = {name: shape for shard in shards for name, shape in _shapes(shard).items()}
     if lacking := [name for name in (WORDS, PATCHES, PLACES, INNER) if name not in shapes]:
-        raise UnsupportedModel(f"the checkpoint lacks {', '.join(lacking)}", fix=_WHOLE)
-    partial = target.with_name(f"{target.name}.partial")
+        raise UnsupportedModel(f"the checkpoint lacks {', '.join(lacking)}", fix=WHOLE)
     size = sum(shard.stat().st_size for shard in shards)
     target.parent.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(target.parent).free) < 1.05 * size:
         told = f"{target.parent} has {free / 2**30:.1f} GiB free, and the weights need {size / 2**30:.1f}"
         raise CannotRun(told, fix="free some space, or give another folder")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    draft = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
     try:
-        ids = _tokenizer(source, partial)
-        config = _config(stored, shapes, ids, pool, source)
+        ids = _tokenizer(source, draft)
+        config = _config(stored, shapes, ids, pool)
         placed = _places(shapes, config)
-        config.dtype = _write(shards, partial, placed, config.text_config.vocab_size, size)
-        config.save_pretrained(partial)
+        config.dtype = _write(shards, draft, placed, config.text_config.vocab_size)
+        config.save_pretrained(draft)
         side = config.vision_config.image_size
-        _put(partial / "preprocessor_config.json", PREPROCESSING | {"size": {"height": side, "width": side}})
-        partial.rename(target)
+        _put(draft / "preprocessor_config.json", PREPROCESSING | {"size": {"height": side, "width": side}})
+        draft.rename(target)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
     decided = {"pooling": pool_mode(config), "newlines": newline_order(config), "placeholders": ids}
     return decided | {"weights": len(placed), "dtype": str(config.dtype).removeprefix("torch.")}
 
 
 def _opened(source: Path) -> tuple[dict[str, Any], list[Path]]:
-    """The config and the weight files of an original checkpoint."""
+    """The config and the weight files of a checkpoint that the LLaVA-OneVision class of transformers can express."""
     if not (source / "config.json").is_file():
         raise BadUsage(f"{source} is not a model folder: it has no config.json", fix="give the downloaded checkpoint")
     stored = _json(source / "config.json")
-    classes = stored.get("architectures") or []
-    if "mm_vision_tower" not in stored and not any(re.match(r"Llava(Qwen|Llama|Mistral)", name) for name in classes):
-        told = (
-            f"{source} is a {stored.get('model_type')!r} model, not a checkpoint of the original LLaVA-NeXT repository"
-        )
+    classes = stored.get("architectures") or ["(none named)"]
+    if "mm_vision_tower" not in stored and not re.match(r"Llava(Qwen|Llama|Mistral)", classes[0]):
+        kind = stored.get("model_type")
+        told = f"{source} is a {kind!r} model, not a checkpoint of the original LLaVA-NeXT repository"
         raise BadUsage(told, fix="models in the format of transformers need no conversion")
-    check(stored)
+    if CLASS not in classes:
+        told = f"a checkpoint of class {', '.join(classes)} cannot be converted"
+        raise UnsupportedModel(told, fix=f"supported: {CLASS} (LLaVA-OneVision and LLaVA-Video with Qwen2)")
+    for name, allowed in EXPECTED.items():
+        if stored.get(name) not in allowed:
+            fix = f"only {allowed[0]!r} can be converted; run such a model with the llava package (docs/llava.md)"
+            raise UnsupportedModel(f"{name} is {stored.get(name)!r} in this checkpoint's config", fix=fix)
     names = {path.name for path in source.glob("*.safetensors")}
     if (source / INDEX).is_file():
         where = _json(source / INDEX).get("weight_map")
         if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
-            raise CannotRun(f"{source / INDEX} has no weight_map", fix=_AGAIN)
+            raise CannotRun(f"{source / INDEX} has no weight_map", fix=AGAIN)
         names = set(where.values())
     missing = sorted(name for name in names if not (source / name).is_file())
     if not names or missing:
-        lacks = f"lacks {', '.join(missing)}" if missing else "has no weights as safetensors"
-        raise CannotRun(f"{source} {lacks}", fix=_WHOLE)
+        raise CannotRun(f"{source} lacks {', '.join(missing) or 'weights as safetensors'}", fix=WHOLE)
     return stored, [source / name for name in sorted(names)]
 
 
@@ -129,9 +130,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CannotRun(f"{path} is not JSON ({error})", fix=_AGAIN) from error
+        raise CannotRun(f"{path} is not JSON ({error})", fix=AGAIN) from error
     if not isinstance(held, dict):
-        raise CannotRun(f"{path} holds no JSON object", fix=_AGAIN)
+        raise CannotRun(f"{path} holds no JSON object", fix=AGAIN)
     return held
 
 
@@ -145,7 +146,7 @@ def _shapes(shard: Path) -> Shapes:
         with safe_open(shard, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, OSError) as error:
-        raise CannotRun(f"{shard} holds no whole safetensors file ({error})", fix=_AGAIN) from error
+        raise CannotRun(f"{shard} holds no whole safetensors file ({error})", fix=AGAIN) from error
 
 
 def _tokenizer(source: Path, target: Path) -> dict[str, int]:
@@ -153,7 +154,7 @@ def _tokenizer(source: Path, target: Path) -> dict[str, int]:
     from transformers import AutoTokenizer
 
     for path in source.iterdir():
-        if _TOKENIZER.fullmatch(path.name):
+        if TOKENIZER.fullmatch(path.name):
             shutil.copy2(path, target / path.name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(target))
@@ -165,20 +166,17 @@ def _tokenizer(source: Path, target: Path) -> dict[str, int]:
     return {name: tokenizer.convert_tokens_to_ids(token) for name, token in marks.items()}
 
 
-def _config(stored: dict[str, Any], shapes: Shapes, ids: dict[str, int], pool: str | None, source: Path) -> Any:
+def _config(stored: dict[str, Any], shapes: Shapes, ids: dict[str, int], pool: str | None) -> Any:
     """The vocabulary keeps its rows where the new ids fit, else it grows to the next multiple of 64."""
-    from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
+    from transformers import LlavaOnevisionConfig, Qwen2Config
 
-    tower = str(stored.get("mm_vision_tower", ""))
-    local = next((f for f in (source / tower / "config.json", Path(tower) / "config.json") if f.is_file()), None)
-    given = _json(local) if local is not None else {}
-    vision = vision_settings(shapes, tower, given.get("vision_config", given))
-    text = {name: stored[name] for name in _TEXT if stored.get(name) is not None}
+    text = {name: stored[name] for name in TEXT if stored.get(name) is not None}
     tied = "lm_head.weight" not in shapes
     needed, rows = max(ids.values()) + 1, shapes[WORDS][0]
     rows = rows if needed <= rows else -(-needed // 64) * 64
     config = LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(**vision), vision_feature_layer=-1, vision_feature_select_strategy="full",
+        vision_config=_vision(str(stored.get("mm_vision_tower")), shapes),
+        vision_feature_layer=-1, vision_feature_select_strategy="full",
         text_config=Qwen2Config(**text, tie_word_embeddings=tied, vocab_size=rows), tie_word_embeddings=tied,
         image_token_index=ids["image"], video_token_index=ids["video"],
         image_grid_pinpoints=stored.get("image_grid_pinpoints"),
@@ -191,6 +189,24 @@ def _config(stored: dict[str, Any], shapes: Shapes, ids: dict[str, int], pool: s
     return config
 
 
+def _vision(tower: str, shapes: Shapes) -> Any:
+    """The tower's config from the shapes of its weights. Of a whole tower (with its pooling head) the last layer is
+    left out, as that repository does at loading."""
+    from transformers import SiglipVisionConfig
+
+    if not tower.rstrip("/").endswith(SIGLIP):
+        told = f"the number of attention heads of the vision tower {tower!r} is not known"
+        raise UnsupportedModel(told, fix=f"only {SIGLIP} can be converted")
+    width, channels, _, patch = shapes[PATCHES]
+    layers = {found[1] for name in shapes if (found := re.match(rf"{re.escape(TOWER)}encoder\.layers\.(\d+)\.", name))}
+    return SiglipVisionConfig(
+        hidden_size=width, intermediate_size=shapes[INNER][0], num_attention_heads=HEADS,
+        num_hidden_layers=len(layers) - int(any(name.startswith(f"{TOWER}head.") for name in shapes)),
+        num_channels=channels, patch_size=patch, vision_use_head=False,
+        image_size=round(shapes[PLACES][0] ** 0.5) * patch + SIZE % patch,
+    )  # fmt: skip
+
+
 def _places(shapes: Shapes, config: Any) -> dict[str, str]:
     """Original name -> name in transformers, for every weight that is used; the target class has to be filled."""
     from transformers import LlavaOnevisionForConditionalGeneration
@@ -201,11 +217,11 @@ def _places(shapes: Shapes, config: Any) -> dict[str, str]:
     if config.tie_word_embeddings:
         wanted.pop("lm_head.weight", None)
     unused = f"model.vision_tower.encoder.layers.{config.vision_config.num_hidden_layers}."
-    placed = {name: new for name in shapes if (new := renamed(name)) and not new.startswith(unused)}
+    placed = {name: new for name in shapes if (new := _renamed(name)) and not new.startswith(unused)}
     inner = "vision_tower.vision_model." if any("vision_model." in name for name in wanted) else "vision_tower."
     placed = {name: new.replace("vision_tower.", inner, 1) for name, new in placed.items()}
     told = {"missing": set(wanted) - set(placed.values()), "left over": set(placed.values()) - set(wanted)}
-    fixed = {new: shapes[name] for name, new in placed.items() if name not in _GROWING}
+    fixed = {new: shapes[name] for name, new in placed.items() if name not in GROWING}
     told["of another shape"] = {new for new, shape in fixed.items() if wanted.get(new, shape) != shape}
     if any(told.values()):
         said = "; ".join(f"{len(names)} {why} ({min(names)}, ...)" for why, names in told.items() if names)
@@ -213,70 +229,35 @@ def _places(shapes: Shapes, config: Any) -> dict[str, str]:
     return placed
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """UnsupportedModel for checkpoints that the LLaVA-OneVision class of transformers cannot express."""
-    classes = config.get("architectures") or ["(none named)"]
-    if CLASS not in classes:
-        told = f"a checkpoint of class {', '.join(classes)} cannot be converted"
-        raise UnsupportedModel(told, fix=f"supported: {CLASS} (LLaVA-OneVision and LLaVA-Video with Qwen2)")
-    for name, allowed in _EXPECTED.items():
-        if config.get(name) not in allowed:
-            fix = f"only {allowed[0]!r} can be converted; run such a model with the llava package (docs/llava.md)"
-            raise UnsupportedModel(f"{name} is {config.get(name)!r} in this checkpoint's config", fix=fix)
-
-
-def renamed(name: str) -> str | None:
+def _renamed(name: str) -> str | None:
     """The name in transformers of an original weight; None for weights that are not used (SigLIP's pooling head, cached
     frequencies). Raises UnsupportedModel for a weight of unknown purpose."""
     if name.startswith(f"{TOWER}head.") or name.endswith((".inv_freq", ".position_ids")):
         return None
-    for pattern, replacement in _RENAMED.items():
+    for pattern, replacement in RENAMED.items():
         if re.match(pattern, name):
             return re.sub(f"^{pattern}", replacement, name)
     raise UnsupportedModel(f"the weight {name} has no place in the LLaVA-OneVision class", fix="give a full checkpoint")
 
 
-def vision_settings(shapes: Mapping[str, tuple[int, ...]], tower: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """SiglipVisionConfig's arguments from the shapes of the checkpoint's weights.
-
-    tower: the config's ``mm_vision_tower``; given: that tower's own ``vision_config`` where it is at hand. Of a whole
-    tower (with its pooling head) the last layer is left out, as that repository does at loading.
-    """
-    known = next((heads for name, heads in HEADS.items() if tower.rstrip("/").endswith(name)), None)
-    heads = given.get("num_attention_heads", known)
-    if heads is None:
-        fix = f"known: {', '.join(HEADS)}; or let mm_vision_tower name a local folder with a config.json"
-        raise UnsupportedModel(f"the number of attention heads of the vision tower {tower!r} is not known", fix=fix)
-    width, channels, _, size = shapes[PATCHES]
-    layers = 1 + max(int(m[1]) for n in shapes if (m := re.match(re.escape(TOWER) + r"encoder\.layers\.(\d+)\.", n)))
-    return {
-        "hidden_size": width, "intermediate_size": shapes[INNER][0], "num_attention_heads": heads,
-        "num_hidden_layers": layers - int(any(name.startswith(f"{TOWER}head.") for name in shapes)),
-        "num_channels": channels, "patch_size": size, "vision_use_head": False,
-        "image_size": round(shapes[PLACES][0] ** 0.5) * size + given.get("image_size", 384) % size,
-    }  # fmt: skip
-
-
-def _write(shards: Sequence[Path], target: Path, placed: dict[str, str], rows: int, size: int) -> torch.dtype:
+def _write(shards: Sequence[Path], target: Path, placed: dict[str, str], rows: int) -> torch.dtype:
     """Write the weights, one output file per input file, and the index; returns the dtype of the embeddings."""
     where, dtype, total = {}, torch.float32, 0
-    with tqdm(total=size, unit="B", unit_scale=True, desc="convert", disable=size < 2**28) as bar:
-        for number, shard in enumerate(shards, start=1):
-            tensors = {}
-            with safe_open(shard, framework="pt") as file:
-                for name in placed.keys() & set(file.keys()):
-                    weight = file.get_tensor(name)
-                    dtype = weight.dtype if name == WORDS else dtype
-                    if name in _GROWING and len(weight) < rows:
-                        mean = weight.float().mean(0, keepdim=True).to(weight.dtype)
-                        weight = torch.cat([weight, mean.expand(rows - len(weight), -1)])
-                    tensors[placed[name]] = weight.contiguous()
-            if tensors:
-                name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-                save_file(tensors, target / name, metadata={"format": "pt"})
-                where |= dict.fromkeys(tensors, name)
-                total += (target / name).stat().st_size
-            bar.update(shard.stat().st_size)
+    for number, shard in enumerate(tqdm(shards, desc="convert", unit="file", disable=len(shards) < 3), start=1):
+        tensors = {}
+        with safe_open(shard, framework="pt") as file:
+            for name in placed.keys() & set(file.keys()):
+                weight = file.get_tensor(name)
+                dtype = weight.dtype if name == WORDS else dtype
+                if name in GROWING and len(weight) < rows:
+                    mean = weight.float().mean(0, keepdim=True).to(weight.dtype)
+                    weight = torch.cat([weight, mean.expand(rows - len(weight), -1)])
+                tensors[placed[name]] = weight.contiguous()
+        if tensors:
+            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            save_file(tensors, target / name, metadata={"format": "pt"})
+            where |= dict.fromkeys(tensors, name)
+            total += (target / name).stat().st_size
     _put(target / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
     return dtype
 
@@ -284,12 +265,10 @@ def _write(shards: Sequence[Path], target: Path, placed: dict[str, str], rows: i
 def main(argv: Sequence[str]) -> int:
     """The command line."""
     about = "A checkpoint of the original LLaVA-NeXT format for transformers, shard by shard, without the hub."
+    pool = "how frames are pooled, instead of what the config says; the papers run LLaVA-Video with average (13 x 13)"
     parser = argparse.ArgumentParser(prog="./reproduce.sh convert", description=about)
     parser.add_argument("--from", dest="source", type=Path, required=True, metavar="DIR", help="the original folder")
     parser.add_argument("--to", dest="target", type=Path, required=True, metavar="DIR", help="a folder to be made")
-    pool = (
-        "how frames are pooled; default: as the config says. The papers run LLaVA-Video with average (13 x 13 tokens)"
-    )
     parser.add_argument("--pool", choices=("average", "bilinear"), help=pool)
     args = parser.parse_args(argv)
     told = convert(args.source, args.target, args.pool)

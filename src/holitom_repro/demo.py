@@ -22,22 +22,20 @@ from holitom_repro import method_page, paths
 from holitom_repro.method_page import ALONE, CARRIED, DROPPED, MERGED, Walk
 from holitom_repro.style import save_figure
 
+MODEL = "a LLaVA-OneVision checkpoint; without one cells are told by their colours"
+
 
 def demo(
     clip: Annotated[Path | None, Argument(help="a video file; without one the clip that comes with the kit")] = None,
     frames: Annotated[int, Option(help="frames sampled evenly from it")] = 32,
     budget: Annotated[float, Option(help="share of visual tokens to keep, above 0 and at most 1")] = 0.1,
-    tau: Annotated[float, Option(help="cosine above which a cell counts as unchanged")] = 0.8,
-    model: Annotated[
-        str, Option(help="a LLaVA-OneVision checkpoint; without one cells are told by their colours")
-    ] = "",
+    tau: Annotated[float, Option(min=-1, max=1, help="cosine above which a cell counts as unchanged")] = 0.8,
+    model: Annotated[str, Option(help=MODEL)] = "",
     question: Annotated[str, Option(help="asked about the video; needs --model")] = "",
     out: Annotated[str, Option(help="folder for the picture (default figures/tiny)")] = "",
 ) -> int:
     """Show on a video which tokens HoliTom merges, keeps and drops."""
     check_budget(budget)
-    if not -1 <= tau <= 1:
-        raise BadUsage(f"tau {tau} is not a cosine", fix="give a number from -1 to 1, for instance 0.8")
     if question and not model:
         raise BadUsage("a question needs a model to answer it", fix="add --model, or leave --question out")
     path, method, note = clip or paths.data("videos", "three_shots.mp4"), HoliTom(tau=tau), method_page.NO_MODEL
@@ -51,29 +49,26 @@ def demo(
     title = f"HoliTom on {path.name}: {len(sampled)} frames, budget {100 * budget:.3g} %"
     plain = [text.replace("$", r"\$") for text in (title, note)]  # between two of them matplotlib reads formulas
     figure, table = method_page.method_figure(seen, *plain), method_page.frame_table(seen)
-    picture = save_figure(figure, f"demo_{path.stem}", table, "tiny", out)
-    lines = report(seen) + ([f"question     {question}", f"answer       {answer}"] if question else [])
-    print("\n".join([*lines, f"picture      {picture}"]))
+    print(*report(seen), sep="\n")
+    if question:
+        print(f"question     {question}\nanswer       {answer}")
+    print(f"picture      {save_figure(figure, f'demo_{path.stem}', table, 'tiny', out)}")
     return 0
 
 
 def report(seen: Walk) -> list[str]:
     """The numbers behind the picture, one per line."""
-    frames, total, (rows, columns) = seen.frames, seen.fate.size, seen.video.grid
-    count = {fate: int(seen.per_frame(fate).sum()) for fate in (DROPPED, CARRIED, ALONE, MERGED)}
-    static, removed = int(seen.segments.static[seen.segment_of].sum()), seen.segments.removed
-    spans = [
-        f"S{number} {frames.seconds[first]:.1f}-{frames.seconds[last]:.1f} s ({last - first + 1})"
-        for number, (first, last) in enumerate(seen.segments.pairs, start=1)
-    ]
+    frames, total, (rows, columns), cut = seen.frames, seen.fate.size, seen.video.grid, seen.segments
+    alone, merged, carried, dropped = (int(seen.per_frame(fate).sum()) for fate in (ALONE, MERGED, CARRIED, DROPPED))
+    times = [(frames.seconds[first], frames.seconds[last], last - first + 1) for first, last in cut.pairs]
+    spans = ", ".join(f"S{number} {a:.1f}-{b:.1f} s ({many})" for number, (a, b, many) in enumerate(times, start=1))
     return [
         f"video        {len(frames)} of {frames.total} frames, {frames.duration:.1f} s, {rows}x{columns} cells each: "
         f"{total} tokens",
-        f"segments     {len(spans)}: {', '.join(spans)}",
-        f"static       {static} cells ({static / total:.1%}); merging over time alone removes {removed} tokens "
-        f"({removed / total:.1%})",
-        f"kept         {len(seen.kept)} tokens: {count[MERGED]} merged static, {count[ALONE]} as they are",
-        f"not kept     {count[CARRIED]} static cells carried by merged tokens, {count[DROPPED]} cells dropped",
+        f"segments     {len(cut)}: {spans}",
+        f"static       merging over time alone removes {cut.removed} tokens ({cut.removed / total:.1%})",
+        f"kept         {len(seen.kept)} tokens: {merged} merged static, {alone} as they are",
+        f"not kept     {carried} static cells carried by merged tokens, {dropped} cells dropped",
         f"budget       asked {seen.budget:.2%}, realised {seen.realised:.2%} (rounded per frame and per segment, as in "
         "the release)",
         *(f"note         {note}" for note in frames.notes),
@@ -82,19 +77,19 @@ def report(seen: Walk) -> list[str]:
 
 def _with_model(path: str, pixels: Any, method: HoliTom, budget: float, question: str) -> tuple[VideoFeatures, str]:
     """The features that a checkpoint gives, and its answer under the same reduction when a question is asked."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    processor = VideoProcessor.from_pretrained(path)
-    model = load_model(path, torch.bfloat16 if device == "cuda" else torch.float32, device)
-    inputs = {name: value.to(device) for name, value in processor(pixels, question or "What happens?").items()}
+    gpu = torch.cuda.is_available()
+    processor, answer = VideoProcessor.from_pretrained(path), ""
+    model = load_model(path, torch.bfloat16 if gpu else torch.float32)
+    inputs = {name: value.to(model.device) for name, value in processor(pixels, question or "What happens?").items()}
     with torch.no_grad(), reduce_tokens(model, outer=method, budget=budget) as run:
         found = run.encode(inputs.pop("pixel_values_videos").to(model.dtype))
-        values = {field.name: getattr(found[0], field.name) for field in fields(found[0])}
-        on_host = {name: value.float().cpu() if torch.is_tensor(value) else value for name, value in values.items()}
-        if not question:
-            return VideoFeatures(**on_host), ""
-        run.provide(found)
-        output = model.generate(**inputs, do_sample=False, max_new_tokens=128)[0, inputs["input_ids"].shape[1] :]
-    return VideoFeatures(**on_host), str(processor.tokenizer.decode(output, skip_special_tokens=True)).strip()
+        if question:
+            run.provide(found)
+            output = model.generate(**inputs, do_sample=False, max_new_tokens=128)[0, inputs["input_ids"].shape[1] :]
+            answer = str(processor.tokenizer.decode(output, skip_special_tokens=True)).strip()
+    values = {field.name: getattr(found[0], field.name) for field in fields(found[0])}
+    on_host = {name: value.float().cpu() if torch.is_tensor(value) else value for name, value in values.items()}
+    return VideoFeatures(**on_host), answer
 
 
 def main(words: Sequence[str] = ()) -> int:

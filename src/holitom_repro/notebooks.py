@@ -60,18 +60,14 @@ _ALL = (
 NOTEBOOKS = {notebook.name: notebook for notebook in _ALL}
 """In the order of ``all``: what others read first, the overview last."""
 
-FOREIGN = (
-    *("JUPYTER_PATH", "JUPYTER_CONFIG_PATH", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"),
-    *("IPYTHONDIR", "MPLBACKEND", "MPLCONFIGDIR", "MATPLOTLIBRC", "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"),
-    *("GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE"),
-)
-"""Variables by which other programs' kernels, start-up files, styles and repositories would get into a run."""
+FOREIGN = ("JUPYTER_PATH", "JUPYTER_CONFIG", "JUPYTER_DATA", "JUPYTER_RUNTIME", "IPYTHON", "MPL", "MATPLOTLIB", "GIT_")
+"""How variables begin by which others' kernels, start-up files, styles and repositories would get into a run."""
 
 
 def own_surroundings() -> None:
     """For this process and those that it starts: without FOREIGN, with every cache below runs/cache, text as UTF-8."""
-    for name in FOREIGN:
-        os.environ.pop(name, None)
+    for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+        del os.environ[name]
     for name, place in paths.caches().items():
         os.environ[name] = place
         with suppress(OSError):  # a checkout that may only be read can still be looked at
@@ -100,12 +96,9 @@ def parameters(notebook: Path) -> dict[str, tuple[str, Any]]:
     found: dict[str, tuple[str, Any]] = {}
     for node in ast.parse("\n".join(tagged)).body:
         if isinstance(node, ast.AnnAssign):
-            found[node.target.id] = ast.unparse(node.annotation), _literal(node.value)
+            found[ast.unparse(node.target)] = ast.unparse(node.annotation), _literal(node.value)
         elif isinstance(node, ast.Assign):
-            pairs = [(node.targets[0], node.value)]
-            if isinstance(node.targets[0], ast.Tuple):
-                pairs = list(zip(node.targets[0].elts, node.value.elts, strict=True))
-            found |= {target.id: (type(_literal(value)).__name__, _literal(value)) for target, value in pairs}
+            found[ast.unparse(node.targets[0])] = type(_literal(node.value)).__name__, _literal(node.value)
     return found
 
 
@@ -191,16 +184,11 @@ def run(name: str, given: Mapping[str, Any], folder: Path | None = None, words: 
     own_surroundings()
     started = time.time()
     _execute(notebook, copy, values, _Words(words or sys.stderr))
+    files = sorted(path for path in results.glob("*.*") if path.stat().st_mtime >= started)
     verdicts = paths.runs(tier, "verdicts", f"{name}.json")
     judged = verdicts.is_file() and verdicts.stat().st_mtime >= started
-    return Finished(
-        notebook,
-        copy,
-        trial,
-        time.time() - started,
-        sorted(path for path in results.glob("*.*") if path.stat().st_mtime >= started),
-        json.loads(verdicts.read_text(encoding="utf-8"))["now"] if judged else [],
-    )
+    found = json.loads(verdicts.read_text(encoding="utf-8"))["now"] if judged else []
+    return Finished(notebook, copy, trial, time.time() - started, files, found)
 
 
 def _execute(notebook: Path, copy: Path, values: dict[str, Any], words: _Words) -> None:
@@ -210,6 +198,7 @@ def _execute(notebook: Path, copy: Path, values: dict[str, Any], words: _Words) 
 
     for name in ("papermill", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what they would say is said below
+    idle = "--IPKernelApp.exec_lines=__import__('signal').signal(2, 0)"  # else a kernel between cells overhears ctrl-C
     draft = copy.with_name(f".{copy.stem}.{os.getpid()}.ipynb")
     with tempfile.TemporaryFile() as said, _Stop() as stop:
         try:
@@ -226,7 +215,7 @@ def _execute(notebook: Path, copy: Path, values: dict[str, Any], words: _Words) 
                 request_save_on_cell_execute=False,
                 coalesce_streams=True,
                 kernel_manager_class=_kernel(said, stop),
-                extra_arguments=["--log-level=ERROR", "--HistoryManager.enabled=False", IDLE],
+                extra_arguments=["--log-level=ERROR", "--HistoryManager.enabled=False", idle],
                 on_cell_execute=stop.check,
             )
             # JupyterLab shows the tables of a signed copy with their style
@@ -238,10 +227,9 @@ def _execute(notebook: Path, copy: Path, values: dict[str, Any], words: _Words) 
             stop.check()
             said.seek(0)
             last = said.read().decode(errors="replace").strip().split("\n")[-1] or str(error).strip().split("\n")[0]
-            raise CannotRun(
-                f"the kernel of {notebook.name} died or did not answer ({last.rstrip('.')})",
-                fix="most often the memory has run out: close other programs and run the same command again",
-            ) from error
+            what = f"the kernel of {notebook.name} died or did not answer ({last.rstrip('.')})"
+            fix = "most often the memory has run out: close other programs and run the same command again"
+            raise CannotRun(what, fix=fix) from error
         finally:
             if draft.exists():
                 draft.replace(copy)
@@ -275,10 +263,6 @@ def _kernel(said: Any, stop: _Stop) -> type:
             stop.group = self.provisioner.pgid
 
     return Kernel
-
-
-IDLE = "--IPKernelApp.exec_lines=__import__('signal').signal(2, 0)"
-"""A kernel between two cells ends at ctrl-C, which it would overhear."""
 
 
 class _Stop:

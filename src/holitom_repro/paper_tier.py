@@ -18,6 +18,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from tqdm import tqdm
 from holitom.errors import BadUsage, CannotRun, KitError
 from holitom_repro import machine, papers, paths
 from holitom_repro.evaluation import sweep
-from holitom_repro.evaluation.cells import BENCHMARKS, Cell, hub_info, model_path
+from holitom_repro.evaluation.cells import Cell, hub_info, model_path
 from holitom_repro.evaluation.protocols import EXPECTED
 from holitom_repro.evaluation.statistics import interval
 from holitom_repro.records import Record, Sample, Store, write_atomic
@@ -39,12 +40,15 @@ from holitom_repro.records import Record, Sample, Store, write_atomic
 TOLERANCE = 0.5
 """Points. Published scores of one model move by up to this much between versions of harness, decoder and library."""
 OPTIONS = "HOLITOM_PAPER_TIER"
-_TASK_FILES = {
-    "mvbench": "mvbench/_default_template_yaml",
-    "egoschema_subset": "egoschema/_default_template_yaml",
-    "longvideobench_val_v": "longvideobench/longvideobench_val_v.yaml",
-    "videomme": "videomme/videomme.yaml",
+COLUMNS = {task: column for column, task in papers.TASKS.items()}
+"""Benchmark -> its column of the printed tables."""
+VIDEOS = {
+    "mvbench": ("OpenGVLab/MVBench", "video", "mvbench_video"),
+    "egoschema_subset": ("lmms-eval/egoschema", None, "egoschema"),
+    "longvideobench_val_v": ("longvideobench/LongVideoBench", None, "datasets/longvideobench"),
+    "videomme": ("lmms-eval/Video-MME", None, "videomme"),
 }
+"""Benchmark -> repository, revision, and folder below HF_HOME, as lmms-eval's task files have them."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -77,13 +81,10 @@ def measure_here(cells: Sequence[Cell], show: bool = True) -> None:
     with tempfile.TemporaryDirectory() as told, tqdm(total=total, unit="question", disable=not show) as bar:
         environment = {**os.environ, **paths.caches(), "HOLITOM_TOLD": told, "PYTHONSAFEPATH": "1"}
         process = subprocess.Popen(command(asked, [str(path), *words]), env=environment)
-        code = None
         try:
-            while code is None:
-                try:
-                    code = process.wait(0.5)
-                except subprocess.TimeoutExpired:
-                    bar.update(sum(one.stat().st_size for one in Path(told).glob("*.count")) - bar.n)
+            while (code := process.poll()) is None:
+                bar.update(sum(one.stat().st_size for one in Path(told).glob("*.count")) - bar.n)
+                time.sleep(0.5)
         except KeyboardInterrupt:
             process.wait()  # ctrl-C reached it as well: it stops and keeps what it has
             raise
@@ -105,11 +106,10 @@ def command(asked: argparse.Namespace, words: Sequence[str]) -> list[str]:
     count = asked.processes or (1 if asked.device_map or asked.cpu or asked.dry_run else torch.cuda.device_count())
     if count == 1:
         return [sys.executable, *tail]
-    if asked.cpu:
-        start = ["torch.distributed.run", "--standalone", "--nnodes", "1", "--nproc_per_node", str(count)]
-        return [sys.executable, "-m", *start, *tail]
     start = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count), "--num_machines", "1"]
     start += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    if asked.cpu:
+        start = ["torch.distributed.run", "--standalone", "--nnodes", "1", "--nproc_per_node", str(count)]
     return [sys.executable, "-m", *start, *tail]
 
 
@@ -147,7 +147,7 @@ def measure(cells: Sequence[Cell], asked: argparse.Namespace, progress: Callable
 
 def unreduced(cell: Cell) -> bool:
     made = cell.reduction
-    return not made.inner and all(stage is None for stage in (made.outer, made.decode, made.tower))
+    return not (made.outer or made.inner or made.decode or made.tower)
 
 
 class Baseline(NamedTuple):
@@ -161,12 +161,16 @@ class Baseline(NamedTuple):
 def judge(cell: Cell, record: Record, samples: Sequence[Sample]) -> Baseline:
     """REPRODUCED within TOLERANCE; WITHIN NOISE: the printed score is in the 95 % interval; NOT REPRODUCED: neither;
     QUOTED: nothing is printed of these questions; NOT RUN: only the first questions were asked, which are no sample."""
-    column = {task: column for column, task in papers.TASKS.items()}.get(cell.benchmark)
-    printed = printed_score(cell.model, column) if cell.frames == cell.protocol.frames else None
-    if printed is None or column in papers.OTHER_QUESTIONS:
-        return Baseline(cell, "QUOTED", papers.OTHER_QUESTIONS.get(str(column), "no score is printed"))
+    column = COLUMNS.get(cell.benchmark, "")
+    if column in papers.OTHER_QUESTIONS:
+        return Baseline(cell, "QUOTED", papers.OTHER_QUESTIONS[column])
+    rows = pd.concat([papers.printed("table1"), papers.printed("table2")])
+    rows = rows[(rows["model"] == cell.model) & (rows["key"] == "all tokens")]
+    if not column or rows.empty or cell.frames != cell.protocol.frames:
+        return Baseline(cell, "QUOTED", "no score is printed")
     if cell.limit is not None:
         return Baseline(cell, "NOT RUN", f"only the first {cell.limit} questions were asked")
+    printed = float(rows.iloc[0][column])
     found = interval([s["correct"] for s in samples], [f"{s['task']}/{s['video']}" for s in samples])
     said = f"{record.value:.1f} [{found.low:.1f}, {found.high:.1f}] against {printed:.1f}"
     close = abs(record.value - printed) <= TOLERANCE + 1e-9
@@ -179,27 +183,16 @@ def require(off: Sequence[Baseline]) -> None:
     if not off:
         return
     known = yaml.safe_load(paths.data("papers", "known_offsets.yaml").read_text(encoding="utf-8"))
-    columns = {task: column for column, task in papers.TASKS.items()}
     lines = ["the unreduced model is off the printed baseline, so scores of methods would be too:"]
     for one in off:
-        column = columns[one.cell.benchmark]
+        column = COLUMNS[one.cell.benchmark]
         lines.append(f"  {papers.MODELS[one.cell.model]}, {papers.BENCHMARKS[column]}: {one.reason}")
         others = [m for m in known["measured"] if (m["model"], m["benchmark"]) == (one.cell.model, column)]
         lines += [f"    others measured {m['value']:g} ({m['setting']}; {m['source']})" for m in others]
-    causes = [c for c in known["causes"] if {columns[one.cell.benchmark] for one in off} & set(c["benchmarks"])]
+    causes = [c for c in known["causes"] if {COLUMNS[one.cell.benchmark] for one in off} & set(c["benchmarks"])]
     lines += ["  known causes:", *(f"    {c['what']}: {c['why']} ({c['source']})" for c in causes)]
     fix = "find the reason among the above, or go on and compare shares of the full model only: --no-gate"
     raise CannotRun("\n".join(lines), fix=fix)
-
-
-def printed_score(model: str, column: str | None) -> float | None:
-    """The printed score of an unreduced model."""
-    for table in ("table1", "table2"):
-        rows = papers.printed(table)
-        rows = rows[(rows["model"] == model) & (rows["key"] == "all tokens")]
-        if column in papers.BENCHMARKS and len(rows):
-            return float(rows.iloc[0][column])
-    return None
 
 
 def first_contact(cells: Sequence[Cell]) -> list[str]:
@@ -216,17 +209,14 @@ def first_contact(cells: Sequence[Cell]) -> list[str]:
         said.append(f"asked  {cell.model} by the protocol {protocol}, {cell.dtype}, frames {protocol.sampling}")
         for file, expected in EXPECTED.items():
             says = _says(place, file, processor)
-            for field, wanted in expected.items():
+            done = "used, unlike the release" if file in ("config.json", "preprocessor_config.json") else "not heard"
+            for field, wanted in (expected | {"dtype": cell.dtype}).items():
                 if says.get(field) not in (None, wanted):
-                    rows.append((cell.model[-40:], file, field, says[field], wanted, _DONE.get(file, "not heard")))
-            if says.get("dtype") not in (None, cell.dtype):
-                rows.append((cell.model[-40:], file, "dtype", says["dtype"], cell.dtype, "converted when it is loaded"))
+                    what = "converted when it is loaded" if field == "dtype" else done
+                    rows.append((cell.model[-40:], file, field, says[field], wanted, what))
     names = ["model", "file", "field", "found", "protocol expects", "what is done"]
     table = pd.DataFrame([[str(value)[:40] for value in row] for row in rows], columns=names)
     return [*said, table.to_string(index=False) if rows else "files  say what the protocol expects"]
-
-
-_DONE = {"config.json": "used, unlike the release", "preprocessor_config.json": "used, unlike the release"}
 
 
 def _says(place: str, name: str, processor: Any) -> dict[str, Any]:
@@ -258,7 +248,7 @@ def first_question(cell: Cell, options: sweep.Options) -> str:
     from holitom.models.inputs import VideoProcessor
     from holitom.video import load_frames
 
-    if not _data(cell.benchmark, _home())[1]:
+    if not _has_videos(cell.benchmark):
         return f"first  {cell.benchmark}: shown when its videos are here"
     tasks = sweep.task_manager(cell.kind.folder, options.tasks, cell.protocol.variant)
     found: Any = get_task_dict([cell.benchmark], tasks, "simple")
@@ -277,17 +267,16 @@ def first_question(cell: Cell, options: sweep.Options) -> str:
 
 def downloads(cells: Sequence[Cell]) -> list[str]:
     """What these cells fetch, a line each. CannotRun when it does not fit on the disk."""
-    home, lines, needed = _home(), [], 0.0
     models = {model_path(cell.model) for cell in cells}
     wanted = [(place, "model", None, 1) for place in sorted(models) if not Path(place).is_dir()]
-    for name in sorted({cell.benchmark for cell in cells} & set(_TASK_FILES)):
-        values, there = _data(name, home)
-        if not there:  # archives stay beside what is unpacked from them
-            wanted.append((values["dataset_path"], "dataset", values["dataset_kwargs"].get("revision"), 2))
+    for name in sorted({cell.benchmark for cell in cells}):
+        if not _has_videos(name):  # archives stay beside what is unpacked from them
+            wanted.append((VIDEOS[name][0], "dataset", VIDEOS[name][1], 2))
+    lines, needed, home = [], 0.0, _home()
     for repository, kind, revision, times in wanted:
-        gib = _gib(repository, kind, revision)
-        needed += times * (gib or 0)
-        lines.append(f"disk   {repository}: {f'{times * gib:.0f} GiB' if gib else 'the hub does not say how much'}")
+        gib = times * (_gib(repository, kind, revision) or 0)
+        needed += gib
+        lines.append(f"disk   {repository}: {f'{gib:.0f} GiB' if gib else 'the hub does not say how much'}")
     free = machine.free_gib(home)
     lines.append(f"disk   {needed:.0f} GiB and what is not known to fetch, {free:.0f} GiB free in {home}")
     if needed > free:
@@ -300,14 +289,9 @@ def _home() -> Path:
     return Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
 
 
-def _data(benchmark: str, home: Path) -> tuple[dict[str, Any], bool]:
-    """What the task file of a benchmark says of its data, and whether its videos are here."""
-    if benchmark not in _TASK_FILES:
-        return {}, True
-    path = Path(BENCHMARKS[benchmark].folder).parent / _TASK_FILES[benchmark]
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if "!function" not in line]
-    values = yaml.safe_load("\n".join(lines))
-    return values, (home / values["dataset_kwargs"]["cache_dir"]).exists()
+def _has_videos(benchmark: str) -> bool:
+    """Whether they are here; of a benchmark that is none of the papers' nothing is known."""
+    return benchmark not in VIDEOS or (_home() / VIDEOS[benchmark][2]).exists()
 
 
 def _gib(repository: str, kind: str, revision: str | None) -> float | None:

@@ -37,54 +37,34 @@ CELLS = r"""{%- extends 'base/display_priority.j2' -%}
 {%- macro box(kind) -%}
 <div class="box light" role="group" tabindex="0" aria-label="{{ kind }}">{{ caller() }}</div>
 {%- endmacro -%}
-{%- block markdowncell scoped -%}
-<div class="prose">{{ cell.source | markdown2html }}</div>
-{%- endblock markdowncell -%}
+{%- block markdowncell scoped -%}<div class="prose">{{ cell.source | markdown2html }}</div>{%- endblock -%}
 {%- block input -%}
 <details{% if 'parameters' in cell.metadata.get('tags', []) %} open{% endif %}><summary>code</summary>
 {{ cell.source | highlight_code(metadata=cell.metadata) }}</details>
 {%- endblock input -%}
 {%- block execute_result scoped -%}{{ self.display_data() }}{%- endblock execute_result -%}
 {%- block stream -%}<pre class="said">{{ output.text | strip_ansi | e }}</pre>{%- endblock stream -%}
-{%- block error -%}
-<pre class="said failed">{{ output.traceback | join('\n') | strip_ansi | e }}</pre>
-{%- endblock error -%}
+{%- block error -%}<pre class="said failed">{{ output.traceback | join('\n') | strip_ansi | e }}</pre>{%- endblock -%}
 {%- block data_png scoped -%}{%- call box('figure') -%}
 <img src="data:image/png;base64,{{ output.data['image/png'] }}" alt="{{ output.metadata.alt | e }}">
 {%- endcall -%}{%- endblock data_png -%}
-{%- block data_html scoped -%}{%- call box('table') -%}
-{{ output.data['text/html'] }}
-{%- endcall -%}{%- endblock data_html -%}
-{%- block data_markdown scoped -%}
-<div class="prose">{{ output.data['text/markdown'] | markdown2html }}</div>
-{%- endblock data_markdown -%}
+{%- block data_html scoped -%}{%- call box('table') -%}{{ output.data['text/html'] }}{%- endcall -%}{%- endblock -%}
+{%- block data_markdown scoped -%}<div class="prose">{{ output.data['text/markdown'] | markdown2html }}</div>
+{%- endblock -%}
 {%- block data_text scoped -%}<pre class="said">{{ output.data['text/plain'] | strip_ansi | e }}</pre>{%- endblock -%}
 """
 
 
 @dataclass(frozen=True)
 class Page:
-    """One notebook: its executed copy of a tier where there is one, else its source. executed: when it ended, to the
-    minute; empty for a source. line: what runs it."""
+    """One notebook: its executed copy of a tier where there is one, else its source. line: what runs it; executed: when
+    it ended, to the minute, empty for a source; failed: whether a cell did."""
 
-    name: str
-    command: str
-    question: str
+    notebook: Notebook
     line: str
     cells: dict[str, Any]
-
-    @property
-    def run(self) -> dict[str, Any]:
-        """What papermill wrote about the run."""
-        return self.cells["metadata"].get("papermill") or {}
-
-    @property
-    def executed(self) -> str:
-        return (self.run.get("end_time") or "")[:16].replace("T", " ")
-
-    @property
-    def failed(self) -> bool:
-        return bool(self.run.get("exception"))
+    executed: str
+    failed: bool
 
 
 def build(tier: str, out: Path, pairs: Sequence[tuple[Any, Any]] | None = None, folder: Path | None = None) -> Path:
@@ -99,19 +79,22 @@ def build(tier: str, out: Path, pairs: Sequence[tuple[Any, Any]] | None = None, 
         from holitom_repro.claims import ledger
 
         pairs = ledger()
-    pages = [_page(notebook, tier, folder) for notebook in _in_order()]
+    pages = [_page(NOTEBOOKS[name], tier, folder) for name in sorted(NOTEBOOKS)]
     draft = out.with_name(f".{out.name}.new")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     template = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html.j2")
+    made = (
+        f"{tier} tier · HoliTom, reproduced, {__version__} (Apache-2.0) · built {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    )
 
     def write(name: str, **values: Any) -> None:
-        (draft / name).write_text(template.render(pages=pages, footer=_footer(tier), **values), encoding="utf-8")
+        (draft / name).write_text(template.render(pages=pages, footer=made, **values), encoding="utf-8")
 
     try:
         for page in pages:
-            write(f"{page.name}.html", title=page.command, page=page, body=Markup(body(page.cells)))
+            write(f"{page.notebook.name}.html", title=page.notebook.command, page=page, body=Markup(body(page.cells)))
         write("index.html", title="every claim", page=None, **_start(tier, pairs))
         (draft / MARK).write_text("Made by ./reproduce.sh report, which replaces this folder.\n", encoding="utf-8")
         shutil.rmtree(out, ignore_errors=True)
@@ -121,15 +104,13 @@ def build(tier: str, out: Path, pairs: Sequence[tuple[Any, Any]] | None = None, 
     return out / "index.html"
 
 
-def _in_order() -> list[Notebook]:
-    return sorted(NOTEBOOKS.values(), key=lambda notebook: notebook.name)
-
-
 def _page(notebook: Notebook, tier: str, folder: Path | None) -> Page:
     line = f"./reproduce.sh {notebook.command}" + (f" --tier {tier}" if tier != "tiny" else "")
     copy = paths.runs(tier, "notebooks", f"{notebook.name}.ipynb")
     path = copy if copy.is_file() else source(notebook.name, folder)
-    return Page(notebook.name, notebook.command, notebook.question, line, json.loads(path.read_text(encoding="utf-8")))
+    cells = json.loads(path.read_text(encoding="utf-8"))
+    run = cells["metadata"].get("papermill") or {}
+    return Page(notebook, line, cells, (run.get("end_time") or "")[:16].replace("T", " "), bool(run.get("exception")))
 
 
 def body(notebook: dict[str, Any]) -> str:
@@ -137,7 +118,8 @@ def body(notebook: dict[str, Any]) -> str:
     import nbformat
     from nbconvert import HTMLExporter
 
-    node, heading = nbformat.reads(json.dumps(notebook), as_version=4), ""
+    said = json.dumps(notebook).replace(json.dumps(f"{paths.root()}/")[1:-1], "")
+    node, heading = nbformat.reads(said, as_version=4), ""
     for cell in node.cells:
         if cell.cell_type == "markdown":
             heading = (re.findall(r"^#+ (.+)$", cell.source, flags=re.MULTILINE) or [heading])[-1]
@@ -146,50 +128,24 @@ def body(notebook: dict[str, Any]) -> str:
         cell.outputs = [one for one in cell.get("outputs", []) if one.get("name") != "stderr"]
         for output in cell.outputs:
             output.metadata = {"alt": f"Figure: {heading}"}
-            data = output.get("data", {})
-            data.pop("application/vnd.jupyter.widget-view+json", None)
-            for part, kind in ((output, "text"), (output, "traceback"), *((data, name) for name in data)):
-                if isinstance(part.get(kind), str) and not kind.startswith("image"):
-                    part[kind] = part[kind].replace(f"{paths.root()}/", "")
-                elif kind == "traceback" and kind in part:
-                    part[kind] = [line.replace(f"{paths.root()}/", "") for line in part[kind]]
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     logging.getLogger("traitlets").setLevel(logging.ERROR)
     return HTMLExporter(raw_template=CELLS, anchor_link_text="").from_notebook_node(node)[0]
 
 
 def _start(tier: str, pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+    """What the start page shows: look: verdict -> glyph and class; counts: of each kind of claim."""
     from holitom_repro.style import TIERS, VERDICTS
 
     css = {"✓": "good", "✗": "bad", "≈": "undecided", "?": "undecided"}
-    look = {word: (glyph, css.get(glyph, "open")) for word, (glyph, _) in VERDICTS.items()}
-    kinds = []
-    for kind, about in KINDS.items():
-        counts = Counter(found.verdict for claim, found in pairs if claim.kind == kind)
-        kinds.append({"about": about, "counts": [(word, *look[word], counts[word]) for word in look if counts[word]]})
-    rows = [
-        {
-            "claim": claim,
-            "found": found,
-            "glyph": look[found.verdict][0],
-            "css": look[found.verdict][1],
-            "here": _number(found),
-        }
-        for claim, found in pairs
-    ]
     picture = paths.figures(tier, "fig_tradeoff.png")
     figure = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}" if picture.is_file() else ""
-    words = [word for word in look if any(found.verdict == word for _, found in pairs)]
-    return {"kinds": kinds, "rows": rows, "words": words, "figure": figure, "tier_says": TIERS[tier].capitalize()}
-
-
-def _number(found: Any) -> str:
-    if found.ours is None:
-        return "–"
-    known = found.low is not None and found.high is not None
-    return f"{found.ours:.4g}" + (f" [{found.low:.4g}, {found.high:.4g}]" if known else "")
-
-
-def _footer(tier: str) -> str:
-    return (
-        f"{tier} tier · HoliTom, reproduced, {__version__} (Apache-2.0) · built {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    )
+    return {
+        "look": {word: (glyph, css.get(glyph, "open")) for word, (glyph, _) in VERDICTS.items()},
+        "kinds": KINDS,
+        "counts": {kind: Counter(found.verdict for claim, found in pairs if claim.kind == kind) for kind in KINDS},
+        "words": [word for word in VERDICTS if any(found.verdict == word for _, found in pairs)],
+        "pairs": pairs,
+        "figure": figure,
+        "tier_says": TIERS[tier].capitalize(),
+    }

@@ -244,7 +244,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 def test_doctor_looks_at_everything_and_says_what_stops_which_tier(door, monkeypatch):
     monkeypatch.setattr(machine, "gpu", lambda: machine.Answer(False, "none here"))
     monkeypatch.setattr(machine, "hub", lambda: machine.Answer(True, "answers"))
-    monkeypatch.setattr(doctor, "_imports", lambda every: ("imports", True, "", "", every))
+    monkeypatch.setattr(doctor, "_imports", lambda: ("imports", True, "", "", doctor.EVERY))
     code, out, _ = door("doctor")
     assert "no  GPU" in out and "(stops: speed, paper)" in out and "speed  cannot run here: GPU" in out
     assert code == (0 if "tiny   can run here" in out else 2)
@@ -254,7 +254,7 @@ def test_doctor_finds_a_library_of_another_python(monkeypatch, tmp_path):
     (tmp_path / "numpy").mkdir()
     (tmp_path / "numpy" / "__init__.py").write_text("raise ImportError('numpy of another Python')")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT / 'src'}")
-    _, well, said, *_ = doctor._imports(("tiny",))
+    _, well, said, *_ = doctor._imports()
     assert not well and "numpy of another Python" in said
 
 

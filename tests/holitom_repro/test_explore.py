@@ -29,10 +29,9 @@ from holitom_repro import method_page, paths
 from holitom_repro.explore import METHODS, Explorer, Side, State, view
 from holitom_repro.explore.clips import Clip, open_clip, shipped, tiny_model
 from holitom_repro.explore.drawing import ORANGE, page, paint
-from holitom_repro.explore.outcome import Outcome, outcome
-from holitom_repro.explore.settings import INNER
+from holitom_repro.explore.outcome import INNER, Outcome, outcome
+from holitom_repro.explore.page import table_html
 from holitom_repro.explore.sources import NOBODY, _recorded, reduce_with_sources
-from holitom_repro.explore.view import table_html
 from holitom_repro.method_page import ALONE, CARRIED, DROPPED, MERGED
 from holitom_repro.style import LOOKS
 from holitom_repro.tiny.benchmarks import write_video
@@ -133,11 +132,11 @@ def test_paint_fades_frames_and_tints(drawn):
     found = Outcome(drawn, Side(), kept, owner, ())
     assert found.fate[0, :4].tolist() == [ALONE, DROPPED, MERGED, CARRIED]
     pictures = np.full((1, 80, 120, 3), 100, np.uint8)
-    out = paint(pictures, found, 0, 0)[0]
+    out = paint(pictures, found, slice(0, 1), 0)[0]
     assert (out[10, 10] == 100).all() and (out[0, 0] == [int(ORANGE[k : k + 2], 16) for k in (1, 3, 5)]).all()
     assert (out[10, 30] > 200).all(), "dropped cells fade to white"
     assert (out[10, 50] == out[10, 70]).all() and not (out[10, 50] == 100).all(), "one token, one tint"
-    parted = paint(pictures, found, 0, 2)[0]
+    parted = paint(pictures, found, slice(0, 1), 2)[0]
     assert (parted[5, 37:42] == 255).all(1).any() and not (parted[5, 57:62] == 255).all(1).any(), "lines part groups"
     assert (pictures == 100).all(), "the cached picture is left alone"
 

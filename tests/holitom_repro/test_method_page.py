@@ -113,7 +113,7 @@ def test_the_demo_with_a_model_answers(tmp_path, capsys):
         (["no/such/file.mp4"], BadVideo),
         ([str(paths.root() / "pyproject.toml")], BadVideo),
         (["--budget", "0"], BadUsage),
-        (["--tau", "2"], BadUsage),
+        (["--tau", "2"], Exception),
         (["--question", "what?"], BadUsage),
         (["--budget", "much"], Exception),
     ],

@@ -32,7 +32,8 @@ PARAMETERS = """
     budgets: list = [0.15]  # shares
     methods: list[str] = ["HoliTom"]
     tau: float = 0.8  # try tau=0.65
-    K, share = None, 0.5
+    K = None
+    share = 0.5
     video = None
     causal: bool = True
     clip: str = "three_shots"

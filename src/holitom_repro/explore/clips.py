@@ -3,7 +3,6 @@ what the tiny model answers about those of its world."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from holitom.attach import reduce_tokens
 from holitom.errors import BadUsage, CannotRun
 from holitom.models import adapter_for
+from holitom.models.inputs import VideoProcessor, load_model
 from holitom.ops.tensors import neighbour_cosine
 from holitom.types import Reduction, VideoFeatures
 from holitom.video import Frames, load_frames
@@ -64,13 +64,14 @@ def open_clip(name: str, frames: int = FRAMES) -> Clip:
     """
     if not name.strip():
         raise BadUsage("no video has been chosen", fix="give the path of a file")
-    known = name in shipped().values()
+    if name in shipped().values():
+        return _open(name, frames)
     path = Path(name).expanduser()
-    return _open(name if known else str(path), frames, os.stat(path).st_mtime_ns if path.is_file() else 0)
+    return _open(str(path), frames, path.stat().st_mtime_ns if path.is_file() else 0)
 
 
 @lru_cache(maxsize=12)
-def _open(name: str, frames: int, changed: int) -> Clip:
+def _open(name: str, frames: int, changed: int = 0) -> Clip:
     benchmark, _, number = name.partition("/")
     if benchmark in _TINY:
         model, processor = tiny_model()
@@ -90,8 +91,6 @@ def _open(name: str, frames: int, changed: int) -> Clip:
 def tiny_model(folder: Path | None = None) -> tuple[Any, Any]:
     """The shipped model and its processor, loaded once. CannotRun when it is not there."""
     from transformers.utils import logging
-
-    from holitom.models.inputs import VideoProcessor, load_model
 
     folder = folder or paths.data("tiny", "onevision")
     if not (folder / "config.json").is_file():

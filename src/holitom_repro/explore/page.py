@@ -1,24 +1,92 @@
-"""The explorer as a page of widgets for JupyterLab, and as a still picture where there is nobody to move a slider."""
+"""The page: one state of the explorer computed, and the widgets that change it in JupyterLab."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from typing import Any
 
 import ipywidgets as ui
+import numpy as np
+import pandas as pd
 from IPython.core.getipython import get_ipython
 from IPython.display import HTML, display
 
 from holitom.errors import KitError
-from holitom_repro.explore.clips import shipped
-from holitom_repro.explore.settings import INNER, LAYERS, METHODS, Side, State
-from holitom_repro.explore.view import View, table_html, view
+from holitom_repro.explore.clips import Clip, answer, open_clip, shipped, tiny_model
+from holitom_repro.explore.drawing import page
+from holitom_repro.explore.outcome import FULL, INNER, LAYERS, METHODS, Outcome, Side, State, outcome
+from holitom_repro.method_page import ALONE, DROPPED
 
+NOTE = "7B: LLaVA-OneVision-7B at 32 frames if it kept the same share; the papers' formula counts visual tokens."
 PAUSE = 0.02  # seconds to wait for more changes: a dragged slider sends many, and only the last counts
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A state with its clip and what each side does to it. As the last value of a cell it shows picture and table."""
+
+    state: State
+    clip: Clip
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def html(self) -> str:
+        """The picture."""
+        return page(self.outcomes, self.state.focus)
+
+    def _repr_html_(self) -> str:
+        return self.html + table_html(self.table())
+
+    def table(self, with_answers: bool = True) -> pd.DataFrame:
+        """What changes, in words; ``with_answers`` False leaves the answers open, which take longer than the rest."""
+        alike = (np.stack([found.fate for found in self.outcomes]) >= ALONE).all(0).sum()
+        rows = {
+            "visual tokens that enter the language model": [f"{self.outcomes[0].owner.size:,}"],
+            "of them, standing for several cells": ["0"],
+            "of them, at a place where the other keeps one too": [""],
+            "cells that no token stands for": ["0"],
+            "segments": [""],
+            f"7B: tokens per layer, mean of {LAYERS}": [f"{FULL:,}"],
+            "7B: the papers' FLOPs of a prefill": ["100 %"],
+        }
+        for found in self.outcomes:
+            cells = [f"{len(found.kept):,} ({100 * found.realised:.1f} %)", f"{(found.size > 1).sum():,}"]
+            cells += [f"{alike:,}" if len(self.outcomes) > 1 else "", f"{found.per_frame(DROPPED).sum():,}"]
+            cells += [str(len(found.segments) or "none"), f"{sum(found.layer_tokens) / LAYERS:,.0f}"]
+            for row, cell in zip(rows.values(), [*cells, f"{100 * found.flops:.1f} %"], strict=True):
+                row.append(cell)
+        names = ["every token", *(found.side.label for found in self.outcomes)]
+        if self.clip.questions:
+            text, right = self.clip.questions[self.state.question]
+            answers = self._answers(right) if with_answers else ["…"] * len(names)
+            rows[f"tiny model: “{text}” (right: {right})"] = answers
+        return pd.DataFrame(list(rows.values()), index=list(rows), columns=names)
+
+    def _answers(self, right: str) -> list[str]:
+        """With every token and with each side's, both stages: the first word, and how sure the model is of it."""
+        layers = tiny_model()[0].config.text_config.num_hidden_layers
+        sides = [Side(budget=1.0), *(found.side for found in self.outcomes)]
+        found = [answer(self.clip, self.state.question, side.reduction(layers)) for side in sides]
+        return [f"{'✓' if word == right else '✗'} {word} ({100 * chance:.0f} %)" for word, chance in found]
+
+
+def view(state: State) -> View:
+    """Open the clip and reduce it; frame and question are moved into the clip's range."""
+    clip = open_clip(state.clip, state.frames)
+    outcomes = tuple(outcome(clip, side) for side in (state.first, state.second) if side is not None)
+    focus, question = min(max(0, state.focus), len(clip) - 1), min(state.question, max(0, len(clip.questions) - 1))
+    return View(replace(state, focus=focus, question=question), clip, outcomes)
+
+
+def table_html(table: pd.DataFrame) -> str:
+    """The table for the page, whose style it has."""
+    body = table.to_html(border=0).replace("<thead>", "<caption>What changes</caption><thead>", 1)
+    return f'<div class="holitom-table" style="overflow-x:auto">{body}<small>{NOTE}</small></div>'
 
 
 class SideControls:
@@ -26,8 +94,8 @@ class SideControls:
 
     def __init__(self, name: str, side: Side | None, optional: bool, changed: Callable[[Any], None]) -> None:
         start = side or Side()
-        methods = [("none: one setting alone", "")] * optional + [(method, method) for method in METHODS]
-        self.method = _control(ui.Dropdown, "Method", options=methods, value=start.method if side else "")
+        menu = [("none: one setting alone", "")] * optional + [(method, method) for method in METHODS]
+        self.method = _control(ui.Dropdown, "Method", options=menu, value=start.method if side else "")
         self.budget = _share("Budget", start.budget, "share of the visual tokens kept before the language model")
         tip = "HoliTom: cosine above which a cell counts as unchanged"
         self.tau = _share("τ", start.tau, tip, readout_format=".2f")
@@ -58,8 +126,7 @@ class Explorer:
     wrong in the state is said in the page."""
 
     def __init__(self, state: State | None = None) -> None:
-        self.state = state or State()
-        self._waiting = self._filling = False
+        self.state, self._busy = state or State(), False
 
     def _ipython_display_(self) -> None:
         kernel = getattr(get_ipython(), "kernel", None)
@@ -101,23 +168,23 @@ class Explorer:
 
     def refresh(self) -> None:
         """Compute and draw the state of the controls; a failure becomes a message, and the picture stays."""
-        self._waiting, started = False, time.perf_counter()
+        started = time.perf_counter()
         try:
             shown = view(self.chosen())
             picture, table = shown.html, table_html(shown.table(with_answers=False))
         except Exception as error:  # the page of a curious reader is no place for a traceback
             fault = "" if isinstance(error, KitError) else f"a fault in the kit, {type(error).__name__}: "
             kept = " The picture below still shows the last setting that worked." if self.picture.value else ""
-            self.message.value = _message(f"{fault}{error}{kept}")
+            self.message.value, self._busy = _message(f"{fault}{error}{kept}"), False
             return
         self.message.value, self.picture.value, self.table.value = "", picture, table
         words = (f"computed and drawn in {time.perf_counter() - started:.2f} s", *shown.clip.frames.notes)
         self.status.value = f"<small>{escape('; '.join(words))}</small>"
-        self.state, self._filling = shown.state, True  # the controls' ranges follow the clip
+        self.state, self._busy = shown.state, True  # the controls' ranges follow the clip, which is no change
         self.focus.max, self.focus.value = len(shown.clip), shown.state.focus + 1
         self.question.options = [(text, k) for k, (text, _) in enumerate(shown.clip.questions)] or [("", 0)]
         self.question.value, self.question.disabled = shown.state.question, not shown.clip.questions
-        self._filling = False
+        self._busy = False
         if shown.clip.questions:
             _later(lambda: self._add_answers(shown))
 
@@ -126,8 +193,8 @@ class Explorer:
             self.table.value = table_html(shown.table())
 
     def _changed(self, change: Any = None) -> None:
-        if not self._filling and not self._waiting:
-            self._waiting = True
+        if not self._busy:
+            self._busy = True
             _later(self.refresh)
 
 

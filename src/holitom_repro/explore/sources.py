@@ -2,8 +2,8 @@
 
 An outer stage decides which tokens to keep and which to average; given its decisions, kept = W @ tokens with a fixed
 matrix W. Comparisons, arg-maxima and counts have no derivative, so differentiating the kept tokens by the source tokens
-gives W itself. One backward pass with two numbers per kept token (1 and its index) tells every source token its weight
-and its owner; a random third number exposes the sources that went into several tokens.
+gives W itself. The channels of a token are independent: with two numbers per frame of kept tokens, 1 and the place in
+the frame, one backward pass tells for several frames the weight of every source token in them and where it went.
 """
 
 from __future__ import annotations
@@ -29,15 +29,7 @@ def reduce_with_sources(method: Outer, video: VideoFeatures, budget: float) -> t
     kept, leaf = _recorded(method, video, budget)
     owner = torch.full(leaf.shape[:2], NOBODY)
     if kept.tokens.requires_grad:
-        index = torch.arange(len(kept)) + 1.0
-        code = torch.rand(len(kept), generator=torch.Generator().manual_seed(0))
-        weight, where, check = _pulled(kept.tokens, leaf, torch.stack([torch.ones_like(index), index, code], 1))
-        used = weight.abs() > 1e-9
-        weight = torch.where(used, weight, 1)
-        owner = torch.where(used, (where / weight).round().long().clamp(1, len(kept)) - 1, NOBODY)
-        several = used & ((check / weight - code[owner]).abs() > 1e-4)
-        if several.any():
-            owner = torch.where(several, _heaviest(kept, leaf, video.grid[1]), owner)
+        owner = _heaviest(kept, leaf, video.grid[1])
     owner[kept.frame, kept.cell] = torch.arange(len(kept))
     return replace(kept, tokens=kept.tokens.detach()), owner
 
@@ -59,30 +51,22 @@ def _recorded(method: Outer, video: VideoFeatures, budget: float) -> tuple[Token
         return method(replace(video, tokens=leaf), budget), leaf
 
 
-def _pulled(tokens: Tensor, leaf: Tensor, numbers: Tensor) -> Tensor:
-    """W transposed times ``numbers`` [M, channels]: one map [T, N] over the source tokens per channel."""
-    cotangent = torch.zeros_like(tokens)
-    cotangent[:, : numbers.shape[1]] = numbers
-    (found,) = torch.autograd.grad(tokens, leaf, cotangent, retain_graph=True)
-    return found[..., : numbers.shape[1]].permute(2, 0, 1)
-
-
 def _heaviest(kept: TokenSet, leaf: Tensor, columns: int) -> Tensor:
-    """[T, N] the token with the largest weight, found frame by frame of the kept tokens: as many frames in one backward
-    pass as half the width of a token."""
-    best, owner = torch.zeros(leaf.shape[:2]), torch.full(leaf.shape[:2], NOBODY)
+    """[T, N] the token with the largest weight."""
+    best, owner = torch.full(leaf.shape[:2], 1e-9), torch.full(leaf.shape[:2], NOBODY)
     every, cell = torch.arange(leaf.shape[0])[:, None], torch.arange(leaf.shape[1])[:, None]
     for frames in kept.frame.unique().split(max(1, leaf.shape[2] // 2)):
-        inside = (kept.frame[:, None] == frames).float()
-        pulled = _pulled(kept.tokens, leaf, torch.cat([inside, inside.cumsum(0) * inside], 1))
-        for frame, weight, where in zip(frames, *pulled.chunk(2), strict=True):
+        inside = (kept.frame[:, None] == frames).float()  # [kept, frames of this pass]
+        asked = torch.zeros_like(kept.tokens)
+        asked[:, : 2 * len(frames)] = torch.cat([inside, inside.cumsum(0) * inside], 1)
+        (found,) = torch.autograd.grad(kept.tokens, leaf, asked, retain_graph=True)
+        weights, places = found[..., : 2 * len(frames)].permute(2, 0, 1).chunk(2)
+        for frame, weight, where in zip(frames, weights, places, strict=True):
             mine = (kept.frame == frame).nonzero().flatten()
             place = where / torch.where(weight.abs() > 1e-9, weight, 1)  # from 1; no whole number if it has several
             one = place.round().long().clamp(1, len(mine)) - 1
-            away = (cell // columns - kept.cell[mine] // columns) ** 2 + (
-                cell % columns - kept.cell[mine] % columns
-            ) ** 2
-            one = torch.where((place - one - 1).abs() > 1e-2, away.argmin(1), one)
-            weight = weight - 1e-6 * (every - frame).abs()
+            down, right = cell // columns - kept.cell[mine] // columns, cell % columns - kept.cell[mine] % columns
+            one = torch.where((place - one - 1).abs() > 1e-2, (down**2 + right**2).argmin(1), one)
+            weight = weight * (1 - 1e-6 * (every - frame).abs())
             owner, best = torch.where(weight > best, mine[one], owner), torch.maximum(weight, best)
     return owner
