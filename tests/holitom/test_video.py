@@ -110,7 +110,10 @@ def test_short_clips(tmp_path):
     assert np.array_equal(again.pixels, few.pixels[again.index])
     slow = load_frames(encode(tmp_path / "slow.mp4", counted(40)), 32, LLAVA_VIDEO)
     assert slow.index.tolist() == [0, 10, 20, 30] and said(slow, "1 a second are used")
-    assert load_frames(encode(tmp_path / "one.mp4", counted(1)), 32).pixels.shape == (1, 48, 64, 3)
+    one = encode(tmp_path / "one.mp4", counted(1))
+    assert load_frames(one, 32).pixels.shape == (1, 48, 64, 3)
+    one.write_bytes(one.read_bytes().replace(b"Lavf", b"L\xe9vf"))  # a title in another encoding is no fault
+    assert len(load_frames(one, 4)) == 1
 
 
 def test_frames_that_an_edit_list_hides(tmp_path):
@@ -305,7 +308,7 @@ def test_a_name_is_a_name_and_no_protocol_or_pattern(tmp_path, monkeypatch, name
         (lambda p: p.write_bytes(b""), "is not a video"),
         (lambda p: p.write_text("what is the colour of the circle?\n" * 50), "is not a video"),
         (lambda p: p.write_bytes(bytes(range(256)) * 64), "is not a video"),
-        (lambda p: p.write_bytes(half(encode(p.with_suffix(".mov"), counted(30)))), "is not a video"),  # no index
+        (lambda p: p.write_bytes(encode(p.with_suffix(".mov"), counted(30)).read_bytes()[:2000]), "is not a video"),
         (lambda p: p.write_bytes(encode(p, counted(9)).read_bytes().replace(b"avc1", b"zzzz")), "is not known"),
     ],
 )
@@ -315,17 +318,6 @@ def test_what_is_not_a_video_is_refused_by_name(tmp_path, make, words):
     with pytest.raises(BadVideo, match=words) as raised:
         load_frames(path, 4)
     assert "clip.mp4" in str(raised.value) and raised.value.fix and raised.value.exit_code == 2
-
-
-def half(path):
-    return path.read_bytes()[: path.stat().st_size // 2]
-
-
-def test_a_title_in_another_encoding_is_no_fault(tmp_path):
-    path = encode(tmp_path / "clip.mp4", counted(10))
-    assert b"Lavf" in path.read_bytes()
-    path.write_bytes(path.read_bytes().replace(b"Lavf", b"L\xe9vf"))
-    assert len(load_frames(path, 4)) == 4
 
 
 def test_what_else_is_refused(tmp_path, monkeypatch):
