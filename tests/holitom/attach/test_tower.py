@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from hosts import HOSTS
-from seam import ALL, GREEDY, NEAR, NEW, Drop, Host, KeepEvery, Nearest, batch, calling, layout, marks, words
+from seam import ALL, GREEDY, NEAR, NEW, Drop, Host, KeepEvery, Nearest, batch, calling, marks, words
 
 from holitom.attach import reduce_tokens
 from holitom.errors import BadUsage, CannotRun, UnsupportedModel
@@ -65,30 +65,26 @@ def test_frames_are_merged_between_the_layers(host):
 
 @pytest.mark.parametrize("positions", ["contiguous", "original"])
 def test_an_outer_stage_sees_fewer_frames_and_its_tokens_keep_the_places_of_their_first_frames(host, positions):
+    """As if it had kept the merged tokens in those places of the whole video, without a stage in the tower."""
     outer, (tokens, into, entered) = KeepEvery(positions=positions), expected(host, 0)
-    with reduce_tokens(host.model, outer, 0.3, tower=STAGE) as run:
-        out = host.model.generate(**host.inputs(0), **GREEDY)
     kept = outer(VideoFeatures(tokens, host.grids[0]), 0.3)
-    kept = replace(kept, frame=torch.tensor([into.index(t) for t in range(len(tokens))])[kept.frame])
-    height, width = host.grids[0]
-    by_rows = host.name == "llava_video"
-    across = width + by_rows
-    place = (kept.frame * height + kept.cell // width) * across + kept.cell % width
-    ends = (place // across).unique() * across + width if by_rows else torch.tensor([LENGTH * height * width])
-    place, order = torch.cat([place, ends]).sort()
-    rows = torch.cat([kept.tokens, host.model.model.image_newline.detach().expand(len(ends), -1)])[order]
-    embeds = host.embed(0, rows, out.sequences[0, -NEW:])
-    numbers = torch.arange(len(embeds))
-    if positions == "original":
-        first, full = host.before[0], LENGTH * height * across + (not by_rows)
-        numbers = torch.cat([numbers[:first], first + place, first + full + torch.arange(host.after[0] + NEW)])
-    found = host.recompute(embeds, *layout(0, len(embeds), numbers=numbers))[-NEW - 1 : -1]
-    torch.testing.assert_close(torch.cat(out.logits), found, **NEAR)
-    last, cells = run.stats.last, height * width
+    first = torch.tensor([into.index(t) for t in range(len(tokens))])
+
+    class Kept(KeepEvery):
+        def __call__(self, video, budget):
+            return replace(kept, frame=first[kept.frame])
+
+    found = []
+    for stage, tower in ((outer, STAGE), (Kept(positions=positions), None)):
+        with reduce_tokens(host.model, stage, 0.3, tower=tower) as run:
+            found.append((torch.cat(host.model.generate(**host.inputs(0), **GREEDY).logits), run.stats))
+    (ours, stats), (theirs, _) = found
+    torch.testing.assert_close(ours, theirs, **NEAR)
+    last, cells = stats.last, host.grids[0][0] * host.grids[0][1]
     assert (last.frames, last.full, last.tower_frames) == (LENGTH, LENGTH * cells, entered)
     assert (last.requested, last.kept) == (round(0.3 * LENGTH * cells), len(kept))
-    assert run.stats.removed == {"tower": (LENGTH - len(tokens)) * cells, "outer": len(tokens) * cells - len(kept)}
-    run.stats.check_acted()
+    assert stats.removed == {"tower": (LENGTH - len(tokens)) * cells, "outer": len(tokens) * cells - len(kept)}
+    stats.check_acted()
 
 
 @pytest.mark.parametrize("budget", [1.0, 0.8, 0.3])

@@ -43,11 +43,7 @@ def published(tmp_path_factory):
         tokenizer_object=core, pad_token="<|endoftext|>", eos_token="<|im_end|>",
         extra_special_tokens=["<|im_start|>", "<image>", "<video>"],
     ).save_pretrained(folder)  # fmt: skip
-    text = Qwen2Config(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=300,
-    )  # fmt: skip
-    config = onevision(text=text).config
+    config = onevision().config
     config.video_token_id = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<video>")
     config.vision_config.image_size, config.vision_config.patch_size = 384, 14
     config.save_pretrained(folder)
