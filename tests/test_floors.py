@@ -1,7 +1,8 @@
 """The law of the packages: ``holitom`` never imports ``holitom_repro``; no file imports a later floor; no circles."""
 
 import ast
-import json
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -64,14 +65,7 @@ def floor_of(package, name):
     return found[0]
 
 
-def test_the_algorithms_know_nothing_of_the_kit():
-    for name, path in modules("holitom").items():
-        assert not [found for found in imports(path) if found.split(".")[0] == "holitom_repro"], name
-
-
-def test_the_algorithms_need_few_libraries():
-    import sys
-
+def test_the_algorithms_need_few_libraries_and_never_the_kit():
     for name, path in modules("holitom").items():
         others = {found.split(".")[0] for found in imports(path)} - sys.stdlib_module_names - {"holitom", "__future__"}
         allowed = NEEDED if name.split(".")[1:2] not in (["ops"], ["methods"]) else {"torch", "numpy"}
@@ -79,45 +73,27 @@ def test_the_algorithms_need_few_libraries():
 
 
 @pytest.mark.parametrize("package", FLOORS)
-def test_no_file_imports_a_later_floor(package):
-    for name, found in edges(package).items():
+def test_no_file_imports_a_later_floor_and_there_are_no_circles(package):
+    known = edges(package)
+    for name, found in known.items():
         for other in found:
             assert floor_of(package, other) <= floor_of(package, name), f"{name} imports {other}"
-
-
-@pytest.mark.parametrize("package", FLOORS)
-def test_there_are_no_circles(package):
-    list(TopologicalSorter(edges(package)).static_order())
+    list(TopologicalSorter(known).static_order())
 
 
 def test_import_holitom_costs_no_torch():
-    import subprocess
-    import sys
-
-    code = "import sys, holitom; assert holitom.reduce_tokens.__module__ and 'torch' in sys.modules"
     early = "import sys, holitom; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", early], check=False).returncode == 0
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    late = "import sys, holitom; sys.exit(not holitom.reduce_tokens.__module__ or 'torch' not in sys.modules)"
+    for code in (early, late):
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_every_text_file_is_read_and_written_as_utf_8():
     """Whatever the locale, and what other programs say as well."""
-    root = SRC.parent
-    texts = {
-        path: path.read_text(encoding="utf-8") for name in ("src", "scripts") for path in root.glob(f"{name}/**/*.py")
-    }
-    for path in root.glob("notebooks/*.ipynb"):
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        texts[path] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    for path, text in texts.items():
-        for call in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)):
-            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
-            given, values = {word.arg for word in call.keywords}, [ast.unparse(one) for one in call.args]
-            binary = any("b" in value for value in values if value[:1] == "'" and len(value) < 6)
-            of_text = name in ("read_text", "write_text") or (name == "open" and not binary)
-            of_text &= ast.unparse(call.func) not in ("av.open", "os.open", "Image.open")
-            assert not of_text or "encoding" in given, f"{path.relative_to(root)}, line {call.lineno}"
-            assert not {"text", "universal_newlines"} & given or name not in ("run", "Popen", "check_output"), (
-                path,
-                call.lineno,
-            )
+    ruff = [sys.executable, "-m", "ruff", "check", "-q", "--preview", "--select", "PLW1514"]
+    assert subprocess.run([*ruff, "src", "scripts", "notebooks"], cwd=SRC.parent, check=False).returncode == 0
+    for path in [*SRC.rglob("*.py"), *SRC.parent.glob("scripts/**/*.py")]:
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and ast.unparse(call.func).endswith(("run", "Popen", "check_output")):
+                given = {word.arg for word in call.keywords}
+                assert not {"text", "universal_newlines"} & given, (path, call.lineno)

@@ -1,5 +1,7 @@
 """Stages inside a model against the released code: what runs there gives the released states, logits and ids."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from loader import Golden, cases
@@ -67,18 +69,23 @@ def test_holitom_end_to_end(file, number, attention):
         (video,) = adapter_for(model).encode(clip, frozenset({"saliency"}))
     torch.testing.assert_close(video.tokens, golden["pooled_features"], **NEAR)
     torch.testing.assert_close(video.saliency, golden["pooled_attn"], atol=1e-6, rtol=0)
+    if outer:
+        torch.testing.assert_close(outer(video, run["ratio"]).tokens, golden[number, "video_tokens"][:-1], **NEAR)
 
 
-def wrapped(golden, text, embeds, start, length):
+def wrapped(golden, number, kind):
     """A LLaVA-OneVision around a golden decoder, in which text token ``i`` of the prompt has an id of its own.
 
     Returns the model, the prompt's ids and its video: the span without its last embedding, which becomes the newline.
     """
+    run, text = golden.runs[number], text_config(kind, golden.params["config"])
+    embeds = golden[f"input{run['input']}/inputs_embeds" if "input" in run else (number, "inputs_embeds")].float()
+    start, length = run["image_start"], run["image_len"]
     weights = {k.removeprefix("model."): v for k, v in golden.weights().items()}
     words = torch.cat([embeds[:start], embeds[start + length :]])
     known = weights["embed_tokens.weight"]
     vocabulary = len(known) + len(words) + 2
-    text = type(text)(**{**text.to_dict(), "vocab_size": vocabulary})
+    text = kind(**{**text.to_dict(), "vocab_size": vocabulary})
     tower = SiglipVisionConfig(
         hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8, patch_size=4
     )
@@ -91,10 +98,9 @@ def wrapped(golden, text, embeds, start, length):
     spare[: len(words)] = words
     weights["embed_tokens.weight"] = torch.cat([known, spare])
     model.model.language_model.load_state_dict(weights)
-    with torch.no_grad():
-        model.lm_head.weight.zero_()
-        model.lm_head.weight[: len(head)] = head
-        model.model.image_newline.copy_(embeds[start + length - 1])
+    model.lm_head.weight.zero_()
+    model.lm_head.weight[: len(head)] = head
+    model.model.image_newline.copy_(embeds[start + length - 1])
     own = torch.arange(len(known), len(known) + len(words))
     ids = torch.cat([own[:start], torch.full((length,), vocabulary - 2), own[start:]])[None]
     return model, ids, VideoFeatures(embeds[None, start : start + length - 1], (1, length - 1))
@@ -118,6 +124,7 @@ class Watched:
         return self.kept, states
 
 
+@contextmanager
 def prefill(model, ids, video, stages):
     """One forward with the stages inside: the block, its output, the states that entered each stage's layer and those
     behind the last norm."""
@@ -140,11 +147,12 @@ def prefill(model, ids, video, stages):
 @torch.no_grad()
 def test_holitom_inside_a_qwen2(file, number, attention):
     golden = Golden(file)
-    run, text = golden.runs[number], text_config(Qwen2Config, golden.params["config"])
-    embeds = golden[f"input{run['input']}/inputs_embeds"]
-    model, ids, video = wrapped(golden, text, embeds, run["image_start"], run["image_len"])
+    run, (model, ids, video) = golden.runs[number], wrapped(golden, number, Qwen2Config)
     model.set_attn_implementation(attention)
-    for done, out, entered, normed in prefill(model, ids, video, [released_merge(run["k"], run["r"])]):  # noqa: B007
+    released, causal = (Watched(HoliTomMerge(run["k"], run["r"], causal=causal)) for causal in (False, True))
+    with prefill(model, ids, video, [causal]):
+        pass
+    with prefill(model, ids, video, [released]) as (done, out, entered, normed):
         cache, logits = out.past_key_values, [out.logits[:, -1]]
         held = [cache.get_seq_length(i) for i in range(len(cache))]
         for token in golden[number, "new_tokens"]:  # the released loop feeds the last one back too
@@ -155,47 +163,28 @@ def test_holitom_inside_a_qwen2(file, number, attention):
     torch.testing.assert_close(normed, golden[number, "hidden_last"], **NEAR)
     expected = golden[number, "step_logits"]
     torch.testing.assert_close(torch.cat(logits[:-1])[:, : expected.shape[1]], expected, **NEAR)
-
-
-@pytest.mark.parametrize(("file", "number"), cases("holitom_inner", without="holitom_inner_step"))
-@torch.no_grad()
-def test_kept_ids_and_scores_do_not_depend_on_causality(file, number):
-    """The release's layer k - 1 is not causal, which leaves the last row, and with it the choice, as it is."""
-    golden = Golden(file)
-    run, text = golden.runs[number], text_config(Qwen2Config, golden.params["config"])
-    embeds = golden[f"input{run['input']}/inputs_embeds"]
-    model, ids, video = wrapped(golden, text, embeds, run["image_start"], run["image_len"])
-    for causal in (True, False):
-        stage = Watched(HoliTomMerge(run["k"], run["r"], causal=causal))
-        for _ in prefill(model, ids, video, [stage]):
-            pass
+    for stage in (released, causal):  # layer k - 1 leaves the last row, and so the choice, as it is
         assert stage.kept.tolist() == golden[number, "keep_index"].tolist()
         torch.testing.assert_close(stage.score, golden[number, "attn_last_row"].mean(0), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("file", "number"), cases("fastv"))
+@pytest.mark.parametrize(("file", "number"), cases("fastv") + cases("pyramiddrop"))
 @torch.no_grad()
-def test_fastv_inside_a_llama(file, number):
+def test_fastv_and_pyramiddrop_inside_a_llama(file, number):
     golden = Golden(file)
-    run, embeds = golden.runs[number], golden[number, "inputs_embeds"]
-    text = text_config(LlamaConfig, golden.params["config"])
-    model, ids, video = wrapped(golden, text, embeds, run["image_start"], run["image_len"])
-    stage = Watched(FastV(layer=run["k"], ratio=run["r"]))
-    for _, _, entered, normed in prefill(model, ids, video, [stage]):
-        assert stage.kept.tolist() == golden[number, "keep_index"].tolist()
-        torch.testing.assert_close(entered[0], golden[number, "hidden_into_layer_k"], **NEAR)
-        torch.testing.assert_close(normed, golden[number, "hidden_last"], **NEAR)
-
-
-@pytest.mark.parametrize(("file", "number"), cases("pyramiddrop"))
-@torch.no_grad()
-def test_pyramiddrop_inside_a_llama(file, number):
-    golden = Golden(file)
-    run, embeds = golden.runs[number], golden[number, "inputs_embeds"].float()
-    text = text_config(LlamaConfig, golden.params["config"])
-    model, ids, video = wrapped(golden, text, embeds, run["image_start"], run["image_len"])
-    stages = PyramidDrop(tuple(run["layer_list"]), tuple(run["ratios"])).stages()
-    for _, _, entered, normed in prefill(model, ids, video, stages):
-        for j, states in enumerate(entered):
-            torch.testing.assert_close(states, golden[number, f"stage{j}_hidden"], **NEAR)
-        torch.testing.assert_close(normed, golden[number, "hidden_last"], **NEAR)
+    run, (model, ids, video) = golden.runs[number], wrapped(golden, number, LlamaConfig)
+    steps = "layer_list" in run
+    made = (
+        PyramidDrop(tuple(run["layer_list"]), tuple(run["ratios"])).stages() if steps else [FastV(run["k"], run["r"])]
+    )
+    stages, alive = [Watched(stage) for stage in made], torch.arange(ids.shape[1])
+    with prefill(model, ids, video, stages) as (_, _, entered, normed):
+        pass
+    for j, (stage, states) in enumerate(zip(stages, entered, strict=True)):
+        alive = alive[stage.kept]
+        visual = alive[(alive >= run["image_start"]) & (alive < run["image_start"] + run["image_len"])]
+        kept = golden[number, f"stage{j}_kept"] + run["image_start"] if steps else golden[number, "keep_index"]
+        assert torch.equal(visual if steps else alive, kept)
+        key = f"stage{j}_hidden" if steps else "hidden_into_layer_k"
+        torch.testing.assert_close(states, golden[number, key], **NEAR)
+    torch.testing.assert_close(normed, golden[number, "hidden_last"], **NEAR)

@@ -5,7 +5,6 @@ import pytest
 import torch
 from loader import Golden, cases, grid_of
 
-from holitom.methods.fastv import FastV
 from holitom.methods.holitom import HoliTom, HoliTomMerge
 from holitom.ops.clusters import density_peaks, merge_members
 from holitom.ops.segments import above, cut
@@ -56,38 +55,11 @@ def test_clusters(name, run):
     torch.testing.assert_close(merged, golden[run, "tokens"], atol=1e-5, rtol=0)
 
 
-def visual_of(setting):
-    return torch.arange(setting["image_start"], setting["image_start"] + setting["image_len"])
-
-
 @pytest.mark.parametrize(("name", "run"), cases("holitom_inner_step"))
 def test_inner_step(name, run):
     golden = Golden(name)
-    visual, score = visual_of(golden.runs[run]), golden[run, "attn_last_row"].mean(0)
-    stage = HoliTomMerge(layer=3, ratio=golden.runs[run]["r"])
-    keep, rows = stage(golden[run, "hidden"], score, visual, n0=len(visual))
+    setting, score = golden.runs[run], golden[run, "attn_last_row"].mean(0)
+    visual = torch.arange(setting["image_start"], setting["image_start"] + setting["image_len"])
+    keep, rows = HoliTomMerge(layer=3, ratio=setting["r"])(golden[run, "hidden"], score, visual, n0=len(visual))
     assert torch.equal(keep, golden[run, "keep_index"].long())
     torch.testing.assert_close(rows, golden[run, "merged"], atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize(("name", "run"), cases("holitom_inner", without="holitom_inner_step"))
-def test_inner_keeps_the_ids_of_the_release(name, run):
-    """The whole model is compared in test_models.py; here the choice alone, which FastV shares."""
-    golden = Golden(name)
-    setting, score = golden.runs[run], golden[run, "attn_last_row"].mean(0)
-    hidden = torch.randn(len(score), 8, generator=torch.Generator().manual_seed(0))
-    for stage in (HoliTomMerge(setting["k"], setting["r"]), FastV(setting["k"], setting["r"])):
-        keep, rows = stage(hidden, score, visual_of(setting), n0=setting["image_len"])
-        assert torch.equal(keep, golden[run, "keep_index"].long())
-        assert rows.shape == (len(keep), 8)
-
-
-@pytest.mark.parametrize(
-    ("name", "run"), [case for case in cases("holitom_e2e") if Golden(case[0]).runs[case[1]]["outer"]]
-)
-def test_outer_stage_of_the_tiny_llava(name, run):
-    golden = Golden(name)
-    setting, features = golden.runs[run], golden["pooled_features"]
-    video = VideoFeatures(features, grid_of(features.shape[1]), golden["pooled_attn"])
-    kept = HoliTom(setting["tau"], setting["beta"], setting["K"], setting["max_window"])(video, setting["ratio"])
-    torch.testing.assert_close(kept.tokens, golden[run, "video_tokens"][:-1], atol=1e-4, rtol=0)

@@ -1,6 +1,5 @@
-"""HoliTom as plain loops: one cell, one pair, one token at a time, straight from the description of the algorithm.
-
-Slow on purpose. The batched code must give the same tokens.
+"""HoliTom as plain loops: one cell, one pair, one token at a time, straight from the description of the algorithm; and
+what the loops of other methods need. Slow on purpose. The batched code must give the same tokens.
 """
 
 import math
@@ -42,23 +41,39 @@ def segment(similar, frames, cells, max_window=1024):
     return segments, best[-1]
 
 
+def peak_scores(square, order, density):
+    """density * distance to the nearest row of higher order, of equal ones the earlier; for the first the largest
+    distance. square [n][n]: squared distances."""
+    n, score = len(square), []
+    for i in range(n):
+        denser = [square[i][j] for j in range(n) if (order[j], -j) > (order[i], -i)]
+        score.append(density[i] * math.sqrt(min(denser) if denser else max(map(max, square))))
+    return score
+
+
+def squared_distances(rows):
+    return (rows.double()[:, None] - rows.double()[None]).square().sum(-1) / rows.shape[1]
+
+
+def spacings(square, k):
+    """Mean squared distance to the k nearest rows, itself among them."""
+    return square.sort(1).values[:, :k].mean(1)
+
+
+def best(score, count):
+    """Ids of the highest scores, ascending; of equal ones the first."""
+    return sorted(sorted(range(len(score)), key=lambda i: (-float(score[i]), i))[:count])
+
+
 def density_peaks(rows, count, k):
     """-> (ids of ``count`` centres ascending, {centre: its members})."""
-    n = len(rows)
-    scale = math.sqrt(rows.shape[1])
-    distance = [[float((rows[i].float() - rows[j].float()).norm()) / scale for j in range(n)] for i in range(n)]
-    k = min(k, count)
-    density = [math.exp(-sum(d * d for d in sorted(distance[i])[:k]) / k) for i in range(n)]
-    farthest = max(max(row) for row in distance)
-    score = []
-    for i in range(n):
-        denser = [distance[i][j] for j in range(n) if density[j] > density[i] or (density[j] == density[i] and j < i)]
-        score.append(density[i] * (min(denser) if denser else farthest))
-    centres = sorted(sorted(range(n), key=lambda i: (-score[i], i))[:count])
+    square = squared_distances(rows)
+    density = (-spacings(square, min(k, count))).exp().tolist()
+    centres = best(peak_scores(square.tolist(), density, density), count)
     members = {centre: [] for centre in centres}
-    for i in range(n):
+    for i in range(len(rows)):
         if i not in members:
-            members[min(centres, key=lambda centre: (distance[i][centre], centre))].append(i)
+            members[min(centres, key=lambda centre: (float(square[i, centre]), centre))].append(i)
     return centres, members
 
 
@@ -78,52 +93,32 @@ def merge_clusters(rows, centres, members, beta):
 
 
 def outer(tokens, saliency, budget, tau=0.8, beta=0.6, k=7, max_window=1024):
-    """-> dict of tokens [M, D], frame, cell, size (lists), segments, removed."""
+    """-> {(frame, cell): (token [D], size)} in the order of the tokens."""
     frames, cells, _ = tokens.shape
     threshold = float(torch.tensor(tau, dtype=torch.float32))
     similar = [[s > threshold for s in row] for row in similarities(tokens)]
     segments, removed = segment(similar, frames, cells, max_window)
-    ratio = min(budget / ((frames * cells - removed) / (frames * cells)), 1)
-    rows, frame, cell, size = [], [], [], []
+    ratio, found = min(budget / ((frames * cells - removed) / (frames * cells)), 1), {}
     for first, last in segments:
         static = [n for n in range(cells) if last > first and all(similar[t][n] for t in range(first, last))]
         dynamic = [n for n in range(cells) if n not in static]
         count = round(len(static) * ratio)
         if count:
-            means = []
-            for n in static:
-                total = tokens[first, n].float().clone()
-                for t in range(first + 1, last + 1):
-                    total += tokens[t, n]
-                means.append((total / (last - first + 1)).to(tokens.dtype))
-            means = torch.stack(means)
+            means = tokens[first : last + 1, static].float().mean(0).to(tokens.dtype)
             centres, members = density_peaks(means, count, k)
-            rows += [row.to(tokens.dtype) for row in merge_clusters(means, centres, members, beta)]
-            frame += [first] * count
-            cell += [static[i] for i in centres]
-            size += [(last - first + 1) * (1 + len(members[i])) for i in centres]
+            for i, row in zip(centres, merge_clusters(means, centres, members, beta), strict=True):
+                found[first, static[i]] = row.to(tokens.dtype), (last - first + 1) * (1 + len(members[i]))
         for t in range(first, last + 1):
-            ranked = sorted(dynamic, key=lambda n: (-float(saliency[t, n]), n))
-            kept = sorted(ranked[: math.ceil(len(dynamic) * ratio)])
-            rows += [tokens[t, n] for n in kept]
-            frame += [t] * len(kept)
-            cell += kept
-            size += [1] * len(kept)
-    return {
-        "tokens": torch.stack(rows) if rows else tokens.new_empty(0, tokens.shape[2]),
-        "frame": frame,
-        "cell": cell,
-        "size": size,
-        "segments": segments,
-        "removed": removed,
-    }
+            for i in best(saliency[t, dynamic], math.ceil(len(dynamic) * ratio)):
+                found[t, dynamic[i]] = tokens[t, dynamic[i]], 1
+    return found
 
 
 def fold(hidden, score, visual, ratio, average="running"):
     """The inner stage: -> (kept ids, their rows), one visual token folded after the other."""
     visual = [int(v) for v in visual]
     count = max(1, round(len(visual) * (1 - ratio)))
-    kept = sorted(sorted(visual, key=lambda v: (-float(score[v]), v))[:count])
+    kept = [visual[i] for i in best(score[visual], count)]
     state = {v: hidden[v].float().clone() for v in kept}
     weight = dict.fromkeys(kept, 1)
     for v in visual:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 
 import torch
 from hosts import END, FRAMES, GRIDS, HOSTS, LAYERS, PAD, START, VIDEO
+from transformers import LogitsProcessor
 
 from holitom.models import adapter_for
 from holitom.types import TokenSet
@@ -250,6 +251,28 @@ class Nearest:
         read = visual[row[visual].topk(min(self.count, len(visual))).indices].sort().values
         self.reads.append((row, visual, read))
         return read
+
+
+def calling(kind, call, *fields):
+    """A stage of a kind that calls a function first."""
+
+    class Calling(kind):
+        def __call__(self, *given, **more):
+            call()
+            return super().__call__(*given, **more)
+
+    return Calling(*fields)
+
+
+class Between(LogitsProcessor):
+    """Calls a function before every token of a generation."""
+
+    def __init__(self, call):
+        self.call = call
+
+    def __call__(self, ids, scores):
+        self.call()
+        return scores
 
 
 def marks(model):

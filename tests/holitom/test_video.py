@@ -13,22 +13,22 @@ from PIL import Image
 
 from holitom import video
 from holitom.errors import BadUsage, BadVideo, CannotRun
-from holitom.video import EVENLY, LLAVA_VIDEO, ONEVISION, Sampling, load_frames, sample_index
+from holitom.video import LLAVA_VIDEO, ONEVISION, Sampling, load_frames, sample_index
 
 SHIPPED = Path(__file__).parents[2] / "data" / "videos" / "three_shots.mp4"
 
 
-def counted(frames: int, height: int = 48, width: int = 64) -> np.ndarray:
+def counted(frames, height=48, width=64):
     """Frame i is a flat grey of level 4 * i: the level tells which frame was decoded."""
     levels = (np.arange(frames) * 4 % 256).astype(np.uint8)
     return np.broadcast_to(levels[:, None, None, None], (frames, height, width, 3)).copy()
 
 
-def noise(frames: int) -> np.ndarray:
+def noise(frames):
     return np.random.default_rng(0).integers(0, 256, (frames, 48, 64, 3)).astype(np.uint8)
 
 
-def encode(path: Path, pixels: np.ndarray, codec: str = "libx264", options: dict | None = None, times=None) -> Path:
+def encode(path, pixels, codec="libx264", options=None, times=None):
     """At 10 frames a second, or with time stamps of its own in tenths of a second."""
     with av.open(str(path), "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as container:
         stream = container.add_stream(codec, rate=10, options=options or {})
@@ -42,24 +42,18 @@ def encode(path: Path, pixels: np.ndarray, codec: str = "libx264", options: dict
     return path
 
 
-def levels(pixels: np.ndarray) -> np.ndarray:
+def levels(pixels):
     return pixels.reshape(len(pixels), -1).mean(1)
 
 
-def packets(path: Path) -> list[tuple[int, int]]:
-    """Place and size of every packet in the file."""
-    with av.open(str(path)) as container:
-        return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
-
-
-def said(frames, words: str) -> bool:
+def said(frames, words):
     return any(words in note for note in frames.notes)
 
 
 # --- which frames
 
 
-def test_sampling_of_both_releases_and_of_the_tiny_tier() -> None:
+def test_sampling_of_both_releases_and_of_the_tiny_tier():
     """Written out: OneVision always asks linspace for 32, LLaVA-Video takes one a second until those are more than 64;
     the tiny tier shows no frame twice."""
     for total in (1, 2, 7, 31, 32, 33, 100, 1500, 1919, 1920, 1921, 107892):
@@ -83,7 +77,7 @@ def test_sampling_of_both_releases_and_of_the_tiny_tier() -> None:
         ("no_time_stamps.h264", "libx264", {"g": "8", "bf": "2"}),
     ],
 )
-def test_every_sampled_frame_is_the_frame_of_its_index(tmp_path: Path, name: str, codec: str, options: dict) -> None:
+def test_every_sampled_frame_is_the_frame_of_its_index(tmp_path, name, codec, options):
     path = encode(tmp_path / name, counted(60), codec, options)
     for frames in (1, 5, 13, 60):
         got = load_frames(path, frames)
@@ -95,7 +89,7 @@ def test_every_sampled_frame_is_the_frame_of_its_index(tmp_path: Path, name: str
             assert got.duration == pytest.approx(6.0, abs=0.11)
 
 
-def test_the_shipped_clip_decodes_the_same_by_seeking_and_from_start_to_end(monkeypatch) -> None:
+def test_the_shipped_clip_decodes_the_same_by_seeking_and_from_start_to_end(monkeypatch):
     sought, reread = load_frames(SHIPPED, 16), []
     decoded = video._decoded
     monkeypatch.setattr(video, "_sought", lambda *_: (_ for _ in ()).throw(video._Astray))
@@ -107,7 +101,7 @@ def test_the_shipped_clip_decodes_the_same_by_seeking_and_from_start_to_end(monk
     assert sought.duration == pytest.approx(13.2)
 
 
-def test_short_clips(tmp_path: Path) -> None:
+def test_short_clips(tmp_path):
     path = encode(tmp_path / "few.mp4", counted(5))
     few = load_frames(path, 32)
     assert few.index.tolist() == [0, 1, 2, 3, 4] and said(few, "32 frames were asked, the video has 5: all of them")
@@ -116,10 +110,13 @@ def test_short_clips(tmp_path: Path) -> None:
     assert np.array_equal(again.pixels, few.pixels[again.index])
     slow = load_frames(encode(tmp_path / "slow.mp4", counted(40)), 32, LLAVA_VIDEO)
     assert slow.index.tolist() == [0, 10, 20, 30] and said(slow, "1 a second are used")
-    assert load_frames(encode(tmp_path / "one.mp4", counted(1)), 32).pixels.shape == (1, 48, 64, 3)
+    one = encode(tmp_path / "one.mp4", counted(1))
+    assert load_frames(one, 32).pixels.shape == (1, 48, 64, 3)
+    one.write_bytes(one.read_bytes().replace(b"Lavf", b"L\xe9vf"))  # a title in another encoding is no fault
+    assert len(load_frames(one, 4)) == 1
 
 
-def test_frames_that_an_edit_list_hides(tmp_path: Path) -> None:
+def test_frames_that_an_edit_list_hides(tmp_path):
     """A clip cut out without encoding it again keeps what its first frame needs. Players leave it out and nothing is
     damaged. decord 0.6 counts it, starts with the first frame that is not hidden, and is right again behind the next
     key frame that it seeks (20); beyond the end it repeats. The second clip's end is cut by its edit list."""
@@ -152,34 +149,30 @@ def test_frames_that_an_edit_list_hides(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("matrix", "shown"),
-    {
-        "mirrored left and right": ((-1, 0, 0, 1), lambda p: p[:, ::-1]),
-        "mirrored up and down": ((1, 0, 0, -1), lambda p: p[::-1]),
-        "half a turn": ((-1, 0, 0, -1), lambda p: p[::-1, ::-1]),
-        "a quarter": ((0, 1, -1, 0), lambda p: np.rot90(p, -1)),
-        "three quarters": ((0, -1, 1, 0), lambda p: np.rot90(p)),
-        "transposed": ((0, 1, 1, 0), lambda p: p.transpose(1, 0, 2)),
-        "transposed the other way": ((0, -1, -1, 0), lambda p: p[::-1, ::-1].transpose(1, 0, 2)),
-        "10 degrees": ((0.985, 0.174, -0.174, 0.985), lambda p: p),
-        "80 degrees": ((0.174, 0.985, -0.985, 0.174), lambda p: np.rot90(p, -1)),
-        "a mirrored quarter, a little off": ((0.02, 0.999, 0.999, -0.02), lambda p: p.transpose(1, 0, 2)),
-    }.values(),
+    [
+        ((-1, 0, 0, 1), lambda p: p[:, ::-1]),
+        ((1, 0, 0, -1), lambda p: p[::-1]),
+        ((0, 1, -1, 0), lambda p: np.rot90(p, -1)),
+        ((0, -1, 1, 0), lambda p: np.rot90(p)),
+        ((0, -1, -1, 0), lambda p: p[::-1, ::-1].transpose(1, 0, 2)),
+        ((0.985, 0.174, -0.174, 0.985), lambda p: p),  # 10 degrees
+        ((0.174, 0.985, -0.985, 0.174), lambda p: np.rot90(p, -1)),  # 80 degrees
+    ],
 )
-def test_a_display_matrix_turns_and_mirrors_to_the_nearest_quarter(tmp_path: Path, matrix, shown) -> None:
+def test_a_display_matrix_turns_and_mirrors_to_the_nearest_quarter(tmp_path, matrix, shown):
     """x' = a x + c y, y' = b x + d y, as FFmpeg's display.h has it."""
     picture = np.zeros((32, 64, 3), np.uint8)
     picture[:16, :32], picture[:16, 32:], picture[16:, :32] = (220, 30, 30), (30, 220, 30), (30, 30, 220)
     path = encode(tmp_path / "phone.mp4", np.repeat(picture[None], 3, 0))
-    word = lambda *values: b"".join(int(v).to_bytes(4, "big", signed=True) for v in values)  # noqa: E731
     one, data = 1 << 16, path.read_bytes()
-    at = data.index(word(one, 0, 0, 0, one, 0, 0, 0, 1 << 30), data.index(b"tkhd"))
+    at = data.index(np.array([one, 0, 0, 0, one, 0, 0, 0, 1 << 30], ">i4").tobytes(), data.index(b"tkhd"))
     a, b, c, d = (round(value * one) for value in matrix)
-    path.write_bytes(data[:at] + word(a, b, 0, c, d, 0, 0, 0, 1 << 30) + data[at + 36 :])
+    path.write_bytes(data[:at] + np.array([a, b, 0, c, d, 0, 0, 0, 1 << 30], ">i4").tobytes() + data[at + 36 :])
     got = load_frames(path, 1).pixels[0].astype(int)
     assert got.shape == shown(picture).shape and np.abs(got - shown(picture)).mean() < 8
 
 
-def test_a_picture_size_that_changes_inside_the_file(tmp_path: Path) -> None:
+def test_a_picture_size_that_changes_inside_the_file(tmp_path):
     paths = []
     for i, side in enumerate((48, 72)):
         times = range(20 * i, 20 * (i + 1))
@@ -193,7 +186,7 @@ def test_a_picture_size_that_changes_inside_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("suffix", "codec"), [(".mp4", "libx264"), (".mkv", "libx264"), (".avi", "mpeg4")])
-def test_time_stamps_are_the_streams_own_in_damaged_files_too(tmp_path: Path, suffix: str, codec: str) -> None:
+def test_time_stamps_are_the_streams_own_in_damaged_files_too(tmp_path, suffix, codec):
     """Ten frames, then two seconds without any, and so on: said in a note. Damage that the decoder hides is, too."""
     times = [i // 10 * 30 + i % 10 for i in range(40)]
     path = encode(tmp_path / f"uneven{suffix}", noise(40), codec, {"g": "10", "bf": "0"}, times)
@@ -201,7 +194,8 @@ def test_time_stamps_are_the_streams_own_in_damaged_files_too(tmp_path: Path, su
     assert whole.seconds == pytest.approx(np.array(times) / 10)
     assert len(whole.notes) == 1 and said(whole, "do not come at an even rate")
     data = bytearray(path.read_bytes())
-    place, size = packets(path)[17]
+    with av.open(str(path)) as container:
+        place, size = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size][17]
     start = place + size // 2
     data[start : start + size // 3] = bytes(size // 3)
     path.write_bytes(data)
@@ -211,7 +205,7 @@ def test_time_stamps_are_the_streams_own_in_damaged_files_too(tmp_path: Path, su
     assert load_frames(SHIPPED, 40).notes == ()
 
 
-def muxed(path: Path, *streams: tuple[str, tuple[int, int], int]) -> Path:
+def muxed(path, *streams):
     """Streams of three pictures each: codec, size, disposition; "aac" for a little sound."""
     with av.open(str(path), "w") as container:
         for codec, size, disposition in streams:
@@ -243,7 +237,7 @@ SMALL, LARGE = (48, 64), (96, 128)
         ("song.mp4", [("aac", SMALL, 0), ("mjpeg", LARGE, COVER)], "holds no film"),
     ],
 )
-def test_the_film_is_the_stream_that_a_player_shows(tmp_path: Path, name: str, streams: list, shown) -> None:
+def test_the_film_is_the_stream_that_a_player_shows(tmp_path, name, streams, shown):
     """By FFmpeg's own choice, which decord makes too: the default one; a picture attached to sound is none."""
     path = muxed(tmp_path / name, *streams)
     if isinstance(shown, str):
@@ -254,7 +248,7 @@ def test_the_film_is_the_stream_that_a_player_shows(tmp_path: Path, name: str, s
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
-def test_a_file_that_is_cut_off_gives_what_is_there_and_says_so(tmp_path: Path, suffix: str) -> None:
+def test_a_file_that_is_cut_off_gives_what_is_there_and_says_so(tmp_path, suffix):
     path = encode(tmp_path / f"whole{suffix}", noise(40), options={"g": "5", "bf": "0"})
     whole = load_frames(path, 40)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -269,48 +263,40 @@ def test_a_file_that_is_cut_off_gives_what_is_there_and_says_so(tmp_path: Path, 
 # --- memory, names, and what is no video
 
 
-@pytest.mark.parametrize("sampling", [EVENLY, Sampling(repeat=True)])
-def test_reading_holds_the_frames_and_little_more(tmp_path: Path, monkeypatch, sampling: Sampling) -> None:
+def test_reading_holds_the_frames_and_little_more(tmp_path, monkeypatch):
     """One array for all pictures, and decoded frames are let go one by one."""
     path = encode(tmp_path / "clip.mp4", np.repeat(counted(12, 240, 320), 4, 0))
     load_frames(path, 2)
     gc.collect()
     tracemalloc.start()
-    got = load_frames(path, 32, sampling)
+    got = load_frames(path, 32)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < got.pixels.nbytes + 4 * 240 * 320 * 3
     held, upright = [], video._upright
-    alive = lambda: held.append(sum(type(each) is av.VideoFrame for each in gc.get_objects()))  # noqa: E731
-    monkeypatch.setattr(video, "_upright", lambda *given: alive() or upright(*given))
+
+    def watched(*given):
+        held.append(len(held) % 8 == 7 and sum(type(each) is av.VideoFrame for each in gc.get_objects()))
+        return upright(*given)
+
+    monkeypatch.setattr(video, "_upright", watched)
     gc.disable()
-    load_frames(path, 32, sampling)
+    load_frames(path, 32)
     gc.enable()
     assert len(held) == 32 and max(held) < 12  # a decoder holds some
-
-
-def test_too_little_memory_is_said_in_words(tmp_path: Path, monkeypatch) -> None:
-    path = encode(tmp_path / "clip.mp4", counted(5))
-    monkeypatch.setattr(video.np, "empty", lambda *_: (_ for _ in ()).throw(MemoryError))
-    with pytest.raises(CannotRun, match="do not fit into memory") as caught:
-        load_frames(path, 4)
-    assert "fewer frames" in caught.value.fix
 
 
 @pytest.mark.parametrize(
     "name", ["2026-11-29T12:30:45.mp4", "clip:a.mp4", "concat:a.mp4", "file:b.mp4", "a%03d.mp4", "-i.mp4", "ü ñ#?.mp4"]
 )
-def test_a_name_is_a_name_and_no_protocol_or_pattern(tmp_path: Path, monkeypatch, name: str) -> None:
+def test_a_name_is_a_name_and_no_protocol_or_pattern(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     encode(tmp_path / "clip.mp4", counted(4)).rename(name)
     assert len(load_frames(name, 2)) == 2
     assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
-def test_a_picture_of_such_a_name_is_itself(tmp_path: Path) -> None:
-    for name, level in (("a%d.png", 200), ("a1.png", 100)):
-        Image.fromarray(np.full((48, 64, 3), level, np.uint8)).save(tmp_path / name)
-    assert levels(load_frames(tmp_path / "a%d.png", 4).pixels).tolist() == [200]
+    for picture, level in (("a%d.png", 200), ("a1.png", 100)):
+        Image.fromarray(np.full((48, 64, 3), level, np.uint8)).save(picture)
+    assert levels(load_frames("a%d.png", 4).pixels).tolist() == [200]
 
 
 @pytest.mark.parametrize(
@@ -321,14 +307,11 @@ def test_a_picture_of_such_a_name_is_itself(tmp_path: Path) -> None:
         (lambda p: p.write_bytes(b""), "is not a video"),
         (lambda p: p.write_text("what is the colour of the circle?\n" * 50), "is not a video"),
         (lambda p: p.write_bytes(bytes(range(256)) * 64), "is not a video"),
-        (
-            lambda p: p.write_bytes(half(encode(p.with_suffix(".mov"), counted(30)))),
-            "is not a video",
-        ),  # its index is behind
+        (lambda p: p.write_bytes(encode(p.with_suffix(".mov"), counted(30)).read_bytes()[:2000]), "is not a video"),
         (lambda p: p.write_bytes(encode(p, counted(9)).read_bytes().replace(b"avc1", b"zzzz")), "is not known"),
     ],
 )
-def test_what_is_not_a_video_is_refused_by_name(tmp_path: Path, make, words: str) -> None:
+def test_what_is_not_a_video_is_refused_by_name(tmp_path, make, words):
     path = tmp_path / "clip.mp4"
     make(path)
     with pytest.raises(BadVideo, match=words) as raised:
@@ -336,24 +319,13 @@ def test_what_is_not_a_video_is_refused_by_name(tmp_path: Path, make, words: str
     assert "clip.mp4" in str(raised.value) and raised.value.fix and raised.value.exit_code == 2
 
 
-def half(path: Path) -> bytes:
-    return path.read_bytes()[: path.stat().st_size // 2]
-
-
-def test_a_text_file_is_not_drawn_as_a_video(tmp_path: Path) -> None:
+def test_what_else_is_refused(tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("a long walk\n" * 500)
-    with pytest.raises(BadVideo):
+    with pytest.raises(BadVideo):  # FFmpeg would draw its letters
         load_frames(tmp_path / "notes.txt", 4)
-
-
-def test_a_title_in_another_encoding_is_no_fault(tmp_path: Path) -> None:
-    path = encode(tmp_path / "clip.mp4", counted(10))
-    assert b"Lavf" in path.read_bytes()
-    path.write_bytes(path.read_bytes().replace(b"Lavf", b"L\xe9vf"))
-    assert len(load_frames(path, 4)) == 4
-
-
-@pytest.mark.parametrize("frames", [0, -1, 2.5])
-def test_a_number_of_frames_must_be_one(frames) -> None:
-    with pytest.raises(BadUsage):
-        load_frames(SHIPPED, frames)
+    for frames in (0, -1, True):
+        with pytest.raises(BadUsage):
+            load_frames(SHIPPED, frames)
+    monkeypatch.setattr(video.np, "empty", lambda *_: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(CannotRun, match="do not fit into memory"):
+        load_frames(SHIPPED, 4)

@@ -1,4 +1,4 @@
-"""Videos of every content that the methods must take."""
+"""Videos and prompts of every content that the methods must take, and what their answers are compared by."""
 
 from dataclasses import replace
 
@@ -56,6 +56,33 @@ VIDEOS = st.builds(
     DTYPES,
     st.integers(0, 99),
 )
+
+
+@st.composite
+def prompts(draw):
+    """States, scores of both kinds, visual ids, groups and gains; visual tokens stand anywhere in the prompt."""
+    seed = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    visual, text, dim = draw(st.integers(1, 90)), draw(st.integers(1, 9)), draw(st.integers(4, 64))
+    kind, dtype = draw(st.sampled_from(["noise", "equal", "zeros"])), draw(DTYPES)
+    hidden = torch.randn(visual + text, dim, generator=seed)
+    hidden = {"noise": hidden, "equal": torch.full_like(hidden, 0.7), "zeros": hidden * 0}[kind]
+    score = torch.rand(3, text, len(hidden), generator=seed)
+    score = (4 * score).floor() if draw(st.booleans()) else score  # ties
+    ids = torch.randperm(len(hidden), generator=seed)[:visual].sort().values
+    group = torch.randint(0, draw(st.integers(1, 6)), (visual,), generator=seed).sort().values
+    return hidden.to(dtype), score, ids, group, torch.randn(6, generator=seed)[group]
+
+
+def places(kept):
+    return list(zip(kept.frame.tolist(), kept.cell.tolist(), strict=True))
+
+
+def equals(kept, expected, **near):
+    """Whether the tokens are those of a loop: {(frame, cell): (token, size)} in their order."""
+    assert places(kept) == list(expected)
+    assert kept.size.tolist() == [size for _, size in expected.values()]
+    rows = torch.stack([row for row, _ in expected.values()]).double()
+    torch.testing.assert_close(kept.tokens.double(), rows, **near or {"atol": 1e-5, "rtol": 0})
 
 
 def check(video, kept):

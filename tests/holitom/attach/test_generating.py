@@ -1,15 +1,16 @@
 """Generation from a reduced prompt: the stock model at budget 1, one forward over explicit embeddings below it,
 batches, beams, what reads ids while generating, and prompts without video."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
-from hosts import FRAMES, IMAGE, LAYERS, VIDEO
-from seam import ALL, GREEDY, NEAR, NEW, Drop, Host, KeepEvery, batch, continued, layout, video_of, words
+from hosts import FRAMES, IMAGE, VIDEO
+from seam import ALL, GREEDY, NEAR, NEW, Drop, Host, KeepEvery, Nearest, batch, continued, layout, words
 
 from holitom.attach import reduce_tokens
-from holitom.methods.holitom import HoliTom, HoliTomMerge
+from holitom.methods import DyCokeDecode, HoliTom, HoliTomMerge
 from holitom.types import Reduction
 
 SETTINGS = {
@@ -20,54 +21,34 @@ SETTINGS = {
     "not causal": Reduction("not causal", KeepEvery(), 0.3, (Drop(3, causal=False, include_newlines=True),)),
     "holitom": Reduction("holitom", HoliTom(tau=0.5), 0.2, (HoliTomMerge(layer=3, ratio=0.5),)),
 }
-
-
-def stock_or_oracle(host, i, answer):
-    """Logits of the unreduced prompt and an answer: of the stock model's class, where it makes what the host says."""
-    embeds = host.embed(i, host.rows[i], answer)
-    return host.recompute(embeds, *layout(0, len(embeds), numbers=continued(host.numbers(i), len(answer))))
+DECODING = {
+    "dycoke": Reduction("dycoke", decode=DyCokeDecode(2, 0.7)),
+    "behind stages": Reduction("behind stages", KeepEvery(), 0.3, (HoliTomMerge(1, 0.3), Drop(3, 0.6)), Nearest(2)),
+    "renumbered": Reduction("x", KeepEvery(positions="original"), 0.3, (Drop(3, positions="contiguous"),), Nearest(1)),
+    "read of past": Reduction("x", KeepEvery(), 0.3, (Drop(3, 0.5, prune_past=True),), Nearest(4, 3)),
+}
 
 
 @pytest.mark.parametrize("outer", [None, ALL, replace(ALL, positions="original")])
 def test_the_stock_model_at_budget_one(host, outer):
+    """The stock class knows no row newlines, so that LLaVA-Video has the oracle alone."""
     inputs = host.inputs(0)
     with reduce_tokens(host.model, outer) as run:
-        ours = host.model.generate(**inputs, **GREEDY)
-        bare = host.model(**inputs).logits[0]
-    expected = stock_or_oracle(host, 0, ours.sequences[0, -NEW:])
+        ours, bare = host.model.generate(**inputs, **GREEDY), host.model(**inputs).logits[0]
+    embeds = host.embed(0, host.rows[0], ours.sequences[0, -NEW:])
+    expected = host.recompute(embeds, *layout(0, len(embeds), numbers=continued(host.numbers(0), NEW)))
     length = len(expected) - NEW
     torch.testing.assert_close(torch.cat(ours.logits), expected[length - 1 : -1], **NEAR)
     torch.testing.assert_close(bare, expected[:length], **NEAR)
+    assert torch.equal(ours.sequences[0, :-NEW], host.prompt(0))
     last = run.stats.last
     assert last.kept == last.requested == int(host.visual[0].sum())
     assert last.newlines == last.full_newlines == int((~host.visual[0]).sum())
     assert last.prompt_before == last.prompt_after == length
-    if host.name != "llava_video":  # the stock class has no row newlines
+    if host.name != "llava_video":
         stock = host.model.generate(**inputs, **GREEDY)
         assert torch.equal(ours.sequences, stock.sequences)
         torch.testing.assert_close(torch.cat(ours.logits), torch.cat(stock.logits), **NEAR)
-
-
-@pytest.mark.parametrize("positions", ["contiguous", "original"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_an_outer_stage(host, positions, attention):
-    """Kept tokens at the positions that the family has for them, against one forward over explicit embeddings."""
-    host.model.set_attn_implementation(attention)
-    outer = KeepEvery(positions=positions)
-    with reduce_tokens(host.model, outer, 0.3) as run:
-        out = host.model.generate(**host.inputs(0), **GREEDY)
-    rows = host.kept_rows(0, outer(video_of(host), 0.3))
-    embeds = host.embed(0, host.rows[0][rows], out.sequences[0, -NEW:])
-    length, first, full = len(embeds) - NEW, host.before[0], host.numbers(0)
-    numbers = torch.arange(length)
-    if positions == "original" or full.ndim == 2:
-        behind = torch.arange(full.shape[-1])[-host.after[0] :]
-        numbers = full[..., torch.cat([torch.arange(first), first + rows, behind])]
-    expected = host.recompute(embeds, *layout(0, len(embeds), numbers=continued(numbers, NEW)))
-    host.model.set_attn_implementation("sdpa")
-    torch.testing.assert_close(torch.cat(out.logits), expected[length - 1 : -1], **NEAR)
-    assert torch.equal(out.sequences[0, :-NEW], host.prompt(0))
-    assert run.stats.last.prompt_after == length and run.stats.last.cached_per_layer == (length,) * LAYERS
 
 
 @pytest.mark.parametrize("positions", ["contiguous", "original"])
@@ -94,40 +75,33 @@ def test_gaps_without_a_cache_are_not_read_as_packed_sequences(plain, with_mask)
         torch.testing.assert_close(plain.model(**inputs, use_cache=False).logits, cached, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_a_batch_equals_singles(host, name):
-    """Left-padded prompts whose videos shrink to different lengths, at every stage."""
-    with reduce_tokens(host.model, reduction=SETTINGS[name]) as run:
-        together = host.model.generate(**host.inputs(0, 1), **GREEDY)
+BEAMS = {**GREEDY, "num_beams": 3, "num_return_sequences": 2, "output_scores": True}
+
+
+def check_batch(host, reduction):
+    """Left-padded prompts whose videos shrink to different lengths, at every stage, and beams that change places: as
+    each prompt alone."""
+    with reduce_tokens(host.model, reduction=reduction) as run:
+        together, searched = (host.model.generate(**host.inputs(0, 1), **settings) for settings in (GREEDY, BEAMS))
         for b, sample in enumerate(run.stats.samples[:2]):
-            alone = host.model.generate(**host.inputs(b), **GREEDY)
-            logits = torch.stack([step[b] for step in together.logits])
-            torch.testing.assert_close(logits, torch.cat(alone.logits), **NEAR)
+            alone, found = (host.model.generate(**host.inputs(b), **settings) for settings in (GREEDY, BEAMS))
+            torch.testing.assert_close(torch.stack(together.logits)[:, b], torch.cat(alone.logits), **NEAR)
+            assert torch.equal(searched.sequences[2 * b : 2 * b + 2, -NEW:], found.sequences[:, -NEW:])
+            scores = searched.sequences_scores[2 * b : 2 * b + 2]
+            torch.testing.assert_close(scores, found.sequences_scores, atol=1e-5, rtol=0)
             assert run.stats.last.prompt_per_layer == sample.prompt_per_layer
             assert run.stats.last.cached_per_layer == sample.cached_per_layer
-    assert run.stats.acted and len(run.stats.samples) == 4
-
-
-@pytest.mark.parametrize("name", SETTINGS)
-def test_beams_in_a_batch_equal_beams_alone(host, name):
-    settings = {**GREEDY, "num_beams": 3, "num_return_sequences": 2, "output_scores": True}
-    with reduce_tokens(host.model, reduction=SETTINGS[name]) as run:
-        together = host.model.generate(**host.inputs(0, 1), **settings)
-        assert len(run.stats.samples) == 2
-        for b in range(2):
-            alone = host.model.generate(**host.inputs(b), **settings)
-            assert torch.equal(together.sequences[2 * b : 2 * b + 2, -NEW:], alone.sequences[:, -NEW:])
-            scores = together.sequences_scores[2 * b : 2 * b + 2]
-            torch.testing.assert_close(scores, alone.sequences_scores, atol=1e-5, rtol=0)
+    assert run.stats.acted and len(run.stats.samples) == 8
+    return together
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", SETTINGS)
-def test_tokens_behind_the_prompt(host, name):
-    """On the cache of a plain forward: one by one, all at once, as ``generate`` chose them, the logits are the same."""
-    inputs = host.inputs(0, 1)
+def test_a_batch_equals_singles(host, name):
+    """And tokens behind the prompt on the cache of a plain forward, one by one or all at once, have the logits that
+    ``generate`` found."""
+    out, inputs = check_batch(host, SETTINGS[name]), host.inputs(0, 1)
     with reduce_tokens(host.model, reduction=SETTINGS[name]):
-        out = host.model.generate(**inputs, **GREEDY)
         prefill = host.model(**inputs, use_cache=True, logits_to_keep=1)
         answer, logits = out.sequences[:, -NEW:], [prefill.logits]
         for i in range(NEW - 1):
@@ -139,20 +113,19 @@ def test_tokens_behind_the_prompt(host, name):
     torch.testing.assert_close(at_once, stepwise[:, 1:], **NEAR)
 
 
+@pytest.mark.parametrize("name", DECODING)
+def test_a_batch_equals_singles_with_a_decode_stage(both, name):
+    check_batch(both, DECODING[name])
+
+
 class Ids:
-    """Remembers every ids it is shown, as a streamer and as a stopping criterion."""
+    """Remembers every ids it is shown, as a stopping criterion."""
 
     def __init__(self):
         self.shown = []
 
-    def put(self, ids):
-        self.shown.append(ids.tolist())
-
-    def end(self):
-        pass
-
     def __call__(self, ids, scores, **kwargs):
-        self.put(ids)
+        self.shown.append(ids.tolist())
         return torch.zeros(len(ids), dtype=torch.bool)
 
 
@@ -178,22 +151,16 @@ READERS = {
 def test_what_reads_ids_reads_those_of_the_full_prompt(plain, name, padded):
     """Same tokens and scores as the stock model's at budget 1, with a stopping criterion that reads along."""
     inputs, settings, seen = plain.inputs(*((0, 1) if padded else (0,))), {**GREEDY, **READERS[name]}, []
-    if not padded and "negative_prompt_ids" in settings:
-        settings["negative_prompt_ids"] = settings["negative_prompt_ids"][:1]
     if not padded:
         del inputs["attention_mask"]
-    for outer in (None, ALL):
+        if "negative_prompt_ids" in settings:
+            settings["negative_prompt_ids"] = settings["negative_prompt_ids"][:1]
+    for block in (nullcontext(), reduce_tokens(plain.model, ALL)):
         torch.manual_seed(0)
         ids = Ids()
-        given = {**inputs, **settings, "stopping_criteria": [ids], "output_scores": True}
-        if not padded and "num_beams" not in settings and "num_return_sequences" not in settings:
-            given["streamer"] = ids
-        if outer is None:
-            out = plain.model.generate(**given)
-        else:
-            with reduce_tokens(plain.model, outer):
-                out = plain.model.generate(**given)
-        seen.append((out, ids.shown))
+        with block:
+            given = {**inputs, **settings, "stopping_criteria": [ids], "output_scores": True}
+            seen.append((plain.model.generate(**given), ids.shown))
     (stock, expected), (ours, shown) = seen
     assert torch.equal(ours.sequences, stock.sequences) and shown == expected
     torch.testing.assert_close(torch.stack(ours.scores), torch.stack(stock.scores), atol=1e-5, rtol=0)
@@ -213,9 +180,8 @@ def test_lengths_count_the_full_prompt(plain):
     with reduce_tokens(plain.model, KeepEvery(), 0.3):
         assert plain.model.generate(**inputs, max_length=width + 5, do_sample=False).shape[1] == width + 5
         first = plain.model.generate(**inputs, max_new_tokens=1, do_sample=False)[:, -1].tolist()
-        longer = plain.model.generate(
-            **inputs, max_length=width + 6, min_length=width + 4, eos_token_id=first, do_sample=False
-        )
+        limits = {"max_length": width + 6, "min_length": width + 4, "eos_token_id": first}
+        longer = plain.model.generate(**inputs, **limits, do_sample=False)
         assert longer.shape[1] >= width + 4 and not torch.isin(longer[:, width : width + 3], torch.tensor(first)).any()
         assert plain.model.generate(inputs.pop("input_ids"), **inputs, do_sample=False).shape[1] == width + 20
         with pytest.raises(ValueError, match="Input length of input_ids"):
@@ -240,10 +206,9 @@ def test_several_videos_in_a_prompt(host):
         assert torch.equal(together.sequences[b, -NEW:], single.sequences[0, -NEW:])
         torch.testing.assert_close(together.sequences_scores[b], single.sequences_scores[0], atol=1e-5, rtol=0)
     both, second = run.stats.samples[2:]
-    assert both.full == sum(t * h * w for t, (h, w) in zip(host.frames, host.grids, strict=True))
-    assert both.frames == sum(host.frames) and both.requested == second.requested + round(
-        0.3 * host.frames[0] * host.grids[0][0] * host.grids[0][1]
-    )
+    first, other = (t * h * w for t, (h, w) in zip(host.frames, host.grids, strict=True))
+    assert (both.full, both.frames) == (first + other, sum(host.frames))
+    assert both.requested == second.requested + round(0.3 * first)
 
 
 def test_videos_of_different_length(plain):
@@ -313,8 +278,7 @@ def test_a_prompt_without_video_in_the_batch(plain):
         both = plain.model.generate(**batch(text, plain.prompt(0)), **plain.pixels(0), **GREEDY)
         alone = plain.model.generate(**plain.inputs(0), **GREEDY)
     for b, single in enumerate((stock, alone)):
-        logits = torch.stack([step[b] for step in both.logits])
-        torch.testing.assert_close(logits, torch.cat(single.logits), **NEAR)
+        torch.testing.assert_close(torch.stack(both.logits)[:, b], torch.cat(single.logits), **NEAR)
     assert len(run.stats.samples) == 2
 
 

@@ -11,27 +11,21 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
 from hosts import HOSTS
-from seam import GREEDY, NEAR, Drop, Host, KeepEvery, Nearest, batch, marks, words
-from transformers import LogitsProcessor
+from seam import GREEDY, NEAR, Between, Drop, Host, KeepEvery, Nearest, batch, calling, marks, words
 
 from holitom.attach import reduce_tokens
 from holitom.attach.decoder import Decoder
 from holitom.errors import BadUsage, UnsupportedModel
-from holitom.methods.fastv import FastV
-from holitom.methods.holitom import HoliTom, HoliTomMerge
+from holitom.methods import FastV, HoliTom, HoliTomMerge
 from holitom.types import Reduction
 
 BOTH = Reduction("both", HoliTom(tau=0.5), 0.3, (HoliTomMerge(2, 0.5), Drop(3, score="this")), Nearest(4, 1))
+KEYED = KeepEvery(requires=frozenset({"saliency", "keys"}))
+EVERY_KIND = Reduction("every kind", KEYED, 0.3, BOTH.inner, BOTH.decode)
 
 
-class Broken(KeepEvery):
-    def __call__(self, video, budget):
-        raise RuntimeError("a stage failed")
-
-
-class BrokenInside(Drop):
-    def __call__(self, hidden, score, visual, n0):
-        raise RuntimeError("a stage failed")
+def fail():
+    raise RuntimeError("a stage failed")
 
 
 def test_nothing_is_left_behind(host):
@@ -41,23 +35,16 @@ def test_nothing_is_left_behind(host):
         assert marks(model) != before
         model.generate(**host.inputs(0), **GREEDY)
     assert marks(model) == before
-    for broken in (Reduction("a", Broken(), 0.3), Reduction("b", KeepEvery(), 0.3, (BrokenInside(2),))):
-        with pytest.raises(RuntimeError, match="failed"), reduce_tokens(model, reduction=broken):
-            model.generate(**host.inputs(0), **GREEDY)
+    for broken in (
+        Reduction("a", calling(KeepEvery, fail), 0.3),
+        Reduction("b", KeepEvery(), 0.3, (calling(Drop, fail, 2),)),
+    ):
+        with reduce_tokens(model, reduction=broken):
+            with pytest.raises(RuntimeError, match="a stage failed"):
+                model.generate(**host.inputs(0), **GREEDY)
+            assert torch.equal(model(**text).logits, expected), "a failed call colours the next"
         assert marks(model) == before
     assert torch.equal(model(**text).logits, expected)
-
-
-def test_a_failed_call_does_not_colour_the_next(plain):
-    text = batch(words(12))
-    expected = plain.model(**text).logits
-    with reduce_tokens(plain.model, inner=BrokenInside(2)):
-        with pytest.raises(RuntimeError, match="a stage failed"):
-            plain.model.generate(**plain.inputs(0), **GREEDY)
-        assert torch.equal(plain.model(**text).logits, expected)
-        core = plain.model.model
-        alone = core.language_model(input_ids=text["input_ids"], attention_mask=text["attention_mask"])
-        assert torch.equal(alone.last_hidden_state, core(**text).last_hidden_state)
 
 
 @pytest.mark.parametrize("make", [copy.deepcopy, pickle.dumps])
@@ -81,7 +68,7 @@ def test_no_reference_keeps_the_model_alive():
 # --- threads
 
 
-def in_thread(call):
+def in_thread(call, join=True):
     """Runs it in a thread of its own; returns the thread and what came of it."""
     found = []
 
@@ -93,107 +80,61 @@ def in_thread(call):
 
     thread = threading.Thread(target=work)
     thread.start()
+    if join:
+        thread.join(20)
     return thread, found
 
 
-class Slow(LogitsProcessor):
-    """Stops before every token until it may go on."""
+@pytest.mark.parametrize("where", ["generate", "beams", "forward"])
+def test_what_outlives_its_block_raises_in_its_thread(plain, where):
+    steps, reached, go_on = [], threading.Event(), threading.Event()
 
-    def __init__(self):
-        self.steps, self.reached, self.go_on = 0, threading.Event(), threading.Event()
+    def wait():
+        steps.append(1)
+        reached.set()
+        go_on.wait(10)
 
-    def __call__(self, ids, scores):
-        self.steps += 1
-        self.reached.set()
-        self.go_on.wait(10)
-        return scores
-
-
-class Pushed:
-    def __init__(self):
-        self.tokens = []
-
-    def put(self, ids):
-        self.tokens.append(ids.tolist())
-
-    def end(self):
-        pass
-
-
-@pytest.mark.parametrize("beams", [1, 3])
-def test_a_generation_that_outlives_its_block_raises_in_its_thread(plain, beams):
-    slow, pushed = Slow(), Pushed()
-    settings = {"max_new_tokens": 40, "do_sample": False, "num_beams": beams, "logits_processor": [slow]}
-    if beams == 1:
-        settings["streamer"] = pushed
-    with reduce_tokens(plain.model, KeepEvery(), 0.3, Drop(2)):
-        thread, found = in_thread(lambda: plain.model.generate(**plain.inputs(0), **settings))
-        slow.reached.wait(10)
-    slow.go_on.set()
-    thread.join(10)
-    (error,) = found
-    assert isinstance(error, BadUsage) and "block has ended" in error.what
-    assert slow.steps == 1 and len(pushed.tokens) == (beams == 1)  # the prompt, and no token
-
-
-def test_a_forward_that_outlives_its_block_raises_in_its_thread(plain):
-    entered, go_on = threading.Event(), threading.Event()
-
-    class Waits(Drop):
-        def __call__(self, hidden, score, visual, n0):
-            entered.set()
-            go_on.wait(10)
-            return super().__call__(hidden, score, visual, n0)
-
-    with reduce_tokens(plain.model, inner=[Waits(1), Drop(3)]):
-        thread, found = in_thread(lambda: plain.model(**plain.inputs(0)))
-        entered.wait(10)
+    settings = {"max_new_tokens": 40, "do_sample": False, "logits_processor": [Between(wait)]}
+    calls = {
+        "generate": lambda: plain.model.generate(**plain.inputs(0), **settings),
+        "beams": lambda: plain.model.generate(**plain.inputs(0), **settings, num_beams=3),
+        "forward": lambda: plain.model(**plain.inputs(0)),
+    }
+    stages = [calling(Drop, wait, 1), Drop(3)] if where == "forward" else [Drop(2)]
+    with reduce_tokens(plain.model, KeepEvery(), 0.3, stages):
+        thread, found = in_thread(calls[where], join=False)
+        reached.wait(10)
     go_on.set()
     thread.join(10)
     assert isinstance(found[0], BadUsage) and "block has ended" in found[0].what
+    assert len(steps) == 1
 
 
 @pytest.mark.parametrize("where", ["tower", "outer", "generate"])
 def test_a_second_thread_is_refused_while_a_call_is_under_way(plain, where):
     """Also while only the tower runs, and between the tokens of a generation."""
-    inputs, refused = plain.inputs(0), []
+    inputs, refused, settings = plain.inputs(0), [], dict(GREEDY)
 
     def meanwhile(*_):
         for call in (lambda: plain.model(**inputs), lambda: plain.model.generate(**inputs, **GREEDY)):
-            thread, found = in_thread(call)
-            thread.join(10)
-            refused.extend(found)
+            refused.extend(in_thread(call)[1])
 
-    class Outer(KeepEvery):
-        def __call__(self, video, budget):
-            if where == "outer":
-                meanwhile()
-            return super().__call__(video, budget)
-
-    processor = LogitsProcessor()
-    handle = None
     with reduce_tokens(plain.model, KeepEvery(), 0.3):
         expected = plain.model.generate(**inputs, **GREEDY)
-    if where == "tower":
-        handle = plain.model.model.vision_tower.register_forward_hook(meanwhile)
-    settings = dict(GREEDY)
+    handle = plain.model.model.vision_tower.register_forward_hook(meanwhile) if where == "tower" else None
     if where == "generate":
-        processor = type(
-            "Other", (LogitsProcessor,), {"__call__": lambda self, ids, scores: (meanwhile(), scores)[1]}
-        )()
-        settings["logits_processor"] = [processor]
-    with reduce_tokens(plain.model, Outer(), 0.3) as run:
+        settings["logits_processor"] = [Between(meanwhile)]
+    outer = calling(KeepEvery, meanwhile) if where == "outer" else KeepEvery()
+    with reduce_tokens(plain.model, outer, 0.3) as run:
         ours = plain.model.generate(**inputs, **settings)
         if handle:
             handle.remove()
-        thread, found = in_thread(lambda: plain.model.generate(**batch(words(5)), **GREEDY))
-        thread.join(10)
+        _, free = in_thread(lambda: plain.model.generate(**batch(words(5)), **GREEDY))
         run.provide(run.encode(inputs["pixel_values_videos"]))
-        thread, provided = in_thread(lambda: run.provide(run.encode(inputs["pixel_values_videos"])))
-        thread.join(10)
+        _, provided = in_thread(lambda: run.provide(run.encode(inputs["pixel_values_videos"])))
     assert torch.equal(ours.sequences, expected.sequences)
     assert refused and all(error.what == "another thread is using this model" for error in refused)
-    assert not isinstance(found[0], Exception)  # nothing is under way, so any thread may call
+    assert not isinstance(free[0], Exception)  # nothing is under way, so any thread may call
     assert "another thread has provided" in str(provided[0])  # else it would answer about the other's video
 
 
@@ -222,29 +163,19 @@ def test_calls_that_begin_behind_their_block(plain):
 def test_another_thread_may_call_the_parts_meanwhile(plain):
     """Tower and decoder by themselves give it the model's own answer, and take nothing from the call under way."""
     core, text = plain.model.model, batch(words(9))
-    parts = {"tower": lambda: core.vision_tower(plain.clips[1]), "decoder": lambda: core.language_model(**text)}
-    expected = {name: part().last_hidden_state for name, part in parts.items()}
-    watched = KeepEvery(requires=frozenset({"saliency", "keys"}))
-    with reduce_tokens(plain.model, watched, 0.3) as run:
+    parts = [lambda: core.vision_tower(plain.clips[1]), lambda: core.language_model(**text)]
+    expected = [part().last_hidden_state for part in parts]
+    with reduce_tokens(plain.model, KEYED, 0.3, (Drop(2), Drop(3))) as run:
         features = run.encode(plain.clips[:1])[0]
+        answer = plain.model.generate(**plain.inputs(0), **GREEDY).sequences
 
     def meanwhile(*_):
         if threading.current_thread() is threading.main_thread():
-            for name, part in parts.items():
-                thread, found = in_thread(torch.no_grad()(part))
-                thread.join(10)
-                assert torch.equal(found[0].last_hidden_state, expected[name])
+            for part, own in zip(parts, expected, strict=True):
+                assert torch.equal(in_thread(torch.no_grad()(part))[1][0].last_hidden_state, own)
 
-    class Inside(Drop):
-        def __call__(self, *args):
-            meanwhile()
-            return super().__call__(*args)
-
-    quiet, loud = (Drop(2), Drop(3)), (Inside(2), Inside(3))
-    with reduce_tokens(plain.model, watched, 0.3, quiet):
-        answer = plain.model.generate(**plain.inputs(0), **GREEDY).sequences
     handle = core.vision_tower.register_forward_hook(meanwhile)
-    with reduce_tokens(plain.model, watched, 0.3, loud) as run:
+    with reduce_tokens(plain.model, KEYED, 0.3, [calling(Drop, meanwhile, layer) for layer in (2, 3)]) as run:
         again = run.encode(plain.clips[:1])[0]
         assert torch.equal(plain.model.generate(**plain.inputs(0), **GREEDY).sequences, answer)
     handle.remove()
@@ -266,7 +197,7 @@ def test_two_threads_that_open_a_block_at_once(plain, monkeypatch):
             go_on.wait(10)
 
     monkeypatch.setattr(Decoder, "install", together)
-    threads = [in_thread(use) for _ in range(2)]
+    threads = [in_thread(use, join=False) for _ in range(2)]
     for thread, _ in threads:
         thread.join(20)
     assert sorted("already inside" in str(found) for _, found in threads) == [False, True]
@@ -277,14 +208,12 @@ def test_two_threads_that_open_a_block_at_once(plain, monkeypatch):
 
 
 def test_compiled_models_are_refused(plain):
-    compiled = copy.deepcopy(plain.model)
+    compiled, called, late = (copy.deepcopy(plain.model) for _ in range(3))
     compiled.model.language_model.forward = torch.compile(compiled.model.language_model.forward)
-    called = copy.deepcopy(plain.model)
     called.model.compile()
     for model in (compiled, called, torch.compile(copy.deepcopy(plain.model))):
         with pytest.raises(UnsupportedModel, match="compiled"), reduce_tokens(model, KeepEvery(), 0.3):
             pass
-    late = copy.deepcopy(plain.model)
     with reduce_tokens(late, KeepEvery(), 0.3):
         late.model.language_model.compile()
         with pytest.raises(UnsupportedModel, match="compiled"):
@@ -309,14 +238,13 @@ def test_training_and_nesting_are_refused(plain):
         plain.model.train()
         with pytest.raises(UnsupportedModel, match="training mode"):
             plain.model(**plain.inputs(0))
-        with pytest.raises(UnsupportedModel, match=r"training mode.*eval"), reduce_tokens(Host().model.train()):
-            pass
         plain.model.eval()
         for again in (plain.model, plain.model.model):
             with pytest.raises(BadUsage, match="already inside"), reduce_tokens(again):
                 pass
         plain.model(**plain.inputs(0))  # and is still attached
-    assert "forward" not in vars(plain.model.model)
+    with pytest.raises(UnsupportedModel, match=r"training mode.*eval"), reduce_tokens(Host().model.train()):
+        pass
 
 
 def test_the_inner_model_alone_takes_a_plain_forward(plain):
@@ -345,44 +273,38 @@ def apart(model):
 def test_offloaded_weights(name, where, tmp_path):
     """Parts that accelerate keeps elsewhere until they run: as the plain model, with every kind of stage."""
     host = Host(name)
-    requires = frozenset({"saliency", "keys"})
-    reduction = Reduction("x", KeepEvery(requires=requires), 0.3, BOTH.inner, Nearest(4, 1))
-    with reduce_tokens(host.model, reduction=reduction):
-        expected = host.model.generate(**host.inputs(0, 1), **GREEDY)
+    with reduce_tokens(host.model, reduction=EVERY_KIND) as run:
+        features, expected = run.encode(**host.pixels(0)), host.model.generate(**host.inputs(0, 1), **GREEDY)
     core, cpu = host.model.model, torch.device("cpu")
     tower = core.visual if hasattr(core, "visual") else core.vision_tower
-    if where == "tower":
-        cpu_offload(tower, execution_device=cpu)
-    elif where == "all in memory":
-        cpu_offload(host.model, execution_device=cpu)
-    elif where == "all on disk":
+    if where == "all on disk":
         disk_offload(host.model, tmp_path, execution_device=cpu)
-    else:
+    elif where == "layers apart":
         dispatch_model(host.model, apart(host.model), main_device="cpu", offload_dir=tmp_path, force_hooks=True)
+    else:
+        cpu_offload(tower if where == "tower" else host.model, execution_device=cpu)
     before = marks(host.model)
-    with reduce_tokens(host.model, reduction=reduction) as run:
+    with reduce_tokens(host.model, reduction=EVERY_KIND) as run:
         ours = host.model.generate(**host.inputs(0, 1), **GREEDY)
         bare = host.model(**host.inputs(0, 1)).logits[:, -1]
+        again = run.encode(**host.pixels(0))
+    for field in ("tokens", "saliency", "keys"):
+        torch.testing.assert_close(getattr(again[0], field), getattr(features[0], field), atol=1e-6, rtol=0)
     assert torch.equal(ours.sequences, expected.sequences) and run.stats.acted
     torch.testing.assert_close(bare, expected.logits[0], **NEAR)
     assert marks(host.model) == before
+    assert where == "layers apart" or next(tower.parameters()).device.type == "meta", "was not put away again"
 
 
 @pytest.mark.parametrize("inner", [(), (FastV(2, 0.5), HoliTomMerge(3, 0.5))])
 def test_an_autocast_around_the_block_leaves_stages_their_precision(plain, inner):
     seen = []
 
-    class Watched(KeepEvery):
-        def __call__(self, video, budget):
-            seen.append(torch.is_autocast_enabled("cpu"))
-            return super().__call__(video, budget)
+    def look():
+        seen.append(torch.is_autocast_enabled("cpu"))
 
-    class Inside(Drop):
-        def __call__(self, hidden, score, visual, n0):
-            seen.append(torch.is_autocast_enabled("cpu"))
-            return super().__call__(hidden, score, visual, n0)
-
-    with torch.autocast("cpu", torch.bfloat16), reduce_tokens(plain.model, Watched(), 0.3, [Inside(1), *inner]) as run:
+    outer, stages = calling(KeepEvery, look), [calling(Drop, look, 1), *inner]
+    with torch.autocast("cpu", torch.bfloat16), reduce_tokens(plain.model, outer, 0.3, stages) as run:
         plain.model.generate(**plain.inputs(0, 1), **GREEDY)
     assert seen == [False] * 4 and run.stats.acted
 
@@ -398,6 +320,17 @@ class Wrapper(torch.nn.Module):
         return self.inner(*args, **given)
 
 
+class Outside(Wrapper):
+    """The same around a whole model."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.config = inner.config
+
+    def generate(self, **given):
+        return self.inner.generate(**given)
+
+
 def replaced(model, path, make):
     """A copy in which one module is another."""
     model = copy.deepcopy(model)
@@ -409,24 +342,24 @@ def replaced(model, path, make):
 @pytest.mark.parametrize("name", HOSTS)
 def test_parts_that_are_wrapped(name):
     """Work as before, or are refused by name where what is inside must be known."""
-    host = Host(name)
-    reduction = Reduction("x", KeepEvery(requires=frozenset({"saliency", "keys"})), 0.3, BOTH.inner, Nearest(4, 1))
-    with reduce_tokens(host.model, reduction=reduction):
+    host, qwen, inside = Host(name), name == "qwen2_5_vl", "model.language_model."
+    with reduce_tokens(host.model, reduction=EVERY_KIND):
         expected = host.model.generate(**host.inputs(0, 1), **GREEDY).sequences
-    inside, tower = "model.language_model.", "model.visual" if name == "qwen2_5_vl" else "model.vision_tower"
+    tower = "model.visual" if qwen else "model.vision_tower"
     wrapped = [f"{inside}{part}" for part in ("embed_tokens", "layers.1.self_attn.q_proj", "layers.2.input_layernorm")]
-    wrapped += [] if name == "qwen2_5_vl" else [tower]
-    for path in wrapped:
-        model = replaced(host.model, path, Wrapper)
-        with reduce_tokens(model, reduction=reduction):
-            assert torch.equal(model.generate(**host.inputs(0, 1), **GREEDY).sequences, expected), path
+    models = [replaced(host.model, path, Wrapper) for path in wrapped + [tower] * (not qwen)]
+    for model in [*models, Outside(host.model).eval()]:
+        with reduce_tokens(model, reduction=EVERY_KIND) as run:
+            assert torch.equal(model.generate(**host.inputs(0, 1), **GREEDY).sequences, expected)
+            model(**host.inputs(0))
+        assert len(run.stats.samples) == 3
     refused = {inside[:-1]: "wrapped or replaced", f"{inside}layers.2": "Wrapper has no q_proj"}
     refused |= {f"{inside}layers.1.self_attn": "Wrapper has no q_proj"}
-    refused |= {tower: "wrapped or replaced"} if name == "qwen2_5_vl" else {}
+    refused |= {tower: "wrapped or replaced"} if qwen else {}
     for path, said in refused.items():
         for make in (Wrapper, torch.nn.DataParallel) if "layers" not in path else (Wrapper,):
             model = replaced(host.model, path, make)
-            with pytest.raises(UnsupportedModel, match=said), reduce_tokens(model, reduction=reduction):
+            with pytest.raises(UnsupportedModel, match=said), reduce_tokens(model, reduction=EVERY_KIND):
                 pass
             assert not any("forward" in vars(module) for module in model.modules())
 
@@ -446,20 +379,3 @@ def test_a_quantised_decoder(name):
     assert run.stats.samples and not run.stats.missing
     for stage in whole:
         assert all(seen["score"].isfinite().all() and seen["score"].std() > 0 for seen in stage.seen)
-
-
-def test_inside_a_wrapper(plain):
-    """What is wrapped around a model (PEFT, for one) calls through to it."""
-
-    class Outside(Wrapper):
-        def generate(self, **given):
-            return self.inner.generate(**given)
-
-    with reduce_tokens(plain.model, KeepEvery(), 0.3, Drop(2)):
-        expected = plain.model.generate(**plain.inputs(0), **GREEDY)
-    wrapper = Outside(plain.model).eval()
-    wrapper.config = plain.model.config
-    with reduce_tokens(wrapper, KeepEvery(), 0.3, Drop(2)) as run:
-        ours = wrapper.generate(**plain.inputs(0), **GREEDY)
-        torch.testing.assert_close(wrapper(**plain.inputs(0)).logits[:, -1], expected.logits[0], **NEAR)
-    assert torch.equal(ours.sequences, expected.sequences) and len(run.stats.samples) == 2

@@ -1,4 +1,5 @@
-"""The original llava package with a tiny random model; runs where it imports, in an environment of its own."""
+"""The original llava package with a tiny random model; runs where it imports, in an environment of its own (see
+docs/llava.md): its features against the package itself, then the block."""
 
 from __future__ import annotations
 
@@ -7,16 +8,81 @@ import torch
 
 pytest.importorskip("llava.model.language_model.llava_qwen", reason="needs the llava package (docs/llava.md)")
 
-from llava_host import LAYERS, tiny
+from hosts import randomise
+from llava.model.language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForCausalLM
+from llava.model.multimodal_encoder.siglip_encoder import SigLipVisionConfig, SigLipVisionModel, SigLipVisionTower
+from llava.model.multimodal_projector.builder import build_vision_projector
 from seam import GREEDY, NEAR, NEW, Drop, Host, KeepEvery, Nearest, absolute, batch, layout, marks, words
 
 from holitom.attach import reduce_tokens
 from holitom.errors import BadUsage, UnsupportedModel
 from holitom.methods.holitom import HoliTom, HoliTomMerge
+from holitom.models import adapter_for
 from holitom.types import Reduction
 
+LAYERS = 5
+KINDS = {"onevision": ("bilinear", "one_token"), "video": ("average", "grid")}
 FRAMES, IMAGE = 2, -200
 SIDES = {"onevision": 14, "video": 13}
+
+
+def tiny(kind, attention="sdpa"):
+    pool, newline = KINDS[kind]
+    config = LlavaQwenConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=300, max_position_embeddings=4096, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        tie_word_embeddings=False, attn_implementation=attention, mm_hidden_size=32, mm_projector_type="mlp2x_gelu",
+        mm_patch_merge_type="spatial_unpad", mm_spatial_pool_mode=pool, mm_spatial_pool_stride=2,
+        mm_newline_position=newline,
+    )  # fmt: skip
+    model = LlavaQwenForCausalLM(config)
+    tower = SigLipVisionTower("siglip", config, delay_load=True)
+    tower.config = SigLipVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=384, patch_size=14
+    )
+    tower.vision_tower = SigLipVisionModel(tower.config)
+    del tower.vision_tower.vision_model.encoder.layers[-1:]  # as load_model does
+    tower.vision_tower.vision_model.head = torch.nn.Identity()
+    tower.is_loaded = True
+    core = model.get_model()
+    core.vision_tower, core.mm_projector = tower, build_vision_projector(config)
+    core.image_newline = torch.nn.Parameter(torch.empty(32))
+    return randomise(model, None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_features_are_the_packages(kind):
+    """Every video has its own frames' saliency: the release pools those of all frames of a batch for each."""
+    model, clips = tiny(kind), [torch.randn(2, 3, 384, 384), torch.randn(3, 3, 384, 384)]
+    adapter, seen = adapter_for(model), []
+    attention = model.get_vision_tower().vision_tower.vision_model.encoder.layers[-1].self_attn
+    assert adapter.vision_attention() is attention and adapter.video_token_id == -200
+    handle = attention.register_forward_hook(lambda module, args, out: seen.append(out[1].mean((1, 2))))
+    stock = [model.get_2dPool(model.encode_images(clip)) for clip in clips]
+    handle.remove()
+    side = 14 if kind == "onevision" else 13
+    for video, tokens, columns in zip(adapter.encode(clips, frozenset({"saliency", "keys"})), stock, seen, strict=True):
+        torch.testing.assert_close(video.tokens, tokens, atol=1e-5, rtol=0)
+        pooled = model.get_2dPool(columns[..., None]).squeeze(-1)
+        torch.testing.assert_close(video.saliency, pooled, atol=1e-7, rtol=0)
+        assert video.grid == (side, side) and video.keys.shape == (video.frames, side**2, 8)
+    assert torch.equal(adapter.newline, model.get_model().image_newline)
+    assert adapter.newline_order == {"onevision": "end", "video": "row"}[kind]
+    ids, place = torch.tensor([[5, -200, 7]]), [0, 2]
+    assert torch.equal(adapter.embed(ids, {})[0, place], model.get_model().embed_tokens(ids[0, place]))
+
+
+def test_settings_as_the_package_reads_them():
+    model = tiny("video")
+    for settings, order in (({"mm_patch_merge_type": "flat"}, "none"), ({"mm_patch_merge_type": "spatial"}, "row"),
+                            ({"mm_newline_position": "one_token"}, "none"), ({"mm_newline_position": None}, "none"),
+                            ({"mm_patch_merge_type": "spatial_unpad"}, "end")):  # fmt: skip
+        model.config.update(settings)
+        assert adapter_for(model).newline_order == order
+    model.config.add_faster_video = True
+    with pytest.raises(UnsupportedModel, match="add_faster_video"):
+        adapter_for(model)
 
 
 class Package(Host):

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from hosts import HOSTS, PAD, onevision
-from seam import ALL, GREEDY, Drop, KeepEvery, Nearest, batch, marks, words
-from transformers import DynamicCache, MistralConfig, QuantizedCache, Qwen2Config, StaticCache
+from hosts import PAD, onevision
+from seam import ALL, GREEDY, Drop, Host, KeepEvery, Nearest, batch, marks, words
+from transformers import DynamicCache, MistralConfig, Qwen2Config, StaticCache
 
 from holitom.attach import reduce_tokens
-from holitom.errors import BadUsage, CannotRun, UnsupportedModel
+from holitom.errors import BadUsage, UnsupportedModel
 from holitom.methods.dycoke import DyCokeDecode
 from holitom.methods.fastv import FastV
 from holitom.methods.holitom import HoliTom
@@ -69,71 +69,58 @@ GENERATION = {
 
 
 @pytest.mark.parametrize("name", GENERATION)
-@pytest.mark.parametrize("given_by", ["argument", "generation_config"])
-def test_ways_to_generate(plain, name, given_by):
-    config = copy.deepcopy(plain.model.generation_config)
-    if given_by == "generation_config" and not hasattr(config, name):
-        pytest.skip("is an argument only")
-    given = {name: GENERATION[name]}
-    if given_by == "generation_config":
+def test_ways_to_generate(plain, name):
+    """As an argument, and in a generation config."""
+    given, config = {name: GENERATION[name]}, copy.deepcopy(plain.model.generation_config)
+    ways = [given]
+    if hasattr(config, name):
         config.update(**given)
-        given = {"generation_config": config}
-    with reduce_tokens(plain.model, KeepEvery(), 0.3), pytest.raises(UnsupportedModel, match=name):
-        plain.model.generate(**plain.inputs(0), **given)
+        ways.append({"generation_config": config})
+    with reduce_tokens(plain.model, KeepEvery(), 0.3):
+        for way in ways:
+            with pytest.raises(UnsupportedModel, match=name):
+                plain.model.generate(**plain.inputs(0), **way)
 
 
-def caches(config):
+@pytest.mark.parametrize("inner", [(), Drop(2)])
+def test_caches(plain, inner):
+    static = StaticCache(config=plain.model.config.text_config, max_cache_len=128)
     offloaded = DynamicCache()
     offloaded.offloading = True
-    try:
-        quantised = QuantizedCache("quanto", config)
-    except ImportError:  # without a backend of its own it stands for itself
-        quantised = type("QuantizedCache", (DynamicCache,), {})()
-    return {
-        "StaticCache": StaticCache(config=config, max_cache_len=128),
-        "offloaded": offloaded,
-        "Quantized": quantised,
-    }
-
-
-@pytest.mark.parametrize("name", ["StaticCache", "offloaded", "Quantized"])
-@pytest.mark.parametrize("inner", [(), Drop(2)])
-def test_caches(plain, name, inner):
+    quantised = type("QuantizedCache", (DynamicCache,), {})()  # the real one needs a backend of its own
     with reduce_tokens(plain.model, KeepEvery(), 0.3, inner):
         for call in (plain.model, plain.model.generate):
-            cache = caches(plain.model.config.text_config)[name]
-            with pytest.raises(UnsupportedModel, match=name):
-                call(**plain.inputs(0), past_key_values=cache)
+            for name, cache in {"StaticCache": static, "offloaded": offloaded, "Quantized": quantised}.items():
+                with pytest.raises(UnsupportedModel, match=name):
+                    call(**plain.inputs(0), past_key_values=cache)
         kept = plain.model.generate(**plain.inputs(0), past_key_values=DynamicCache(), **GREEDY)
     assert kept.past_key_values.get_seq_length() > 0
 
 
 def test_models():
-    with pytest.raises(UnsupportedModel, match=r"a Linear .*LlavaOnevision.*adapter"):
-        reduce_tokens(torch.nn.Linear(1, 1).eval()).__enter__()
-    with pytest.raises(UnsupportedModel, match="mm_newline_position"):
-        reduce_tokens(onevision(mm_newline_position="frame")).__enter__()
     flexible = onevision()
     flexible.model.language_model.config._attn_implementation = "flex_attention"
-    with pytest.raises(UnsupportedModel, match="flex_attention"):
-        reduce_tokens(flexible, inner=Drop(2)).__enter__()
+    for match, model in {
+        r"a Linear .*LlavaOnevision.*adapter": torch.nn.Linear(1, 1).eval(),
+        "mm_newline_position": onevision(mm_newline_position="frame"),
+        "flex_attention": flexible,
+    }.items():
+        with pytest.raises(UnsupportedModel, match=match), reduce_tokens(model, inner=Drop(2)):
+            pass
 
 
-SLIDING = {
-    "some layers": Qwen2Config(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=300, use_sliding_window=True, sliding_window=16, max_window_layers=2, pad_token_id=PAD,
-    ),
-    "all layers": MistralConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=300, sliding_window=16, pad_token_id=PAD,
-    ),
+SMALL = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 300, "sliding_window": 16, "pad_token_id": PAD,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SLIDING)
-def test_sliding_windows_are_for_outer_stages_only(plain, name):
-    model = onevision(text=SLIDING[name])
+@pytest.mark.parametrize(
+    "text", [Qwen2Config(**SMALL, use_sliding_window=True, max_window_layers=2), MistralConfig(**SMALL)]
+)
+def test_sliding_windows_are_for_outer_stages_only(plain, text):
+    """In some layers or in all."""
+    model = onevision(text=text)
     for stages in ({"inner": Drop(1)}, {"decode": DyCokeDecode(1, 0.5)}):
         with pytest.raises(UnsupportedModel, match="sliding_attention"), reduce_tokens(model, **stages):
             pass
@@ -230,26 +217,12 @@ def test_on_a_cache(plain):
 
 def test_placeholders_of_places_on_a_grid():
     """Positions of Qwen2.5-VL come from the prompt: a placeholder for every token, and all that its processor makes."""
-    model = HOSTS["qwen2_5_vl"]()
-    from seam import Host
-
     host = Host("qwen2_5_vl")
+    model, given = host.model, host.inputs(0)
+    del given["mm_token_type_ids"]
     with reduce_tokens(model, KeepEvery(), 0.3):
-        given = host.inputs(0)
-        given["input_ids"] = given["input_ids"][:, :-1]  # one word less
-        for name in ("attention_mask", "mm_token_type_ids"):
-            given[name] = given[name][:, :-1]
-        model.generate(**given, **GREEDY)
-        del given["mm_token_type_ids"]
         with pytest.raises(BadUsage, match="mm_token_type_ids"):
             model.generate(**given, **GREEDY)
         with pytest.raises(BadUsage, match="10 placeholders for a video of 72 tokens"):
             positions = torch.arange(22).expand(3, 1, -1)
             model(**batch(host.prompt(0, 10)), **host.pixels(0), position_ids=positions)
-
-
-def test_a_setting_that_did_nothing(plain):
-    with reduce_tokens(plain.model, HoliTom(), 0.25) as run:
-        for ask in (run.stats.check_acted, lambda: run.stats.last):
-            with pytest.raises(CannotRun, match="no video"):
-                ask()

@@ -6,9 +6,7 @@ from seam import ALL, GREEDY, Drop, KeepEvery, Nearest
 
 from holitom.attach import reduce_tokens
 from holitom.errors import CannotRun
-from holitom.methods.dycoke import DyCokeDecode
-from holitom.methods.fastv import FastV
-from holitom.methods.holitom import HoliTom, HoliTomMerge
+from holitom.methods import DyCokeDecode, HoliTom
 from holitom.types import Reduction
 
 
@@ -51,16 +49,8 @@ def test_a_stage_that_never_ran(plain):
         run.stats.check_acted()
 
 
-NOTHING = [
-    Reduction("budget 1", ALL, 1.0),
-    Reduction("ratio 0", inner=(HoliTomMerge(2, 0.0), FastV(3, 0.0)), decode=DyCokeDecode(4, 0.0)),
-    Reduction("nothing at all"),
-]
-
-
-@pytest.mark.parametrize("reduction", NOTHING, ids=lambda reduction: reduction.name)
-def test_who_asks_for_nothing_may_keep_everything(plain, reduction):
-    with reduce_tokens(plain.model, reduction=reduction) as run:
-        plain.model.generate(**plain.inputs(0), **GREEDY)
-    run.stats.check_acted()
-    assert run.stats.acted and run.stats.last.per_layer == (run.stats.last.full,) * LAYERS
+def test_a_block_that_did_nothing(plain):
+    with reduce_tokens(plain.model, HoliTom(), 0.25) as run:
+        for ask in (run.stats.check_acted, lambda: run.stats.last):
+            with pytest.raises(CannotRun, match="no video"):
+                ask()

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from videos import scenes
+from videos import equals, places, scenes
 
 from holitom import methods
 from holitom.errors import BadUsage
@@ -20,10 +20,6 @@ from holitom.ops.diverse import first_come
 
 def cosine(a, b):
     return float(torch.cosine_similarity(a[None].double(), b[None].double()))
-
-
-def places(kept):
-    return list(zip(kept.frame.tolist(), kept.cell.tolist(), strict=True))
 
 
 def walk(near):
@@ -60,9 +56,7 @@ def test_unicomp_covers_as_a_walk_does(seed):
         for n in (order[i] for i in walk([[1 - table[a][b] < 0.6 for b in order] for a in order])):
             covered = [m for m in range(12) if 1 - table[n][m] < 0.6]
             expected[first, n] = (fused[n] + fused[covered].mean(0)) / 2, len(covered) * length
-    assert places(kept) == sorted(expected) and kept.size.tolist() == [expected[at][1] for at in places(kept)]
-    rows = torch.stack([expected[at][0] for at in places(kept)])
-    torch.testing.assert_close(kept.tokens.double(), rows, atol=1e-5, rtol=0)
+    equals(kept, dict(sorted(expected.items())))
     fewer = places(UniComp(cell=0.6, head="substitute")(video, 0.15))
     assert len(fewer) == int(0.15 * 84) and {at for at in fewer if at[0] > 5} < set(expected)
 
@@ -81,9 +75,7 @@ def test_vcast_follows_the_curve_and_keeps_what_stands_out(seed):
         norm = (norm - norm.min()) / (norm.max() - norm.min())
         score = [1 - cosine(x, means[t]) + float(n) for x, n in zip(frame, norm, strict=True)]
         expected += [(t, n) for n in sorted(sorted(range(12), key=lambda n: -score[n])[: counts[t]])]
-    kept = methods.VCast()(video, 0.3)
-    assert places(kept) == expected and (kept.size == 1).all()
-    assert torch.equal(kept.tokens, video.tokens[kept.frame, kept.cell])
+    assert places(methods.VCast()(video, 0.3)) == expected
 
 
 def test_vcast_shares():
@@ -113,10 +105,6 @@ def test_flashvid_is_what_plain_loops_give(seed):
     kept = method(video, budget)
     found = dict(zip(places(kept), kept.size.tolist(), strict=True))
     assert set(chosen) <= set(found) and all(found[at] == 1 for at in chosen)
-    assert all(
-        torch.equal(row, video.tokens[at]) for row, at in zip(kept.tokens, places(kept), strict=True) if at in chosen
-    )
-    assert np.bincount([t for t, _ in found], minlength=8).sum() == counts.sum()
     sizes = sum(size for at, size in found.items() if at not in chosen)
     if budget > 0.25:  # below it some frames may keep no tree
         assert sizes == 96 - len(chosen), "every token that is not chosen went into one"
@@ -135,8 +123,12 @@ def test_flashvid_averages_a_still_tree():
 
 def test_flashvids_two_ways_to_count():
     ten = flashvid(0.10)
-    assert ten.budget == pytest.approx(0.125) and isinstance(ten.inner[0], FastV)
-    assert (ten.inner[0].layer, ten.inner[0].ratio) == (20, pytest.approx(0.7))
+    (late,) = ten.inner
+    assert type(late) is FastV and (ten.budget, late.layer, late.ratio) == (
+        pytest.approx(0.125),
+        20,
+        pytest.approx(0.7),
+    )
     for layers in (6, 28, 80):
         made = flashvid(0.2, layers)
         (late,) = made.inner
@@ -161,15 +153,3 @@ def test_the_unified_pool_is_a_walk_over_all_tokens(seed):
         alone = {i for i in flat if torch.equal(kept.tokens[flat.index(i)], rows[i])}
         assert expected <= alone and flat == sorted(flat) and len(flat) == wanted
         assert int(kept.size.sum()) == 120, "every token is there, or went into a cluster"
-
-
-@pytest.mark.parametrize("wrong", [{"tau": 0.5, "k": 0}, {"window": 0}, {"recycled": 1.0}])
-def test_settings_of_the_pool_that_cannot_be(wrong):
-    with pytest.raises(BadUsage, match=list(wrong)[-1]):
-        methods.UnifiedPool(**wrong)
-    with pytest.raises(BadUsage, match="head"):
-        UniComp(head="mean")
-    with pytest.raises(BadUsage, match="temperature"):
-        methods.VCast(0)
-    with pytest.raises(BadUsage, match="alpha"):
-        FlashVID(alpha=1.1)

@@ -1,35 +1,32 @@
 """MMG-Vid's segments, shares and guided density peaks against plain loops."""
 
 import numpy as np
+import oracle
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from videos import BUDGETS, VIDEOS, check, scenes
+from videos import BUDGETS, VIDEOS, places, scenes
 
-from holitom.errors import BadUsage
+from holitom.methods.base import budget_tokens
 from holitom.methods.mmg_vid import MMGVid, keep_ratios, marginal_gains, share_out
 from holitom.types import VideoFeatures
 
 
 def guided_peaks(x, lengths, counts):
     """Frame after frame, all pairs, straight from the description -> kept (frame, cell) pairs."""
-    (_, cells, dim), found, start = x.shape, [], 0
+    cells, found, start = x.shape[1], [], 0
     for length, m in zip(lengths, counts, strict=True):
         guide = []
         for t in range(start, start + length if m else start):
-            square = (x[t, :, None] - x[t, None]).square().sum(-1) / dim
+            square = oracle.squared_distances(x[t])
             if t == start:
-                spacing = square.sort(1).values[:, : max(1, min(7, m, cells - 1))].mean(1)
-                density, order = (-spacing).exp(), -spacing
+                order = -oracle.spacings(square, max(1, min(7, m, cells - 1)))
+                density = order.exp()
             else:
-                order = (x[t, :, None] - torch.stack(guide)).square().sum(-1).mean(1) / dim
+                order = (x[t, :, None] - torch.stack(guide)).square().sum(-1).mean(1) / x.shape[2]
                 density = 1 - (-order).exp()
-            score = []
-            for i in range(cells):
-                denser = [float(square[i, j]) for j in range(cells) if (order[j], -j) > (order[i], -i)]
-                score.append(float(density[i]) * (min(denser) if denser else float(square.max())) ** 0.5)
-            kept = sorted(sorted(range(cells), key=lambda n: (-score[n], n))[:m])
+            kept = oracle.best(oracle.peak_scores(square.tolist(), order.tolist(), density.tolist()), m)
             guide += [x[t, n] for n in kept]
             found += [(t, n) for n in kept]
         start += length
@@ -43,8 +40,7 @@ def test_it_is_what_plain_loops_give(seed, budget):
     method = MMGVid(tau=[0.8, -1.0, 0.95][seed % 3])
     kept, lengths = method(video, budget), method.segments(video).tolist()
     counts = [int((kept.group == g).sum()) // length for g, length in enumerate(lengths)]
-    places = list(zip(kept.frame.tolist(), kept.cell.tolist(), strict=True))
-    assert places == guided_peaks(video.tokens.double(), lengths, counts)
+    assert places(kept) == guided_peaks(video.tokens.double(), lengths, counts)
 
 
 @settings(max_examples=60)
@@ -52,12 +48,9 @@ def test_it_is_what_plain_loops_give(seed, budget):
 def test_the_frames_of_a_segment_keep_equal_numbers(video, budget, gain):
     method = MMGVid(gain=gain, tau=0.8)
     kept, lengths = method(video, budget), method.segments(video)
-    check(video, kept)
-    ids = kept.frame * video.cells + kept.cell
-    assert (ids.diff() > 0).all() and torch.equal(kept.tokens, video.tokens.flatten(0, 1)[ids])  # selected, unchanged
     per_frame = torch.bincount(kept.frame, minlength=video.frames).split(lengths.tolist())
     assert all(len(counts.unique()) == 1 for counts in per_frame)
-    wanted = round(budget * (video.frames * video.cells))
+    wanted = budget_tokens(video, budget)
     assert len(kept) > wanted - video.frames  # rounded down by less than one in a frame
     assert len(kept) <= wanted or len(kept) == lengths[int(kept.group[0])]  # one per frame of one segment at least
     assert torch.equal(kept.group, torch.from_numpy(np.repeat(range(len(lengths)), lengths))[kept.frame])
@@ -96,5 +89,3 @@ def test_single_frames_join_the_more_similar_neighbour():
     assert lengths(0, 60, 61).tolist() == lengths(60, 61, 0).tolist() == [3]  # the ends have one neighbour
     assert lengths(0, 85, 165, 237).tolist() == [2, 2]
     assert lengths(7).tolist() == [1]
-    with pytest.raises(BadUsage, match="gain"):
-        MMGVid(gain="both")

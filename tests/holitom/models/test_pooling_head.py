@@ -1,15 +1,16 @@
 """SigLIP's pooling head: read from a checkpoint of random weights, and a field of its own beside saliency."""
 
+from shutil import copyfile
+
 import pytest
 import torch
 from hosts import onevision, pixels, randomise
 from safetensors.torch import load_file, save_file
 from transformers import SiglipConfig, SiglipModel, SiglipVisionConfig, SiglipVisionModel
+from videos import same
 
 from holitom.errors import CannotRun, UnsupportedModel
-from holitom.methods.controls import SaliencyTopK
-from holitom.methods.holitom import HoliTom
-from holitom.methods.visionzip import VisionZip
+from holitom.methods import HoliTom, SaliencyTopK, VisionZip
 from holitom.models import adapter_for, siglip_head
 from holitom.models.llava_onevision import LlavaOnevision
 from holitom.models.siglip_head import HUB, load_pooling_head
@@ -48,69 +49,47 @@ def host(tmp_path, monkeypatch):
     return model
 
 
-@torch.no_grad()
-def states_of(siglip):
-    """The tower's states before its last norm, and what its own head makes of them."""
+@pytest.fixture(scope="module")
+def states(siglip):
+    """The tower's states before its last norm."""
     given = torch.randn(5, 3, 12, 12, generator=torch.Generator().manual_seed(1))
-    out = siglip.vision_model(given, output_hidden_states=True)
-    return out.hidden_states[-1], out.pooler_output
+    return siglip.vision_model(given, output_hidden_states=True).hidden_states[-1].detach()
 
 
-def test_it_is_the_models_own_head(siglip, folder):
-    states, expected = states_of(siglip)
+@torch.no_grad()
+def test_it_is_the_models_own_head_and_its_query_attends_patch_by_patch(siglip, folder, states, tmp_path):
+    """The weights written out for one attention head after the other; then stored by half, in several files."""
+    own = siglip.vision_model
+    x, attention = own.post_layernorm(states), own.head.attention
+    expected = own.head(x)
+    (wq, wk, _), (bq, bk, _) = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
+    q, k = own.head.probe[0, 0] @ wq.T + bq, x @ wk.T + bk
+    maps = [(k[..., 8 * h : 8 * h + 8] @ q[8 * h : 8 * h + 8] / 8**0.5).softmax(-1) for h in range(4)]
     embed, received = load_pooling_head(folder, width=32)(states)
     torch.testing.assert_close(embed, expected, atol=1e-5, rtol=1e-5)
-    assert received.shape == (5, 16) and not embed.requires_grad
-    torch.testing.assert_close(received.sum(1), torch.ones(5))
+    torch.testing.assert_close(received, torch.stack(maps).mean(0), atol=1e-5, rtol=1e-4)
     with torch.autocast("cpu", torch.bfloat16):
-        half, _ = load_pooling_head(folder)(states.bfloat16())
-    assert half.dtype == torch.float32
-
-
-def test_the_query_attends_patch_by_patch(siglip, folder):
-    """The weights belong to the patches in their order: written out for one attention head after the other."""
-    states, _ = states_of(siglip)
-    found, own = load_pooling_head(folder), siglip.vision_model
-    x, attention = own.post_layernorm(states).detach(), own.head.attention
-    wq, wk, _ = attention.in_proj_weight.detach().chunk(3)
-    bq, bk, _ = attention.in_proj_bias.detach().chunk(3)
-    q, k = own.head.probe.detach()[0, 0] @ wq.T + bq, x @ wk.T + bk
-    maps = [(k[..., 8 * h : 8 * h + 8] @ q[8 * h : 8 * h + 8] / 8**0.5).softmax(-1) for h in range(4)]
-    torch.testing.assert_close(found(states)[1], torch.stack(maps).mean(0), atol=1e-5, rtol=1e-4)
-
-
-def test_half_precision_in_several_files(siglip, folder, tmp_path):
-    states, expected = states_of(siglip)
+        assert load_pooling_head(folder)(states.bfloat16())[0].dtype == torch.float32
     tensors = load_file(folder / "model.safetensors")
     for part in range(2):
         some = {name: tensors[name].bfloat16() for name in sorted(tensors)[part::2]}
         save_file(some, tmp_path / f"model-{part}.safetensors")
-    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    copyfile(folder / "config.json", tmp_path / "config.json")
     torch.testing.assert_close(load_pooling_head(tmp_path)(states)[0], expected, atol=0.1, rtol=0.1)
 
 
-def test_what_has_no_fitting_head_is_refused_and_the_fix_is_named(folder, tmp_path, monkeypatch):
+def test_what_has_no_fitting_head_is_refused_and_the_fix_is_named(folder, tmp_path):
     with pytest.raises(UnsupportedModel, match="pools 32 numbers a patch, not 64"):
         load_pooling_head(folder, width=64)
     tensors = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in tensors.items() if "head" not in k}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    copyfile(folder / "config.json", tmp_path / "config.json")
     with pytest.raises(UnsupportedModel, match="has no whole pooling head"):
         load_pooling_head(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nonsense" * 4)
     with pytest.raises(CannotRun, match="cannot be read") as caught:
         load_pooling_head(tmp_path)
     assert "FastVID(head='substitute')" in caught.value.fix
-    (tmp_path / "config.json").write_text("not json")
-    with pytest.raises(CannotRun, match="cannot be read"):
-        load_pooling_head(tmp_path)
-
-    def unreachable(*_):
-        raise ConnectionError("no route to the hub")
-
-    monkeypatch.setattr(siglip_head, "cached_file", unreachable)
-    with pytest.raises(CannotRun, match="no route to the hub"):
-        load_pooling_head()
     with pytest.raises(UnsupportedModel, match="this tower gives 64"):  # and the hub is not asked
         load_pooling_head(HUB, 64)
 
@@ -138,9 +117,7 @@ def test_saliency_has_one_meaning_whatever_else_is_asked_for(host):
                     assert torch.equal(getattr(video, name), getattr(every, name))
     alone = adapter.encode(clip, frozenset({"saliency", "keys"}))
     for method in (HoliTom(tau=0.8), VisionZip(), SaliencyTopK()):
-        for video, every in zip(alone, whole, strict=True):
-            a, b = method(video, 0.25), method(every, 0.25)
-            assert torch.equal(a.tokens, b.tokens) and torch.equal(a.frame, b.frame) and torch.equal(a.cell, b.cell)
+        assert all(same(method(video, 0.25), method(every, 0.25)) for video, every in zip(alone, whole, strict=True))
     head = load_pooling_head(LlavaOnevision.head_source)
     embed, received = head(adapter.patches(clip[0]))
     torch.testing.assert_close(whole[0].frame_embed, embed, atol=1e-6, rtol=0)
@@ -148,12 +125,3 @@ def test_saliency_has_one_meaning_whatever_else_is_asked_for(host):
     torch.testing.assert_close(whole[0].head_saliency, pooled, atol=1e-6, rtol=0)
     top = [set(field.flatten().topk(16).indices.tolist()) for field in (whole[0].saliency, whole[0].head_saliency)]
     assert len(top[0] & top[1]) < 16  # or the test could not fail
-
-
-@torch.no_grad()
-def test_a_missing_head_is_an_error_and_no_silent_substitute():
-    adapter = adapter_for(onevision())
-    for field in ("frame_embed", "head_saliency"):
-        with pytest.raises(CannotRun, match="this tower gives 32") as caught:
-            adapter.encode(pixels()["pixels"], frozenset({field}))
-        assert "FastVID(head='substitute')" in caught.value.fix
