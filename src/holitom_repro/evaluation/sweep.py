@@ -2,8 +2,9 @@
 
 Cells of one model, benchmark and number of frames form a group: its videos are decoded and encoded once for all of its
 settings. The tiny tier's groups are shared out over processes of one thread each, its models being too small for
-threads; libraries that change global state are imported there and not in a notebook's kernel. Stopping (ctrl-C, kill, a
-full disk) loses at most the cells that run in the tiny tier, and the question that runs in the paper tier."""
+threads, and libraries that change global state stay out of a notebook's kernel; a few questions are asked there all the
+same, with that state kept. Stopping (ctrl-C, kill, a full disk) loses at most the cells that run in the tiny tier, and
+the question that runs in the paper tier."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
@@ -27,6 +29,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+import holitom
 from holitom.errors import CannotRun
 from holitom_repro import machine, paths
 from holitom_repro.code import code_hash
@@ -39,6 +42,10 @@ GIB_EACH = 1.5
 """Free memory wanted for a process of the tiny tier: 0.9 GB at its peak with 32 frames, 1.2 GB with 64."""
 STARTING = 400
 """What starting one more process costs, in questions of the tiny tier."""
+ALONE = 300
+"""Fewer questions are asked in this process: the first other one would take longer to start."""
+READ = time.time()
+"""When this process had read the sources."""
 SKIP = "HOLITOM_SKIP_BROKEN"
 """The variable by which --skip-broken reaches every process."""
 ENCODING = 7
@@ -75,8 +82,9 @@ def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def measure_tiny(cells: Sequence[Cell], show: bool = True) -> None:
-    """Measure and store cells of the tiny tier in processes of one thread each. Raises what a process raised; CannotRun
-    when one of them was killed. None of them goes on after an error or ctrl-C; finished cells are kept."""
+    """Measure and store cells of the tiny tier in processes of one thread each; a few questions in this one. Raises
+    what a process raised; CannotRun when one of them was killed. None of them goes on after an error or ctrl-C;
+    finished cells are kept."""
     from joblib.externals.loky import get_reusable_executor, wait
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
@@ -84,6 +92,10 @@ def measure_tiny(cells: Sequence[Cell], show: bool = True) -> None:
         if (prepare := group[0].kind.prepare) is not None:
             prepare(group[0].limit, show)
     total = sum(cell.asked for cell in cells)
+    if total < ALONE and not _edited():
+        with tqdm(total=total, unit="question", disable=not show) as bar, _as_a_process():
+            measure(cells, bar.update, Options())
+        return
     count = min(machine.cores(), int(machine.available_gib() / GIB_EACH), max(_own.get("count", 1), total // STARTING))
     _own["count"] = count = max(1, count)
     environment = OFFLINE | paths.caches() | {"TQDM_DISABLE": "1", "PYTHONSAFEPATH": "1"}
@@ -108,6 +120,29 @@ def measure_tiny(cells: Sequence[Cell], show: bool = True) -> None:
     finally:
         if not all(one.done() for one in left):
             executor.shutdown(wait=True, kill_workers=True)
+
+
+def _edited() -> bool:
+    """Whether this process may have read other sources than are there now."""
+    folders = Path(holitom.__file__).parent, Path(__file__).parents[1]
+    return any(path.stat().st_mtime >= READ for folder in folders for path in folder.rglob("*.py"))
+
+
+@contextmanager
+def _as_a_process() -> Iterator[None]:
+    """One thread; what lmms-eval changes, the environment and which warnings are shown, is as before afterwards."""
+    import torch
+
+    environment, threads = dict(os.environ), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        for name in set(os.environ) - set(environment):
+            del os.environ[name]
+        os.environ.update(environment)
 
 
 def shared(parts: list[list[Cell]], processes: int) -> list[list[Cell]]:
