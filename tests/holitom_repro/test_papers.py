@@ -9,7 +9,7 @@ from holitom.errors import BadUsage
 from holitom.methods.presets import preset_names
 from holitom_repro import papers, paths
 from holitom_repro.evaluation.cells import key_of
-from holitom_repro.papers import BENCHMARKS, MODELS, READINGS, flops_columns, layer_tokens, printed, settings
+from holitom_repro.papers import BENCHMARKS, MODELS, READINGS, layer_tokens, printed, settings
 
 NAMES = ("table1", "table2", "fig_inference", "fig_inner", "fig_frames", "hieravid", "mmg_vid", "other_reports")
 
@@ -56,14 +56,6 @@ def test_unknown_names_and_broken_files_are_refused(tmp_path: Path, monkeypatch:
         with pytest.raises(BadUsage, match=words):
             printed("table2")
     papers._read.cache_clear()
-
-
-@pytest.mark.parametrize("table", ["table1", "table2"])
-def test_every_flops_cell_comes_out_to_the_printed_digit(table: str) -> None:
-    frame = flops_columns(table).dropna(subset="flops_t")
-    assert len(frame) > 8
-    assert (frame["flops_t"] - frame["flops_t_derived"]).abs().max() <= 0.05 + 1e-9
-    assert (frame["flops_pct"] - frame["flops_pct_rounded"]).abs().max() <= 0.05 + 1e-9
 
 
 def test_averages_are_means_of_the_printed_scores() -> None:
