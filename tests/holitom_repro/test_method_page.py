@@ -109,8 +109,8 @@ def test_the_demo_with_a_model_answers(tmp_path, capsys):
 
 def test_bad_input_is_refused_in_words():
     for file in ("no/such/file.mp4", paths.root() / "pyproject.toml"):
-        with pytest.raises(BadVideo, match="."):
+        with pytest.raises(BadVideo, match=r"."):
             demo.main([str(file)])
     for words in ("--budget 0", "--tau 2", "--question what?"):
-        with pytest.raises(BadUsage, match="."):
+        with pytest.raises(BadUsage, match=r"."):
             demo.main(words.split())
