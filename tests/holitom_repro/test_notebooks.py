@@ -197,8 +197,8 @@ def test_bars_move_where_there_is_a_terminal_and_only_there():
 SOURCES = ROOT / "notebooks"
 BEFORE_MEASURING = r"^(?=\w+ = evaluate\()"
 SMALL = {"limit": "1", "benchmarks": "tiny_ego", "budgets": "[0.15]", "control_budgets": "[0.15]"}
-SMALL |= {"further_budgets": "[0.15]", "hieravid_shares": "[0.3]", "tower_budgets": "[0.1]"}
-OTHERS = {"fig_frames": {"frames": "[8, 16]"}}
+SMALL |= {"further_budgets": "[0.15]", "hieravid_shares": "[0.3]", "tower_budgets": "[0.1]", "frames": "8"}
+OTHERS = {"fig_frames": {"frames": "[4, 8]"}}
 OTHERS |= {"table1": {"benchmarks": "", "methods": "[VisionZip, HoliTom]"}}  # all four benchmarks, as printed
 
 
