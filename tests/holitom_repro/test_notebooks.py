@@ -196,15 +196,20 @@ def test_bars_move_where_there_is_a_terminal_and_only_there():
 # ---- ours
 SOURCES = ROOT / "notebooks"
 BEFORE_MEASURING = r"^(?=\w+ = evaluate\()"
-SMALL = {"limit": "1", "benchmarks": "tiny_ego", "budgets": "[0.15]", "control_budgets": "[0.15]"}
-SMALL |= {"further_budgets": "[0.15]", "hieravid_shares": "[0.3]", "tower_budgets": "[0.1]", "frames": "8"}
-OTHERS = {"fig_frames": {"frames": "[4, 8]"}}
-OTHERS |= {"table1": {"benchmarks": "", "methods": "[VisionZip, HoliTom]"}}  # all four benchmarks, as printed
+SMALL = {"limit": "1", "benchmarks": "tiny_ego", "frames": "8", "layers_K": "[14]", "shares_R": "[0.7]"}
+SMALL |= dict.fromkeys(("budgets", "control_budgets", "further_budgets", "tower_budgets"), "[0.15]")
+SMALL |= {"hieravid_shares": "[0.3]", "fastv_drops": "[0.5]", "pdrop_shares": "[0.5]", "only": "[tau, stages]"}
+OWN = {
+    "table1": {"benchmarks": "", "methods": "[VisionZip, HoliTom]"},  # all four benchmarks, as they are printed
+    "fig_tradeoff": {"methods": "[HoliTom, FastVID, FlashVID, ToMe]"},
+    "fig_frames": {"frames": "[4, 8]"},
+    "later_papers": {"methods": "[MMG-Vid, FlashVID, HoliTom (w/o M)]"},
+}
 
 
 def small(name: str) -> dict[str, str]:
     known = notebooks.parameters(SOURCES / f"{name}.ipynb")
-    return {key: text for key, text in (SMALL | OTHERS.get(name, {})).items() if key in known and text}
+    return {key: text for key, text in (SMALL | OWN.get(name, {})).items() if key in known and text}
 
 
 def test_there_is_a_command_for_every_notebook_and_a_notebook_for_every_command():
