@@ -8,14 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
+from browser import until
 
 from holitom.errors import BadUsage, BadVideo, CannotRun
 from holitom_repro import __main__ as doors
@@ -23,16 +20,6 @@ from holitom_repro import doctor, machine, notebooks, paths
 from holitom_repro.notebooks import NOTEBOOKS, Finished
 
 ROOT = Path(__file__).parents[2]
-PARAMETERS = 'tier: str = "tiny"\nlimit: int = None\nout: str = ""'
-
-
-@pytest.fixture(autouse=True)
-def own_environment():
-    """A command changes the environment of its process; other tests keep theirs."""
-    kept = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(kept)
 
 
 @pytest.fixture
@@ -46,27 +33,19 @@ def door(capsys):
     return call
 
 
-@pytest.fixture
-def stub(tmp_path):
-    """stub("name", "code") puts a notebook with the usual parameters into ``tmp_path``/notebooks."""
-
-    def write(name: str, code: str) -> Path:
-        made = new_notebook(cells=[new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), new_code_cell(code)])
-        (tmp_path / "notebooks").mkdir(exist_ok=True)
-        nbformat.write(made, tmp_path / "notebooks" / f"{name}.ipynb")
-        return tmp_path / "notebooks" / f"{name}.ipynb"
-
-    return write
-
-
 def finished(name="table2", *, trial=False, verdicts=()):
     found = [{"id": name, "verdict": verdict, "why": "because"} for verdict in verdicts]
     return Finished(Path(f"{name}.ipynb"), Path(f"runs/{name}.ipynb"), trial, 65.0, [], found)
 
 
+def start(words: list, heard=signal.SIG_DFL, **more) -> subprocess.Popen:
+    """A process in a session of its own that gets SIGINT as its shell treats it."""
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    handed_over = {"preexec_fn": lambda: signal.signal(signal.SIGINT, heard), "start_new_session": True}
+    return subprocess.Popen(words, **pipes, **handed_over, **more)
+
+
 # ---- what is typed
-
-
 @pytest.mark.parametrize(
     ("line", "code", "said"),
     [
@@ -129,8 +108,6 @@ def test_what_follows_at_the_paper_tier_reaches_it(monkeypatch):
 
 
 # ---- what comes out
-
-
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
@@ -153,20 +130,13 @@ def test_failures_become_one_message_and_a_code(door, monkeypatch, error, code, 
     assert code == 130 or "Traceback" in door("table2 --debug")[2]
 
 
-@pytest.mark.parametrize(
-    ("verdict", "trial", "line", "code"),
-    [
-        ("HOLDS", False, "table2 --strict", 0),
-        ("FAILS", False, "table2 --strict", 1),
-        ("FAILS", False, "table2", 0),
-        ("NOT RUN", True, "table2 --strict", 0),
-    ],
-)
+STRICT = [("HOLDS", False, "table2 --strict", 0), ("FAILS", False, "table2 --strict", 1), ("FAILS", False, "table2", 0)]
+
+
+@pytest.mark.parametrize(("verdict", "trial", "line", "code"), [*STRICT, ("NOT RUN", True, "table2 --strict", 0)])
 def test_strict_ends_with_1_when_a_verdict_is_not_the_expected_one(door, monkeypatch, verdict, trial, line, code):
     ledger = SimpleNamespace(load=lambda: [SimpleNamespace(id="table2", expected="HOLDS")])
     monkeypatch.setitem(sys.modules, "holitom_repro.claims", ledger)
-    looks = SimpleNamespace(VERDICTS=dict.fromkeys(("HOLDS", "FAILS", "NOT RUN"), ("·", "red")))
-    monkeypatch.setitem(sys.modules, "holitom_repro.style", looks)
     monkeypatch.setattr(doors, "_run", lambda *_: finished(verdicts=[verdict], trial=trial))
     got, out, err = door(line)
     assert got == code and (verdict in out) != trial and "wrote runs/table2.ipynb" in err
@@ -194,53 +164,32 @@ def test_saved_tables_are_shown_as_they_are_where_there_is_no_wide_terminal(door
     assert "| HoliTom | 6.9 |" in door("table2")[1]
 
 
-SLOW = """
-    import sys
+SLOW = "import sys; from pathlib import Path; from holitom_repro import __main__ as doors, paths; "
+SLOW += "paths.root = lambda: Path(sys.argv[1]); sys.exit(doors.main(['table2']))"
+CELL = """
+    import time
     from pathlib import Path
-    from holitom_repro import __main__ as doors, notebooks, paths
-    paths.root = lambda: Path(sys.argv[1])
-    sys.exit(doors.main(["table2"]))
+    Path("begun").touch()
+    try:
+        time.sleep(60)
+    finally:
+        Path("tidied").touch()
 """
 
 
-@pytest.mark.parametrize("ignored", [False, True], ids=["ctrl-C", "in the background"])
-def test_ctrl_c_stops_the_cell_at_work_and_ends_with_130(tmp_path, stub, ignored):
-    cell = """
-        import time
-        from pathlib import Path
-        Path("begun").touch()
-        try:
-            time.sleep(60)
-        finally:
-            Path("tidied").touch()
-    """
-    stub("table2", textwrap.dedent(cell))
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", textwrap.dedent(SLOW), str(tmp_path)],
-        stderr=subprocess.PIPE,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.SIG_DFL),
-    )
-    wait_for(tmp_path / "notebooks" / "begun", process)
+@pytest.mark.parametrize("heard", [signal.SIG_DFL, signal.SIG_IGN], ids=["ctrl-C", "in the background"])
+def test_ctrl_c_stops_the_cell_at_work_and_ends_with_130(kit, heard):
+    folder = kit("table2", CELL).parent
+    process = start([sys.executable, "-P", "-c", SLOW, str(paths.root())], heard)
+    until(lambda: (folder / "begun").exists() or process.poll() is not None, "begun")
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and said.endswith("run the same command to continue\n"), said
-    assert (tmp_path / "notebooks" / "tidied").exists(), "a sweep in a cell can end its processes"
+    assert (folder / "tidied").exists(), "a sweep in a cell can end its processes"
     assert "Traceback" not in said
 
 
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    end = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None and time.monotonic() < end, process.communicate(timeout=60)
-        time.sleep(0.05)
-
-
 # ---- this machine
-
-
 def test_doctor_looks_at_everything_and_says_what_stops_which_tier(door, monkeypatch):
     monkeypatch.setattr(machine, "gpu", lambda: machine.Answer(False, "none here"))
     monkeypatch.setattr(machine, "hub", lambda: machine.Answer(True, "answers"))
@@ -275,7 +224,6 @@ def test_an_environment_that_lacks_something_is_told(monkeypatch):
 
 
 # ---- reproduce.sh, with a stand-in for Python
-
 FAKE = """#!/usr/bin/env bash
 case "$*" in
   *"-c import sys, ensurepip"*) [ "${FAKE_FAILS:-}" != version ] ;;
@@ -309,23 +257,13 @@ def checkout(tmp_path) -> Path:
 def script(checkout, tmp_path):
     """script("list", FAKE_FAILS="pip") -> CompletedProcess of reproduce.sh, called from another folder."""
 
-    def call(*words: str, ignored: bool = False, user: int | None = None, **environment: str):
+    def call(*words: str, heard=signal.SIG_DFL, user: int | None = None, **environment: str):
         kept = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONUTF8")}
         path = {"PATH": f"{tmp_path / 'tools'}:{os.environ['PATH']}", "HOME": str(tmp_path / "home")}
-        process = subprocess.Popen(
-            [checkout / "reproduce.sh", *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            cwd=tmp_path,
-            start_new_session=True,
-            user=user,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.SIG_DFL),
-            env={**kept, **path, **environment},
-        )
+        called = [checkout / "reproduce.sh", *words]
+        process = start(called, heard, cwd=tmp_path, user=user, env={**kept, **path, **environment})
         if environment.get("FAKE_FAILS") == "slow":
-            wait_for(checkout / ".venv" / "bin" / "slow", process)
+            until((checkout / ".venv" / "bin" / "slow").exists, "slow")
             os.killpg(process.pid, signal.SIGINT)  # as ctrl-C in a terminal
         out, err = process.communicate(timeout=60)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
@@ -350,39 +288,33 @@ def test_help_needs_no_environment_and_nothing_asked_is_no_success(script, check
 
 
 def test_the_users_surroundings_stay_outside(script):
-    foreign = {
-        "PYTHONPATH": "/x",
-        "PYTHONHOME": "/x",
-        "PYTHONSTARTUP": "/x",
-        "PYTHONWARNINGS": "error",
-        "PIP_TARGET": "/x",
-    }
+    foreign = dict.fromkeys(("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONWARNINGS", "PIP_TARGET"), "/x")
     ran = script("list", LC_ALL="C", TMPDIR="/no/such/folder", CDPATH="/", **foreign)
     seen = dict(line.split("=", 1) for line in ran.stdout.splitlines() if "=" in line)
     assert ran.returncode == 0 and seen["PYTHONUTF8"] == seen["PYTHONNOUSERSITE"] == "1" and seen["LC_ALL"] == "C.UTF-8"
     assert not set(foreign) & set(seen)
 
 
+@pytest.fixture
+def active(tmp_path) -> Path:
+    """An environment without a Python."""
+    (tmp_path / "active" / "bin").mkdir(parents=True)
+    return tmp_path / "active"
+
+
 @pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
-def test_an_activated_environment_is_used_when_it_will_do(script, checkout, tmp_path, variable):
-    active = tmp_path / "active"
-    (active / "bin").mkdir(parents=True)
+def test_an_activated_environment_is_used_when_it_will_do(script, checkout, tmp_path, active, variable):
     without = script("--help", **{variable: str(active)})
-    assert without.returncode == 0 and "error" not in without.stderr, "it has no Python"
+    assert without.returncode == 0 and "error" not in without.stderr
     shutil.copy(tmp_path / "tools" / "python3", active / "bin" / "python")
     done = script("list", **{variable: str(active)})
     assert "ran: -P -m holitom_repro list" in done.stdout and not (checkout / ".venv").exists() and done.stderr == ""
 
 
-@pytest.mark.parametrize(("python", "said"), [(True, "torch is missing"), (False, "it has no Python")])
-def test_an_activated_environment_that_will_not_do_is_named(script, tmp_path, python, said):
-    active = tmp_path / "active"
-    (active / "bin").mkdir(parents=True)
+@pytest.mark.parametrize(("python", "said"), [("echo torch is missing; exit 1", "torch is missing"), ("", "no Python")])
+def test_an_activated_environment_that_will_not_do_is_named(script, active, python, said):
     if python:
-        text = FAKE.replace(
-            "*holitom_repro.doctor*)", "*holitom_repro.doctor*) echo torch is missing; exit 1 ;;\n *nothing*)"
-        )
-        (active / "bin" / "python").write_text(text)
+        (active / "bin" / "python").write_text(f"#!/bin/sh\n{python}\n")
         (active / "bin" / "python").chmod(0o755)
     done = script("list", VIRTUAL_ENV=str(active))
     (line,) = [
@@ -407,9 +339,9 @@ def test_a_set_up_that_fails_names_the_fix_and_is_taken_up_again(script, fails, 
     assert "ran: -P -m holitom_repro list" in script("list").stdout
 
 
-@pytest.mark.parametrize("ignored", [False, True], ids=["ctrl-C", "in the background"])
-def test_ctrl_c_in_the_set_up(script, ignored):
-    stopped = script("list", FAKE_FAILS="slow", ignored=ignored)
+@pytest.mark.parametrize("heard", [signal.SIG_DFL, signal.SIG_IGN], ids=["ctrl-C", "in the background"])
+def test_ctrl_c_in_the_set_up(script, heard):
+    stopped = script("list", FAKE_FAILS="slow", heard=heard)
     assert stopped.returncode == 130 and "stopped during set-up; run the same command to continue" in stopped.stderr
     assert "ran: -P -m holitom_repro list" in script("list").stdout
 
@@ -434,8 +366,6 @@ def test_what_belongs_to_somebody_else_is_said_in_one_message(script, checkout, 
 
 
 # ---- prompts for engines
-
-
 def test_a_prompt_of_embeddings_goes_on_as_the_model_does():
     import torch
 

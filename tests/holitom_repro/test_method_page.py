@@ -107,18 +107,10 @@ def test_the_demo_with_a_model_answers(tmp_path, capsys):
     assert "4x4 cells" in told and "question     how many scenes are there ?" in told and "answer " in told
 
 
-@pytest.mark.parametrize(
-    ("words", "error"),
-    [
-        (["no/such/file.mp4"], BadVideo),
-        ([str(paths.root() / "pyproject.toml")], BadVideo),
-        (["--budget", "0"], BadUsage),
-        (["--tau", "2"], Exception),
-        (["--question", "what?"], BadUsage),
-        (["--budget", "much"], Exception),
-    ],
-)
-def test_bad_input_is_refused_in_words(words, error):
-    with pytest.raises(error) as refused:
-        demo.main(words)
-    assert str(refused.value)
+def test_bad_input_is_refused_in_words():
+    for file in ("no/such/file.mp4", paths.root() / "pyproject.toml"):
+        with pytest.raises(BadVideo, match=r"."):
+            demo.main([str(file)])
+    for words in ("--budget 0", "--question what?"):
+        with pytest.raises(BadUsage, match=r"."):
+            demo.main(words.split())

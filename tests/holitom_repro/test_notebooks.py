@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +16,6 @@ import nbformat
 import pandas as pd
 import pytest
 from nbformat.sign import NotebookNotary
-from nbformat.v4 import new_code_cell, new_notebook
 
 from holitom.errors import BadUsage, CannotRun
 from holitom_repro import notebooks, paths
@@ -25,44 +23,6 @@ from holitom_repro.judging import present_code
 from holitom_repro.notebooks import NOTEBOOKS
 
 ROOT = Path(__file__).parents[2]
-PARAMETERS = """
-    tier: str = "tiny"  # tiny | paper
-    limit: int = None  # only the first questions
-    out: str = ""
-    budgets: list = [0.15]  # shares
-    methods: list[str] = ["HoliTom"]
-    tau: float = 0.8  # try tau=0.65
-    K = None
-    share = 0.5
-    video = None
-    causal: bool = True
-    clip: str = "three_shots"
-"""
-
-
-@pytest.fixture(autouse=True)
-def own_environment():
-    """A run changes the environment of its process; other tests keep theirs."""
-    kept = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(kept)
-
-
-@pytest.fixture
-def kit(tmp_path, monkeypatch):
-    """A checkout in a folder whose name people stumble over; kit("name", "code", ...) writes a notebook into it."""
-    root = tmp_path / "a {kit}, schön & $HOME"
-    (root / "notebooks").mkdir(parents=True)
-    monkeypatch.setattr(paths, "root", lambda: root)
-
-    def write(name: str, *cells: str) -> Path:
-        first = new_code_cell(textwrap.dedent(PARAMETERS), metadata={"tags": ["parameters"]})
-        made = new_notebook(cells=[first, *(new_code_cell(textwrap.dedent(cell)) for cell in cells)])
-        nbformat.write(made, root / "notebooks" / f"{name}.ipynb")
-        return root / "notebooks" / f"{name}.ipynb"
-
-    return write
 
 
 def printed(copy: Path) -> str:
@@ -71,51 +31,41 @@ def printed(copy: Path) -> str:
 
 
 # ---- parameters
+TYPED = {
+    "budgets": {"[0.05, 0.1]": [0.05, 0.1], "0.05,0.1": [0.05, 0.1], "0.05": [0.05]},
+    "methods": {
+        "[HoliTom, VisionZip]": ["HoliTom", "VisionZip"],
+        "['HoliTom (w/o M)', \"no\"]": ["HoliTom (w/o M)", "no"],
+        "HoliTom (w/o M)": ["HoliTom (w/o M)"],
+        "12:30, no, 2026-11-29": ["12:30", "no", "2026-11-29"],
+    },
+    "limit": {"30": 30, "None": None},
+    "tau": {"1": 1, "1e-3": 0.001},
+    "causal": {"false": False},
+    "clip": {name: name for name in ("2026-11-29T12:30:45.mp4", "no", "[1]")},
+    "K": {"18": 18},
+    "share": {"0.25": 0.25},
+    "video": {"a.mp4": "a.mp4", "[a, b]": ["a", "b"]},
+}
+MISTYPED = [
+    ("limit", "many", "-p limit many: not of the type int"),
+    ("limit", "True", "not of the type int"),
+    ("tau", "high", "not of the type float"),
+    ("causal", "maybe", "not of the type bool"),
+    ("budgts", "0.1", "one has no parameter 'budgts'. Use one of tier, limit, out, budgets"),
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "value"),
-    [
-        ("budgets", "[0.05, 0.1]", [0.05, 0.1]),
-        ("budgets", "0.05,0.1", [0.05, 0.1]),
-        ("budgets", "0.05", [0.05]),
-        ("methods", "[HoliTom, VisionZip]", ["HoliTom", "VisionZip"]),
-        ("methods", "['HoliTom (w/o M)', \"no\"]", ["HoliTom (w/o M)", "no"]),
-        ("methods", "HoliTom (w/o M)", ["HoliTom (w/o M)"]),
-        ("methods", "12:30, no, 2026-11-29", ["12:30", "no", "2026-11-29"]),
-        ("limit", "30", 30),
-        ("limit", "None", None),
-        ("tau", "1", 1),
-        ("tau", "1e-3", 0.001),
-        ("causal", "false", False),
-        ("clip", "2026-11-29T12:30:45.mp4", "2026-11-29T12:30:45.mp4"),
-        ("clip", "no", "no"),
-        ("clip", "[1]", "[1]"),
-        ("K", "18", 18),
-        ("share", "0.25", 0.25),
-        ("video", "a.mp4", "a.mp4"),
-        ("video", "[a, b]", ["a", "b"]),
-    ],
-)
-def test_a_parameter_has_the_type_that_the_notebook_declares(kit, name, text, value):
-    got = notebooks.checked(kit("one"), {name: text})[name]
-    assert got == value and type(got) is type(value)
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "said"),
-    [
-        ("limit", "many", "-p limit many: not of the type int"),
-        ("limit", "True", "not of the type int"),
-        ("tau", "high", "not of the type float"),
-        ("causal", "maybe", "not of the type bool"),
-        ("budgts", "0.1", "one has no parameter 'budgts'. Use one of tier, limit, out, budgets"),
-    ],
-)
-def test_another_type_and_an_unknown_name_are_refused(kit, name, text, said):
-    with pytest.raises(BadUsage) as caught:
-        notebooks.checked(kit("one"), {name: text})
-    assert said in str(caught.value)
+def test_a_parameter_has_the_type_that_the_notebook_declares(kit):
+    notebook = kit("one")
+    for name, given in TYPED.items():
+        for text, value in given.items():
+            got = notebooks.checked(notebook, {name: text})[name]
+            assert got == value and type(got) is type(value), (name, text)
+    for name, text, said in MISTYPED:
+        with pytest.raises(BadUsage) as caught:
+            notebooks.checked(notebook, {name: text})
+        assert said in str(caught.value)
 
 
 def test_a_path_is_meant_from_where_the_command_was_typed(kit, tmp_path, monkeypatch):
@@ -128,30 +78,19 @@ def test_a_path_is_meant_from_where_the_command_was_typed(kit, tmp_path, monkeyp
 
 
 # ---- runs
-
-
 def test_a_run_is_of_this_python_whatever_surrounds_it(kit, tmp_path, monkeypatch):
     other = {"argv": ["/opt/other/python", "-f", "{connection_file}"], "display_name": "other", "language": "python"}
-    (tmp_path / "jupyter" / "kernels" / "python3").mkdir(parents=True)
-    (tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json").write_text(json.dumps(other))
-    (tmp_path / "ipython" / "profile_default" / "startup").mkdir(parents=True)
-    (tmp_path / "ipython" / "profile_default" / "startup" / "mine.py").write_text(
-        "raise SystemExit('start-up of another')"
-    )
-    (tmp_path / "matplotlibrc").write_text("lines.linewidth: 77\n")
-    for name, value in {
-        "JUPYTER_PATH": tmp_path / "jupyter",
-        "JUPYTER_RUNTIME_DIR": "/proc/nowhere",
-        "IPYTHONDIR": tmp_path / "ipython",
-        "MPLBACKEND": "rubbish",
-        "MATPLOTLIBRC": tmp_path,
-        "HOME": "/proc/nowhere",
-        "HF_HOME": "/proc/nowhere",
-        "TMPDIR": "/no/such/folder",
-        "GIT_DIR": "/no/such/repository",
-        "LC_ALL": "C",
+    for name, text in {
+        "kernels/python3/kernel.json": json.dumps(other),
+        "profile_default/startup/mine.py": "raise SystemExit('start-up of another')",
+        "matplotlibrc": "lines.linewidth: 77\n",
     }.items():
-        monkeypatch.setenv(name, str(value))
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    nowhere = ("JUPYTER_RUNTIME_DIR", "MPLBACKEND", "HOME", "HF_HOME", "TMPDIR", "GIT_DIR")
+    foreign = dict.fromkeys(("JUPYTER_PATH", "IPYTHONDIR", "MATPLOTLIBRC"), str(tmp_path))
+    for name, value in (foreign | dict.fromkeys(nowhere, "/proc/nowhere") | {"LC_ALL": "C"}).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     code = """
         import os, sys
@@ -168,10 +107,13 @@ def test_a_run_is_of_this_python_whatever_surrounds_it(kit, tmp_path, monkeypatc
     assert NotebookNotary(data_dir=os.environ["JUPYTER_DATA_DIR"]).check_signature(nbformat.read(done.copy, 4))
 
 
-def test_a_trial_never_replaces_complete_results(kit):
+def test_a_trial_never_replaces_complete_results_and_progress_arrives_on_the_terminal(kit):
     code = """
-        import json, os, time
+        import json
         from pathlib import Path
+        from tqdm import tqdm
+        for _ in tqdm(range(3), desc="cells"):
+            pass
         place = Path(out or "../figures/tiny")
         (place / "one.md").write_text(f"| {budgets} |", encoding="utf-8")
         found = Path("../runs/tiny/verdicts")
@@ -179,34 +121,27 @@ def test_a_trial_never_replaces_complete_results(kit):
         (found / "one.json").write_text(json.dumps({"now": [{"id": "one", "verdict": "HOLDS", "why": "ü"}]}))
     """
     kit("one", code)
-    whole, trial = notebooks.run("one", {}), notebooks.run("one", {"budgets": "0.05"})
+    words = io.StringIO()
+    whole, trial = notebooks.run("one", {}, words=words), notebooks.run("one", {"budgets": "0.05"})
     elsewhere = notebooks.run("one", {"out": str(paths.root() / "mine")})
     assert [done.trial for done in (whole, trial, elsewhere)] == [False, True, False]
     assert whole.files == [paths.figures("tiny", "one.md")] and whole.verdicts[0]["verdict"] == "HOLDS"
     assert trial.files == [paths.runs("tiny", "trial", "one.md")] and "[0.05]" in trial.files[0].read_text()
-    assert (
-        trial.copy == paths.runs("tiny", "trial", "notebooks", "one.ipynb") and "[0.15]" in whole.files[0].read_text()
-    )
-    assert elsewhere.files == [paths.root() / "mine" / "one.md"]
+    assert trial.copy == paths.runs("tiny", "trial", "notebooks", "one.ipynb")
+    assert "[0.15]" in whole.files[0].read_text() and elsewhere.files == [paths.root() / "mine" / "one.md"]
+    assert words.getvalue().startswith("cells: 100%") and words.getvalue().count("\n") == 1
+    assert "\r" not in whole.copy.read_text(encoding="utf-8"), "nothing of it in the copy"
 
 
-@pytest.mark.parametrize(
-    ("code", "kind", "said"),
-    [
-        (
-            "raise RuntimeError('it broke\\nbadly')",
-            CannotRun,
-            "bad.ipynb, cell [2]: RuntimeError: it broke. The traceback",
-        ),
-        (
-            "from holitom.errors import *; raise BadUsage('budget 2', fix='give less')",
-            BadUsage,
-            "budget 2. Give less. The",
-        ),
-        ("import os; os.kill(os.getpid(), 9)", CannotRun, "the kernel of bad.ipynb died or did not answer"),
-        ("raise KeyboardInterrupt", KeyboardInterrupt, ""),
-    ],
-)
+FAILURES = [
+    ("raise RuntimeError('it broke\\nbadly')", CannotRun, "bad.ipynb, cell [2]: RuntimeError: it broke. The traceback"),
+    ("from holitom.errors import *; raise BadUsage('budget 2', fix='give less')", BadUsage, "budget 2. Give less. The"),
+    ("import os; os.kill(os.getpid(), 9)", CannotRun, "the kernel of bad.ipynb died or did not answer"),
+    ("raise KeyboardInterrupt", KeyboardInterrupt, ""),
+]
+
+
+@pytest.mark.parametrize(("code", "kind", "said"), FAILURES)
 def test_what_a_cell_raises_is_told_in_one_line(kit, code, kind, said):
     kit("bad", code)
     with pytest.raises(kind) as caught:
@@ -244,21 +179,6 @@ def test_two_runs_at_once_do_not_meet(kit):
     assert not list(paths.runs("tiny", "trial", "notebooks").glob(".*"))
 
 
-BAR = """
-    from tqdm import tqdm
-    for _ in tqdm(range(3), desc="cells"):
-        pass
-"""
-
-
-def test_progress_arrives_on_the_terminal_and_stays_out_of_the_copy(kit):
-    kit("one", BAR)
-    words = io.StringIO()
-    done = notebooks.run("one", {}, words=words)
-    assert words.getvalue().startswith("cells: 100%") and words.getvalue().count("\n") == 1
-    assert "\r" not in done.copy.read_text(encoding="utf-8")
-
-
 def test_bars_move_where_there_is_a_terminal_and_only_there():
     plain, terminal = io.StringIO(), io.StringIO()
     terminal.isatty = lambda: True
@@ -274,20 +194,22 @@ def test_bars_move_where_there_is_a_terminal_and_only_there():
 
 
 # ---- ours
-
-
 SOURCES = ROOT / "notebooks"
 BEFORE_MEASURING = r"^(?=\w+ = evaluate\()"
-
-
-def first_cell(name: str) -> str:
-    cells = json.loads((SOURCES / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
-    return next("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+SMALL = {"limit": "1", "benchmarks": "tiny_ego", "frames": "8", "layers_K": "[14]", "shares_R": "[0.7]"}
+SMALL |= dict.fromkeys(("budgets", "control_budgets", "further_budgets", "tower_budgets"), "[0.15]")
+SMALL |= {"hieravid_shares": "[0.3]", "fastv_drops": "[0.5]", "pdrop_shares": "[0.5]", "only": "[tau, stages]"}
+OWN = {
+    "table1": {"benchmarks": "", "methods": "[VisionZip, HoliTom]"},  # all four benchmarks, as they are printed
+    "fig_tradeoff": {"methods": "[HoliTom, FastVID, FlashVID, ToMe]"},
+    "fig_frames": {"frames": "[4, 8]"},
+    "later_papers": {"methods": "[MMG-Vid, FlashVID, HoliTom (w/o M)]"},
+}
 
 
 def small(name: str) -> dict[str, str]:
     known = notebooks.parameters(SOURCES / f"{name}.ipynb")
-    return {name: text for name, text in {"limit": "2", "budgets": "[0.15]"}.items() if name in known}
+    return {key: text for key, text in (SMALL | OWN.get(name, {})).items() if key in known and text}
 
 
 def test_there_is_a_command_for_every_notebook_and_a_notebook_for_every_command():
@@ -303,9 +225,9 @@ def test_a_notebook_is_stored_without_results_and_its_parameters_can_be_handed_o
     assert not [line for line in text if line.startswith("# #")] and sum(line.startswith("# ") for line in text) == 1
     found = notebooks.parameters(SOURCES / f"{name}.ipynb")
     assert found and all(default is not ... for _, default in found.values()), "literals, which papermill can replace"
-    lines = first_cell(name).splitlines()
-    for one in ast.parse("\n".join(lines)).body:
-        assert "#" in "".join(lines[one.lineno - 1 : one.end_lineno]), "what it is, and what may stand there"
+    (first,) = [cell.source for cell in made.cells if "parameters" in cell.metadata.get("tags", [])]
+    for one in ast.parse(first).body:
+        assert "#" in "".join(first.splitlines()[one.lineno - 1 : one.end_lineno]), "what it is, what may stand there"
 
 
 @pytest.mark.slow
@@ -313,12 +235,8 @@ def test_a_notebook_is_stored_without_results_and_its_parameters_can_be_handed_o
 def test_every_notebook_runs_from_its_first_cell_to_its_last(name, tmp_path):
     known = notebooks.parameters(SOURCES / f"{name}.ipynb")
     done = notebooks.run(name, small(name) | ({"out": str(tmp_path)} if "out" in known else {}))
-    failed = [
-        cell
-        for cell in nbformat.read(done.copy, 4).cells
-        if any(o.output_type == "error" for o in cell.get("outputs", []))
-    ]
-    assert not failed and ("out" not in known or done.files)
+    outputs = [output for cell in nbformat.read(done.copy, 4).cells for output in cell.get("outputs", [])]
+    assert "error" not in {output.output_type for output in outputs} and ("out" not in known or done.files)
     assert not done.trial or all(one["verdict"] in ("NOT RUN", "CHECKED", "DIFFERS") for one in done.verdicts)
 
 
@@ -343,18 +261,13 @@ def test_the_method_of_the_page_gets_into_the_figure(tmp_path):
 
 def test_the_numbers_of_table2_are_the_recorded_ones():
     """The file that the last complete run left (.ci/run measures it anew) beside the committed one."""
-    decided = paths.data("measured", "verdicts.json")
-    codes = (
-        {one["code"] for one in json.loads(decided.read_text(encoding="utf-8"))["decided"]} if decided.exists() else ()
-    )
-    if present_code() not in codes:
+    decided = json.loads(paths.data("measured", "verdicts.json").read_text(encoding="utf-8"))["decided"]
+    if present_code() not in {one["code"] for one in decided}:
         pytest.skip("recorded for other code, or not yet")
     command = ["git", "-c", "safe.directory=*", "-C", str(ROOT), "show", "HEAD:figures/tiny/table2_models.csv"]
     recorded = pd.read_csv(io.BytesIO(subprocess.run(command, capture_output=True, check=True).stdout))
     measured = pd.read_csv(paths.figures("tiny", "table2_models.csv"))
     both = recorded.merge(measured, on=["model", "key"], suffixes=("", " here"), validate="one_to_one")
     assert len(both) == len(recorded) > 10
-    assert both["accuracy here"].to_list() == pytest.approx(both["accuracy"].to_list(), abs=0.5), (
-        "another processor, at most"
-    )
-    assert both["kept_pct here"].to_list() == pytest.approx(both["kept_pct"].to_list(), abs=0.01)
+    for column, most in (("accuracy", 0.5), ("kept_pct", 0.01)):  # another processor, at most
+        assert both[f"{column} here"].to_list() == pytest.approx(both[column].to_list(), abs=most)

@@ -53,11 +53,13 @@ def test_every_moment_of_a_pass_belongs_to_one_stage(row, tiny, monkeypatch):
     assert {name for name in STAGES if done.stages[name]} == {*STAGES} - {*ADDED} | {*working}
 
 
-def test_what_takes_long_is_booked_to_its_stage(tiny, monkeypatch):
+@pytest.fixture
+def slowly(monkeypatch):
+    """slowly(kind, name, seconds): a call of this method takes so long, and nothing else any time."""
     now = [0.0]
     monkeypatch.setattr(stages, "clock_of", lambda device: ("by hand", lambda: now[0]))
 
-    def slowly(kind, name, seconds):
+    def make(kind, name, seconds):
         original = getattr(kind, name)
 
         def slow(*args, **kwargs):
@@ -66,6 +68,10 @@ def test_what_takes_long_is_booked_to_its_stage(tiny, monkeypatch):
 
         monkeypatch.setattr(kind, name, slow)
 
+    return make
+
+
+def test_what_takes_long_is_booked_to_its_stage(tiny, slowly):
     slowly(HoliTom, "__call__", 5.0)
     slowly(HoliTomMerge, "__call__", 7.0)
     slowly(type(tiny.module.model.language_model.layers[0]), "forward", 1.0)
@@ -120,18 +126,11 @@ def test_a_row_says_what_was_done(tiny):
     assert full.provenance["packages"]["torch"] and full.code
 
 
-def test_a_stage_in_the_tower_is_timed_with_the_tower(tiny, monkeypatch):
+def test_a_stage_in_the_tower_is_timed_with_the_tower(tiny, slowly):
     """Fewer frames reach the projector, the drawn features are theirs, and the merging is part of "vision"."""
     torch.manual_seed(0)
-    now, reduction = [0.0], replace(BOTH, outer=AveragePool(), tower=EarlyTom((0,), 0.0))
-    monkeypatch.setattr(stages, "clock_of", lambda device: ("by hand", lambda: now[0]))
-    original = EarlyTom.__call__
-
-    def slow(self, hidden):
-        now[0] += 3.0
-        return original(self, hidden)
-
-    monkeypatch.setattr(EarlyTom, "__call__", slow)
+    slowly(EarlyTom, "__call__", 3.0)
+    reduction = replace(BOTH, outer=AveragePool(), tower=EarlyTom((0,), 0.0))
     done = run_pass(tiny, reduction, make_inputs(tiny, 24, 2))
     assert {name: spent for name, spent in done.stages.items() if spent} == {"vision": 6.0}
     assert all(s.tower_frames[-1] < 24 and s.requested == s.kept == 24 * 16 / 4 for s in done.stats.samples)

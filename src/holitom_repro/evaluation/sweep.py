@@ -2,18 +2,24 @@
 
 Cells of one model, benchmark and number of frames form a group: its videos are decoded and encoded once for all of its
 settings. The tiny tier's groups are shared out over processes of one thread each, its models being too small for
-threads; libraries that change global state are imported there and not in a notebook's kernel. Stopping (ctrl-C, kill, a
-full disk) loses at most the cells that run in the tiny tier, and the question that runs in the paper tier."""
+threads, and libraries that change global state stay out of a notebook's kernel; a few questions are asked there all the
+same, with that state kept. Stopping (ctrl-C, kill, a full disk) loses at most the cells that run in the tiny tier, and
+the question that runs in the paper tier."""
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
+import sys
+import tempfile
 import threading
 import time
+import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -23,6 +29,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+import holitom
 from holitom.errors import CannotRun
 from holitom_repro import machine, paths
 from holitom_repro.code import MEASURING, code_hash
@@ -35,6 +42,10 @@ GIB_EACH = 1.5
 """Free memory wanted for a process of the tiny tier: 0.9 GB at its peak with 32 frames, 1.2 GB with 64."""
 STARTING = 400
 """What starting one more process costs, in questions of the tiny tier."""
+ALONE = 300
+"""Fewer questions are asked in this process: the first other one would take longer to start."""
+READ = time.time()
+"""When this process had read the sources."""
 SKIP = "HOLITOM_SKIP_BROKEN"
 """The variable by which --skip-broken reaches every process."""
 ENCODING = 7
@@ -71,8 +82,9 @@ def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def measure_tiny(cells: Sequence[Cell], show: bool = True) -> None:
-    """Measure and store cells of the tiny tier in processes of one thread each. Raises what a process raised; CannotRun
-    when one of them was killed. None of them goes on after an error or ctrl-C; finished cells are kept."""
+    """Measure and store cells of the tiny tier in processes of one thread each; a few questions in this one. Raises
+    what a process raised; CannotRun when one of them was killed. None of them goes on after an error or ctrl-C;
+    finished cells are kept."""
     from joblib.externals.loky import get_reusable_executor, wait
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
@@ -80,21 +92,26 @@ def measure_tiny(cells: Sequence[Cell], show: bool = True) -> None:
         if (prepare := group[0].kind.prepare) is not None:
             prepare(group[0].limit, show)
     total = sum(cell.asked for cell in cells)
+    if total < ALONE and not _edited():
+        with tqdm(total=total, unit="question", disable=not show) as bar, _as_a_process():
+            measure(cells, bar.update, Options())
+        return
     count = min(machine.cores(), int(machine.available_gib() / GIB_EACH), max(_own.get("count", 1), total // STARTING))
     _own["count"] = count = max(1, count)
     environment = OFFLINE | paths.caches() | {"TQDM_DISABLE": "1", "PYTHONSAFEPATH": "1"}
     environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment |= {name: value for name, value in os.environ.items() if name == SKIP}  # or older processes are taken
     executor = get_reusable_executor(count, timeout=180, env=environment, initializer=_start, initargs=(os.getpid(),))
-    code, left, store = code_hash((), MEASURING), set(), Store("tiny")
+    code, left = code_hash((), MEASURING), set()
     try:
-        with tqdm(total=total, unit="question", disable=not show) as bar:
-            for group in shared(groups(cells), count):
-                left.add(executor.submit(_work, group, group[0].kind, str(paths.runs()), code))
+        with tempfile.TemporaryDirectory() as told, tqdm(total=total, unit="question", disable=not show) as bar:
+            counts = [Path(told) / str(number) for number in range(len(cells))]
+            for group, path in zip(shared(groups(cells), count), counts, strict=False):
+                left.add(executor.submit(_work, group, group[0].kind, str(paths.runs()), str(path), code))
             while left:
                 done, left = wait(left, timeout=0.3, return_when="FIRST_COMPLETED")
-                answered = sum(cell.asked for cell in cells if store.has(cell.id))
-                if answered > bar.n:  # else the same bar would be drawn again
+                answered = sum(path.stat().st_size for path in counts if path.exists())
+                if answered > bar.n:
                     bar.update(answered - bar.n)
                 for one in done:
                     one.result()
@@ -103,6 +120,29 @@ def measure_tiny(cells: Sequence[Cell], show: bool = True) -> None:
     finally:
         if not all(one.done() for one in left):
             executor.shutdown(wait=True, kill_workers=True)
+
+
+def _edited() -> bool:
+    """Whether this process may have read other sources than are there now."""
+    folders = Path(holitom.__file__).parent, Path(__file__).parents[1]
+    return any(path.stat().st_mtime >= READ for folder in folders for path in folder.rglob("*.py"))
+
+
+@contextmanager
+def _as_a_process() -> Iterator[None]:
+    """One thread; what lmms-eval changes, the environment and which warnings are shown, is as before afterwards."""
+    import torch
+
+    environment, threads = dict(os.environ), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        for name in set(os.environ) - set(environment):
+            del os.environ[name]
+        os.environ.update(environment)
 
 
 def shared(parts: list[list[Cell]], processes: int) -> list[list[Cell]]:
@@ -121,9 +161,8 @@ def shared(parts: list[list[Cell]], processes: int) -> list[list[Cell]]:
 
 
 def _start(parent: int) -> None:
-    """A process of the sweep begins: ctrl-C is for its parent, it ends when that is gone, and lmms-eval is silent."""
+    """A process of the sweep begins: ctrl-C is for its parent, and it ends when that is gone."""
     import torch
-    from loguru import logger
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -132,7 +171,6 @@ def _start(parent: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()
-    logger.disable("lmms_eval")
     torch.set_num_threads(1)
 
 
@@ -140,15 +178,20 @@ _own: dict[str, Any] = {}
 """What a process of the sweep keeps between groups, the model that it has loaded; of its parent: how many there are."""
 
 
-def _work(cells: list[Cell], kind: Benchmark, runs: str, code: str) -> None:
+def _work(cells: list[Cell], kind: Benchmark, runs: str, told: str, code: str) -> None:
     if "code" not in _own:
         _own["code"] = code_hash((), MEASURING)
     if _own["code"] != code:
         raise CannotRun(
             "the sources were edited after this python had read them", fix="restart it (in a notebook: its kernel)"
         )
+
+    def progress(questions: int) -> None:
+        with open(told, "ab") as file:
+            file.write(b"." * questions)
+
     try:
-        _measure_group(cells, lambda questions: None, Options(runs=Path(runs)), kind)
+        _measure_group(cells, progress, Options(runs=Path(runs)), kind)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
             raise CannotRun("a process of the sweep has no memory left. Finished cells are kept", fix=_FIX) from error
@@ -216,16 +259,17 @@ def _evaluated(lm: Any, cell: Cell, sheet: Any, tasks: Any) -> tuple[Record, lis
     from holitom_repro.evaluation.scoring import compared, line
 
     start = time.perf_counter()
-    results = evaluator.simple_evaluate(
-        model=lm,
-        tasks=[cell.benchmark],
-        task_manager=tasks,
-        batch_size=lm.batch_size,
-        limit=cell.limit,
-        bootstrap_iters=0,
-        log_samples=True,
-        process_docs_parallel=1,
-    )
+    with quiet() if cell.tier == "tiny" else nullcontext():  # elsewhere downloads are worth watching
+        results = evaluator.simple_evaluate(
+            model=lm,
+            tasks=[cell.benchmark],
+            task_manager=tasks,
+            batch_size=lm.batch_size,
+            limit=cell.limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            process_docs_parallel=1,
+        )
     answers = dict(gather_object(list(sheet.answers.items())))
     logged = (results or {}).get("samples") or {}
     samples = []
@@ -282,3 +326,26 @@ def spent(stats: Sequence[Any]) -> dict[str, float]:
         **{name: fmean(fmean(getattr(one, own)) for one in stats) for name, own in layers.items()},
         "farthest_off": max((one.off_per_frame for one in stats), key=abs),
     }
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """lmms-eval says nothing inside the block, and what else is said comes without progress bars."""
+    from loguru import logger
+
+    logger.disable("lmms_eval")
+    try:
+        with redirect_stderr(_WithoutBars(sys.stderr)):
+            yield
+    finally:
+        logger.enable("lmms_eval")
+
+
+class _WithoutBars(io.TextIOBase):
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        if "\r" not in text and text.strip():
+            self.stream.write(text)
+        return len(text)
