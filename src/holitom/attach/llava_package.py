@@ -13,11 +13,11 @@ from holitom.errors import BadUsage, UnsupportedModel
 
 
 class PackageRun(Run):
-    """``reduce_tokens`` on ``LlavaQwenForCausalLM``: outer and inner stages, greedy, sampling and beams, batches."""
+    """``reduce_tokens`` on ``LlavaQwenForCausalLM``: every stage, greedy, sampling and beams, batches."""
 
     def install(self) -> None:
-        if self.reduction.decode is not None or any(stage.prune_past for stage in self.reduction.inner):
-            what = "decode stages, and stages that prune caches, need transformers 5, and the llava package has 4.51"
+        if any(stage.prune_past for stage in self.reduction.inner):
+            what = "stages that prune caches need transformers 5, and the llava package has 4.51"
             raise UnsupportedModel(what, fix="leave them out, or convert the checkpoint")
         super().install()
         self._override(self._host, "prepare_inputs_labels_for_multimodal", self._prepare)
