@@ -75,8 +75,8 @@ class DyCokeDecode(Stage):
     """layer: the paper's l, the first layer that reads less; ratio: its P, the share of the visual tokens left unread
     (0.7 in the release's description, 0.8 in its code). BadUsage for a layer below 1 and a ratio outside [0, 1).
 
-    The cache keeps every token, so no memory is saved. At every token the chosen keys and values are copied out of it,
-    and attention reads the copies, as in the release: a gain above P = 2/3.
+    The cache keeps every token, and attention masks the unread ones: the answers are those of the release, which copies
+    the chosen keys and values out of its cache, but neither memory nor time is saved here.
     """
 
     layer: int = 3
