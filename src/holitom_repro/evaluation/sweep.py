@@ -7,11 +7,9 @@ full disk) loses at most the cells that run in the tiny tier, and the question t
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -123,7 +121,7 @@ def shared(parts: list[list[Cell]], processes: int) -> list[list[Cell]]:
 
 
 def _start(parent: int) -> None:
-    """A process of the sweep begins: ctrl-C is for its parent, it ends when that is gone, and it draws no bars."""
+    """A process of the sweep begins: ctrl-C is for its parent, it ends when that is gone, and lmms-eval is silent."""
     import torch
     from loguru import logger
 
@@ -135,20 +133,7 @@ def _start(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()
     logger.disable("lmms_eval")
-    sys.stderr = _WithoutBars(sys.stderr)
     torch.set_num_threads(1)
-
-
-class _WithoutBars(io.TextIOBase):
-    """lmms-eval draws some bars whatever TQDM_DISABLE says."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        if "\r" not in text and text.strip():
-            self.stream.write(text)
-        return len(text)
 
 
 _own: dict[str, Any] = {}
