@@ -7,13 +7,16 @@ full disk) loses at most the cells that run in the tiny tier, and the question t
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -121,9 +124,8 @@ def shared(parts: list[list[Cell]], processes: int) -> list[list[Cell]]:
 
 
 def _start(parent: int) -> None:
-    """A process of the sweep begins: ctrl-C is for its parent, it ends when that is gone, and lmms-eval is silent."""
+    """A process of the sweep begins: ctrl-C is for its parent, and it ends when that is gone."""
     import torch
-    from loguru import logger
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -132,7 +134,6 @@ def _start(parent: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()
-    logger.disable("lmms_eval")
     torch.set_num_threads(1)
 
 
@@ -216,16 +217,17 @@ def _evaluated(lm: Any, cell: Cell, sheet: Any, tasks: Any) -> tuple[Record, lis
     from holitom_repro.evaluation.scoring import compared, line
 
     start = time.perf_counter()
-    results = evaluator.simple_evaluate(
-        model=lm,
-        tasks=[cell.benchmark],
-        task_manager=tasks,
-        batch_size=lm.batch_size,
-        limit=cell.limit,
-        bootstrap_iters=0,
-        log_samples=True,
-        process_docs_parallel=1,
-    )
+    with quiet() if cell.tier == "tiny" else nullcontext():  # elsewhere downloads are worth watching
+        results = evaluator.simple_evaluate(
+            model=lm,
+            tasks=[cell.benchmark],
+            task_manager=tasks,
+            batch_size=lm.batch_size,
+            limit=cell.limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            process_docs_parallel=1,
+        )
     answers = dict(gather_object(list(sheet.answers.items())))
     logged = (results or {}).get("samples") or {}
     samples = []
@@ -282,3 +284,26 @@ def spent(stats: Sequence[Any]) -> dict[str, float]:
         **{name: fmean(fmean(getattr(one, own)) for one in stats) for name, own in layers.items()},
         "farthest_off": max((one.off_per_frame for one in stats), key=abs),
     }
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """lmms-eval says nothing inside the block, and what else is said comes without progress bars."""
+    from loguru import logger
+
+    logger.disable("lmms_eval")
+    try:
+        with redirect_stderr(_WithoutBars(sys.stderr)):
+            yield
+    finally:
+        logger.enable("lmms_eval")
+
+
+class _WithoutBars(io.TextIOBase):
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        if "\r" not in text and text.strip():
+            self.stream.write(text)
+        return len(text)
