@@ -323,7 +323,7 @@ def test_what_else_is_refused(tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("a long walk\n" * 500)
     with pytest.raises(BadVideo):  # FFmpeg would draw its letters
         load_frames(tmp_path / "notes.txt", 4)
-    for frames in (0, -1, True):
+    for frames in (0, -1, 2.5):
         with pytest.raises(BadUsage):
             load_frames(SHIPPED, frames)
     monkeypatch.setattr(video.np, "empty", lambda *_: (_ for _ in ()).throw(MemoryError))
