@@ -6,8 +6,6 @@ repository. Its outer stage is methods of one class in holitom/llava_arch.py, ca
 goes, so standard output is closed to it.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib.util

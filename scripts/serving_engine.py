@@ -5,8 +5,6 @@ requests, one dict each: prompt and video [T, H, W, 3], image [H, W, 3] or embed
 ANSWERS (JSON): ids, the length of the prompt, log-probabilities of the first token.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -7,8 +7,6 @@ the input's size, and a frame costs the same in a long video as in a short one. 
 of LLaVA-OneVision-7B with random weights on so many frames of the shipped clip, whole and with EarlyTom (minutes).
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import tracemalloc

@@ -3,8 +3,6 @@
 The public names load on first use, so that ``import holitom`` costs no torch import.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,5 @@
 """The errors a user can meet: what happened, and what to do about it."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -3,8 +3,6 @@
 Nothing here knows a particular method or a particular model library.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass

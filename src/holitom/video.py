@@ -3,8 +3,6 @@
 A frame is identified by its time stamp, so that a long video is decoded only around the frames that are wanted; a file
 whose time stamps are missing or damaged is decoded from start to end instead, which gives the same frames."""
 
-from __future__ import annotations
-
 import bisect
 import os
 from collections.abc import Iterable, Iterator

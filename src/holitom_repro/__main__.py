@@ -4,8 +4,6 @@ Exit codes: 0 ran to its end, 1 a verdict is not the expected one (--strict), 2 
 fix), 3 bad usage, 130 stopped by ctrl-C. Nothing heavy is imported before a command needs it.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import re

@@ -6,8 +6,6 @@ the tiny model. A measurement is judged in the notebook that made it (``judged``
 notebooks left here, or what the repository has recorded.
 """
 
-from __future__ import annotations
-
 import json as jsonlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

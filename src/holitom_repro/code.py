@@ -1,8 +1,6 @@
 """Hashes of the code that can change a result. Needs no more than torch and holitom do: the speed tier runs with them
 alone."""
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import hashlib

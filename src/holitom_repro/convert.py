@@ -6,8 +6,6 @@ Covers LLaVA-OneVision and LLaVA-Video with Qwen2: one flat config with ``mm_*``
 are renamed, never changed. Added: ids for the image and video placeholders, and where the vocabulary has no
 free row for them, rows that hold the mean of the others (they are never read, and never the most likely token)."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

@@ -1,8 +1,6 @@
 """``./reproduce.sh demo [clip]``: what HoliTom does to one video, in a picture and in numbers; with a model, also its
 answer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path

@@ -4,8 +4,6 @@
 0), or in one line what it lacks (exit 1). reproduce.sh asks an activated environment.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

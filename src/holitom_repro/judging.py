@@ -4,8 +4,6 @@ A measurement decides only what it is about: the setting with the claim's parame
 unreduced model of the same model, questions and frames beside it. All else is NOT RUN, with the reason.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What this machine has, asked quickly: GPU, model hub, disk, memory, cores; and what a record says of it."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

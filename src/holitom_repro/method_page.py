@@ -1,8 +1,6 @@
 """HoliTom's stage before the language model on one video, in pictures. ``walk`` runs the method and keeps its steps;
 every ``draw_*`` puts one of them on axes of your own, and ``method_figure`` is the whole page."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import matplotlib.style

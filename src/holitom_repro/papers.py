@@ -3,8 +3,6 @@
 data/papers/README.md explains every column. Every frame has a column ``key``, the setting of a row in the words of
 ``evaluate``: "HoliTom@0.10", "all tokens"."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from typing import SupportsFloat

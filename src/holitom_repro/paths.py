@@ -1,7 +1,5 @@
 """Where the kit keeps things. Everything lives inside the checkout; nothing is written anywhere else by default."""
 
-from __future__ import annotations
-
 import os
 from functools import cache
 from pathlib import Path

@@ -3,8 +3,6 @@
 Files are written beside themselves and moved into place: a reader never meets half a file, and an interrupted run loses
 nothing that was finished."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

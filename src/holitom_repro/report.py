@@ -4,8 +4,6 @@ nbconvert makes the cells (CELLS), report.html.j2 the start page and the frame a
 network, and no other file.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import logging

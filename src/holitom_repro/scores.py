@@ -4,8 +4,6 @@ A difference between two settings is taken question by question on the same mode
 clustered by video. Every average, difference and interval comes from evaluation.statistics; in the average over
 benchmarks every benchmark counts the same, however many questions it has, as in the papers."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys

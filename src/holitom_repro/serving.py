@@ -2,8 +2,6 @@
 ``holitom_vllm`` against transformers with ``reduce_tokens``. The engine lives in .venv-vllm
 (scripts/vllm_environment.sh) and is asked through scripts/serving_engine.py, or over HTTP as a server."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -1,7 +1,5 @@
 """Tables of a notebook: a frame of scores in, a pandas frame or Styler out. Printed numbers stand in grey italics."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from html import escape

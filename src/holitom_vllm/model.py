@@ -1,7 +1,5 @@
 """vLLM's LLaVA-OneVision with an outer stage behind its projector, and with reduced videos as inputs."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

@@ -6,8 +6,6 @@ only methods are taken whose count follows from T, N and the budget, and where o
 NaN), evenly spaced tokens stand in: that costs one answer.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """A tiny random model of every host, with weights large enough for a wrong number to show, and pixels for it."""
 
-from __future__ import annotations
-
 import torch
 from transformers import (
     CLIPVisionConfig,

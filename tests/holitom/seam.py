@@ -5,8 +5,6 @@ Dropping a token is the same as never reading it, so a reduced run, prefill and 
 of that forward. It knows nothing of the code under test.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields
 
 import torch

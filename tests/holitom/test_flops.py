@@ -1,8 +1,6 @@
 """The three counts of a prefill: the papers' (their printed cells: methods/test_presets.py), the exact one, and what
 torch executes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """Decoding: the frames that are asked for, as players show them; one clear error for everything that is no video."""
 
-from __future__ import annotations
-
 import gc
 import tracemalloc
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The ledger: what it says, what it is judged from, and what it refuses to judge."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """A tiny checkpoint written in the original repository's names: converted, it is the same model."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from functools import cache

@@ -1,7 +1,5 @@
 """The commands and reproduce.sh: every outcome is an exit code and one message, whatever surrounds them."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Running a notebook: in a kernel of this Python, with checked parameters, wherever the checkout lies; and each one."""
 
-from __future__ import annotations
-
 import ast
 import io
 import json

@@ -1,7 +1,5 @@
 """The report: claims and notebooks on pages that open from disk, light and dark, on a telephone, without a network."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """What tables and figures show: printed numbers beside measured ones, joined by key, and nothing left out."""
 
-from __future__ import annotations
-
 import matplotlib
 import pandas as pd
 import pytest

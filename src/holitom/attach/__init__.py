@@ -4,8 +4,6 @@
 its core does so for a plain call. From there on the model itself counts in the reduced prompt: nothing is translated
 back. Hooks on the decoder layers run the stages inside (``holitom.attach.decoder``)."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 The language model hands its own positions and masks to every layer, so each layer that holds fewer tokens gets its own.
 """
 
-from __future__ import annotations
-
 import functools
 import threading
 from collections.abc import Callable, Hashable

@@ -3,8 +3,6 @@
 Its ``prepare_inputs_labels_for_multimodal`` is where videos enter the prompt: here they enter reduced. As it generates
 from embeddings, it returns new tokens alone, and what reads ids while generating never sees the prompt."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

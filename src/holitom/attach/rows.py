@@ -1,7 +1,5 @@
 """What the decoder's hooks read and give: rows of an attention map, attention masks, and the cache."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """One ``with reduce_tokens(...)`` block: what is put into the model while it lasts, and what the user can ask it."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import threading

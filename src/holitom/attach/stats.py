@@ -1,7 +1,5 @@
 """What a block has done: token counts that were asked for and spent, seconds, and whether every stage acted."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any

@@ -3,8 +3,6 @@
 The hooks are there while ``encode`` runs its one pass over all frames of all videos, and only then: images that go
 through the same tower are left alone."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial

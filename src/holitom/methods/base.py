@@ -1,7 +1,5 @@
 """What the methods share: what they read and refuse, how many tokens a budget means, and what a stage leaves over."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 import numpy as np

@@ -3,8 +3,6 @@
 All of them keep round(budget * T * N) tokens (at least one), in raster order, and refuse a NaN. Ours, of no paper.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from dataclasses import dataclass

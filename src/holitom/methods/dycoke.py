@@ -18,8 +18,6 @@ set is chosen anew at every token: the release reads everything as long as atten
 (cosine from 0.9), where the paper means to keep the last set.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -22,8 +22,6 @@ drops a last frame between that finds no partner, and the second frame of a pair
 one stays and the other gets equal weights. Frames that are exactly equal are not merged, as there: no pair stands out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

@@ -9,8 +9,6 @@ Read in pkunlp-icler/FastV at d165972, src/FastV/llava-hf, modeling_llama.py: fa
 tokens from the cache). Deviations: at least one visual token stays; newline embeddings are text, and stay.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -19,8 +19,6 @@ release adds random noise); at least one token per frame stays; short videos get
 anchors (the release fails there); budget 1 is the identity.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

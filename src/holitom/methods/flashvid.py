@@ -24,8 +24,6 @@ chosen tokens of a segment of one frame in again, and may choose a token twice w
 T * N) tokens stay. Ties go to the lower index; budget 1 is the identity.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -23,8 +23,6 @@ LLaVA-Video. Below one token per cell, where merging over time ends, evenly spac
 (37503c3: no determinantal selection at layer 7, Nystrom kernels) is not built.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Literal
 

@@ -19,8 +19,6 @@ the segments (text: the original spatial order); the inner merge halves once for
 plain mean); layer K - 1 attends without a causal mask and newlines count as visual tokens (text: neither).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -4,8 +4,6 @@ None of these has a release. The setting without segments, and so without mergin
 ``FixedWindows(max_window=1)``.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

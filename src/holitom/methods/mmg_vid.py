@@ -21,8 +21,6 @@ the exponential, which may round different distances to one density. At least on
 identity.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Literal
 

@@ -9,8 +9,6 @@ PruneVid it is the merging stage alone, for its printed FLOPs are those of an ou
 HoliTom, as each paper counts: FlashVID's share is the mean over the layers, or with fe = 1 what enters them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace

@@ -23,8 +23,6 @@ one frame has no static cells; budget 1 is the identity. Without PruneVid's grou
 as one.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np

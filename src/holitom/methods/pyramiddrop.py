@@ -11,8 +11,6 @@ there, newline embeddings are visual tokens and can be dropped. Deviations: at l
 under grouped-query attention, where the release's ranking fails.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -13,8 +13,6 @@ behind one (no proportional attention). A merged token stands in the cell of the
 token per frame some frames are left out; budget 1 is the identity.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -18,8 +18,6 @@ equal whole numbers, which on small grids leaves nothing to keep; here they go b
 is used. Uncertain: that its keys are the mean over heads. Further: ties go to the lower index, one token stays.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

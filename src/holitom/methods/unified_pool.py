@@ -15,8 +15,6 @@ memory would grow with the square of the video. The stage inside the language mo
 95.4 % at 5 %, is not here.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -11,8 +11,6 @@ Written for Qwen3-VL. Deviations: where there is no token for every frame the re
 here some frames get none; a video of one frame is reduced too (the release leaves it); ties go to the lower index.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -15,8 +15,6 @@ frame, which the release cannot be asked for, frames differ by one token, and ma
 Every token keeps its own cell: with a newline per row the port mixes up those of the dominant tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

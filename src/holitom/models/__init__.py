@@ -1,7 +1,5 @@
 """Adapters: what token reduction needs to know about a family of video language models, one file for each family."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module, metadata

@@ -6,8 +6,6 @@ LLaVA-Video checkpoints differ in two settings, named as in the LLaVA-NeXT repos
 column left out: 27 x 27 -> 13 x 13), and ``mm_newline_position`` "one_token" (default), "grid" (a newline per row) or
 "no_token"."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import zip_longest

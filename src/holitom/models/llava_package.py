@@ -3,8 +3,6 @@
 Nothing of it is imported or edited here: the adapter asks the loaded model for its tower, projector and pooling. The
 package needs transformers 4.51 in an environment of its own (docs/llava.md)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

@@ -4,8 +4,6 @@ A token of a video is one 2 x 2 merge of patches of one pair of frames: T counts
 video to video. There is no newline. Every token that is kept, before or inside the language model, keeps its three
 positions (M-RoPE), whatever the stage's own policy: there is no other numbering that the model has been trained on."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise

@@ -3,8 +3,6 @@
 Queries and keys are taken from what the projections of one attention put out while the tower runs: the tower computes
 nothing twice, runs whatever attention kernel it likes, and may lie on another device, in memory or on disk."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 The head and the layer norm before it are 15 million numbers of a checkpoint of 0.9 billion; they are read from a local
 folder or from the hub (which is downloaded once)."""
 
-from __future__ import annotations
-
 import json
 from functools import lru_cache
 from pathlib import Path

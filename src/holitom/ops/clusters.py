@@ -9,8 +9,6 @@ Groups of unequal size are padded: slot s of group g is rows[ids[g, s]] where ``
 its group. Groups are worked through in chunks, so that their distances never take more memory than the rows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Diverse subsets: greedy MAP of a determinantal point process, for many groups of unequal size at once."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize

@@ -4,8 +4,6 @@ A cell is static over frames i..j when every neighbouring pair in between is sim
 static(i, j) * (j - i) tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

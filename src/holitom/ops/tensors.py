@@ -4,8 +4,6 @@ Every choice is reproducible: among equal scores the lowest index wins. Comparis
 precision of the input. Nothing here loops over tokens, and nothing copies to the host.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

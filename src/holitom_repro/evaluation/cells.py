@@ -3,8 +3,6 @@
 The hash covers everything that can change the result, so a finished cell is never computed twice and a changed one is
 never taken for it. The setting's key (its name and budget in words) is no part of it: experiments share cells."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -2,8 +2,6 @@
 
 Several questions are asked about a video, and many settings are tried on it; the vision tower sees it once."""
 
-from __future__ import annotations
-
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable

@@ -6,8 +6,6 @@
 A sweep keeps one instance and gives it a sheet of answers for every setting that is still to be measured on a
 benchmark: a video is decoded and encoded once for all of them."""
 
-from __future__ import annotations
-
 import dataclasses
 import pickle
 from collections import Counter, defaultdict

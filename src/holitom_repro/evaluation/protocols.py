@@ -7,8 +7,6 @@ them: raise the version with every change that can change an answer.
 The papers of MMG-Vid and HieraVid use the same two hosts and do not publish how they asked them; their rows are
 measured with these protocols too."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal

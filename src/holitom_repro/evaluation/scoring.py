@@ -1,7 +1,5 @@
 """What lmms-eval logs about a question, in one form for all benchmarks, and its own score beside ours."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any

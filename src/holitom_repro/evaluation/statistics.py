@@ -5,8 +5,6 @@ every interval here takes the video as the unit that was drawn. All values are i
 ``weights`` say how much each question counts; :func:`balanced` gives those with which every benchmark counts the same.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass

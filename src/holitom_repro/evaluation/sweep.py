@@ -6,8 +6,6 @@ threads, and libraries that change global state stay out of a notebook's kernel;
 same, with that state kept. Stopping (ctrl-C, kill, a full disk) loses at most the cells that run in the tiny tier, and
 the question that runs in the paper tier."""
 
-from __future__ import annotations
-
 import io
 import os
 import shutil

@@ -1,8 +1,6 @@
 """The videos of the explorer with their features: the shipped clip, clips of the tiny world, files of one's own; and
 what the tiny model answers about those of its world."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path

@@ -1,8 +1,6 @@
 """One state of the explorer as HTML (page.html.j2). Frames are painted with numpy, discs and bars are SVG. What is kept
 stays in full colour, the cells of one token are tinted alike, the rest fades."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Sequence

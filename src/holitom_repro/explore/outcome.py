@@ -1,8 +1,6 @@
 """What can be chosen in the explorer, and what one setting does to one clip: the kept tokens, what each stands for,
 segments, tokens per frame."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial

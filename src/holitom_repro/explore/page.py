@@ -1,7 +1,5 @@
 """The page: one state of the explorer computed, and the widgets that change it in JupyterLab."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Callable

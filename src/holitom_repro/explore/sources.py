@@ -6,8 +6,6 @@ gives W itself. The channels of a token are independent: with two numbers per fr
 the frame, one backward pass tells for several frames the weight of every source token in them and where it went.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

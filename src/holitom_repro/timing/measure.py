@@ -3,8 +3,6 @@
 All rows of a tier, into a file: ``python -m holitom_repro.timing.measure speed FILE``.
 """
 
-from __future__ import annotations
-
 import gc
 import sys
 from datetime import UTC, datetime

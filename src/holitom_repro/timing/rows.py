@@ -1,7 +1,5 @@
 """One JSON line per timed row: every sample, its summary, and all that is needed to judge it."""
 
-from __future__ import annotations
-
 import json
 import statistics
 import sys

@@ -1,7 +1,5 @@
 """Which rows are timed, in which order: the papers' at their printed budgets, all methods at one budget, and sweeps."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any

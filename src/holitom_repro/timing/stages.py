@@ -4,8 +4,6 @@ The moments are set from outside, by hooks before and after those of ``reduce_to
 users run. On CUDA they are events in the stream, so nobody waits for them. Each moment belongs to exactly one stage.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack

@@ -7,8 +7,6 @@ alone. Files live in ``runs/cache/tiny/<hash of the recipe and of the code that 
 once, each complete or not at all.
 """
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import json

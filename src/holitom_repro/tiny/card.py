@@ -5,8 +5,6 @@ of their own; training and development never draw from them. Where the tower's a
 methods fare on a model; it was not trained for.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -8,8 +8,6 @@ the raster index of a token. No loss mentions attention or similarity. Shapes: F
 questions of L words, width D.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal

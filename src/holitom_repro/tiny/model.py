@@ -1,7 +1,5 @@
 """The tiny video LLM: the architecture of LLaVA-OneVision, small enough to learn its world on two CPU cores."""
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path

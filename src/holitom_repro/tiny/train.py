@@ -4,8 +4,6 @@ Steps, not minutes, define a recipe. Every step draws its own batch from (seed, 
 and continued sees the same data as one that was not.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

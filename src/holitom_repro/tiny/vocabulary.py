@@ -1,7 +1,5 @@
 """The words of the tiny world: what can be seen, what can be asked, and a word-level tokenizer over them."""
 
-from __future__ import annotations
-
 SHAPES = ("circle", "square", "triangle", "cross")
 NEEDLE = "star"  # shown for an instant; never counted among the shapes
 COLORS = ("red", "green", "blue", "yellow", "white", "purple")

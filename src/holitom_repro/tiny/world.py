@@ -5,8 +5,6 @@ A clip is drawn at its own frame rate. Durations scale with the number of frames
 of 64 or 128 frames look like a clip of 32: whatever is asked about is visible in at least one of 32 samples.
 """
 
-from __future__ import annotations
-
 import zlib
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,8 +1,6 @@
 """The original llava package with a tiny random model; runs where it imports, in an environment of its own (see
 docs/llava.md): its features against the package itself, then the block."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

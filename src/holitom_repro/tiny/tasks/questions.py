@@ -1,7 +1,5 @@
 """The tiny benchmarks as lmms-eval tasks: the questions, the mp4 of each, and exact match on the one-word answer."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from datasets import Dataset, DatasetDict
