@@ -97,7 +97,7 @@ class Sheet:
         stats = RunStats(self.reduction)
         stats.calls.update(self.calls)
         stats.removed.update(self.removed)
-        stats.add([answer.stats for answer in self.answers.values() if answer.stats], {})
+        stats.samples += [answer.stats for answer in self.answers.values() if answer.stats]
         if self.answers:
             stats.check_acted()
 
