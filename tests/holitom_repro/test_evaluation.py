@@ -277,7 +277,7 @@ class Counting:
         self.encoded += 1
         pixels = videos[0]
         fields = {name: torch.ones(pixels.shape[:2]) for name in requires}
-        return type("Encoded", (), {"videos": (VideoFeatures(pixels, (1, pixels.shape[1]), **fields),)})
+        return [VideoFeatures(pixels, (1, pixels.shape[1]), **fields)]
 
 
 def test_what_is_spent_is_the_mean_over_prompts() -> None:
