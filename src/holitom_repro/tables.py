@@ -161,7 +161,7 @@ def styled(table: pd.DataFrame, caption: str = "") -> Styler:
     def look(column: pd.Series) -> list[str]:
         if _last(column.name) == "verdict":
             return [f"color:{VERDICTS.get(str(cell)[2:], ('', 'inherit'))[1]};font-weight:600" for cell in column]
-        if column.name == USUAL:
+        if isinstance(column.name, tuple) and column.name == USUAL:
             return [f"color:{BAD};font-weight:700" if share > 90 else "" for share in column]
         plain = LOOK.get(_last(column.name), "")
         best = _best(column) if column.name == ("average", "measured") else [False] * len(column)

@@ -37,6 +37,8 @@ class _Detached(TorchFunctionMode):
     recorded for a derivative."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._set_grad_enabled:  # the method's own no_grad, which the block below would undo
+            return func(*args)
         if func is torch.Tensor.numpy:
             args = (args[0].detach(), *args[1:])
         with torch.set_grad_enabled(torch.is_grad_enabled() and (kwargs or {}).get("out") is None):

@@ -67,7 +67,7 @@ def rank_auc(score: Tensor, positive: Tensor) -> float:
 def attention(model, frames: int = 2000) -> dict[str, float]:
     """How the attention received in the last tower layer tells cells with an object from background cells."""
     drawn = learning.draw_frames(benchmark_rng("card-frames", 0), frames)
-    parts = [adapter_for(model).encode([part], frozenset({"saliency"})).videos[0] for part in drawn.pixels.split(256)]
+    parts = [adapter_for(model).encode([part], frozenset({"saliency"}))[0] for part in drawn.pixels.split(256)]
     received = torch.cat([part.saliency for part in parts])
     shown = drawn.looks.any(-1)
     top = torch.zeros_like(shown).scatter(1, received.topk(CELLS // 4, 1).indices, True)

@@ -9,7 +9,6 @@ import weakref
 
 import pytest
 import torch
-from accelerate import cpu_offload, disk_offload, dispatch_model
 from hosts import HOSTS
 from seam import GREEDY, NEAR, Between, Drop, Host, KeepEvery, Nearest, batch, calling, marks, words
 
@@ -272,17 +271,20 @@ def apart(model):
 @pytest.mark.parametrize("where", ["tower", "all in memory", "all on disk", "layers apart"])
 def test_offloaded_weights(name, where, tmp_path):
     """Parts that accelerate keeps elsewhere until they run: as the plain model, with every kind of stage."""
+    accelerate = pytest.importorskip("accelerate")
     host = Host(name)
     with reduce_tokens(host.model, reduction=EVERY_KIND) as run:
         features, expected = run.encode(**host.pixels(0)), host.model.generate(**host.inputs(0, 1), **GREEDY)
     core, cpu = host.model.model, torch.device("cpu")
     tower = core.visual if hasattr(core, "visual") else core.vision_tower
     if where == "all on disk":
-        disk_offload(host.model, tmp_path, execution_device=cpu)
+        accelerate.disk_offload(host.model, tmp_path, execution_device=cpu)
     elif where == "layers apart":
-        dispatch_model(host.model, apart(host.model), main_device="cpu", offload_dir=tmp_path, force_hooks=True)
+        accelerate.dispatch_model(
+            host.model, apart(host.model), main_device="cpu", offload_dir=tmp_path, force_hooks=True
+        )
     else:
-        cpu_offload(tower if where == "tower" else host.model, execution_device=cpu)
+        accelerate.cpu_offload(tower if where == "tower" else host.model, execution_device=cpu)
     before = marks(host.model)
     with reduce_tokens(host.model, reduction=EVERY_KIND) as run:
         ours = host.model.generate(**host.inputs(0, 1), **GREEDY)
