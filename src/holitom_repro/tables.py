@@ -159,16 +159,18 @@ def styled(table: pd.DataFrame, caption: str = "") -> Styler:
             shown[column] = [f"{VERDICTS[word][0]} {word}" if word in VERDICTS else word for word in shown[column]]
 
     def look(column: pd.Series) -> list[str]:
-        if _last(column.name) == "verdict":
+        name = column.name if isinstance(column.name, tuple) else (column.name,)
+        if name[-1] == "verdict":
             return [f"color:{VERDICTS.get(str(cell)[2:], ('', 'inherit'))[1]};font-weight:600" for cell in column]
-        if isinstance(column.name, tuple) and column.name == USUAL:
+        if name == USUAL:
             return [f"color:{BAD};font-weight:700" if share > 90 else "" for share in column]
-        plain = LOOK.get(_last(column.name), "")
-        best = _best(column) if column.name == ("average", "measured") else [False] * len(column)
+        plain = LOOK.get(name[-1], "")
+        best = _best(column) if name == ("average", "measured") else [False] * len(column)
         return [f"{plain};font-weight:700" if bold else plain for bold in best]
 
     few = {column: "{:.3f}" for column in shown.columns if _last(column).startswith("p (")}
-    made = shown.style.apply(look).format(few, precision=1, na_rep="–", escape="html").format_index(escape="html")
+    made = shown.style.apply(look).format(few, precision=1, na_rep="–", escape="html")
+    made = made.format_index(precision=1, escape="html")
     return made.set_caption(escape("; ".join(filter(None, (caption, table.attrs.get("below"))))))
 
 

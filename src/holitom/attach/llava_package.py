@@ -6,6 +6,7 @@ from embeddings, it returns new tokens alone, and what reads ids while generatin
 from collections.abc import Callable
 from typing import Any
 
+from holitom.attach.rows import cache_of
 from holitom.attach.session import Run, check_generation
 from holitom.errors import BadUsage, UnsupportedModel
 
@@ -41,5 +42,5 @@ class PackageRun(Run):
             what = f"{len(images)} images of the modalities {kinds}"
             raise BadUsage(what, fix="give videos alone, and modalities=['video'] * number of videos")
         ours, self._waiting = self._spliced(found)
-        cache, embeds = given.get("past_key_values"), ours["inputs_embeds"]
+        cache, embeds = cache_of(given), ours["inputs_embeds"]
         return None, ours["position_ids"], ours["attention_mask"], cache, embeds, None

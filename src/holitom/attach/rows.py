@@ -81,9 +81,10 @@ def attention_mask(
 
 
 def cache_of(kwargs: Mapping[str, Any]) -> Any:
-    """The KV cache among the arguments of a layer or an attention, None without one; transformers 4.51, which the
-    original llava package needs, gives it another name."""
-    return kwargs.get("past_key_values", kwargs.get("past_key_value"))
+    """The KV cache among the arguments of a call, None without one. Its name is another in transformers from 5.24 on,
+    and in layers of 4.51, which the original llava package needs."""
+    found = map(kwargs.get, ("cache", "past_key_values", "past_key_value"))
+    return next((cache for cache in found if cache is not None), None)
 
 
 def keys_of(cache: Any, index: int) -> Tensor:

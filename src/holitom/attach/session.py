@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from holitom.attach.decoder import Call, Decoder, Patched
 from holitom.attach.prompt import Prompt, reduce_video, splice
-from holitom.attach.rows import ON_CACHE, check_cache
+from holitom.attach.rows import ON_CACHE, cache_of, check_cache
 from holitom.attach.stats import RunStats
 from holitom.attach.tower import merging
 from holitom.errors import BadUsage, UnsupportedModel
@@ -127,7 +127,7 @@ class Run:
     def _generate(self, original: Callable[..., Any], given: dict[str, Any]) -> Any:
         if given.get("inputs") is not None:
             given["input_ids"] = given.pop("inputs")
-        cache, shows = given.get("past_key_values"), self._has_video(given)
+        cache, shows = cache_of(given), self._has_video(given)
         if cache is not None and cache.get_seq_length() > 0 and (shows or hasattr(cache, ON_CACHE)):
             what = "a cache holds a conversation: it takes no video, and generate cannot go on from a reduced prompt"
             raise BadUsage(what, fix="give the whole conversation again, with its video and without the cache")
@@ -180,7 +180,7 @@ class Run:
 
     def _call(self, kwargs: dict[str, Any]) -> Call | None:
         """What a forward of the core is, None if no reduced prompt is in it; rewrites its arguments."""
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         if cache is not None and cache.get_seq_length() > 0:
             if self._has_video(kwargs):
                 what = "a video is given on top of a cache that already holds a conversation"
