@@ -76,7 +76,8 @@ class VideoFeatures:
 
 @dataclass(frozen=True)
 class TokenSet:
-    """The tokens that survive an outer stage, in the order in which the language model sees them.
+    """The tokens that survive an outer stage, in the order in which the language model sees them (hosts with a newline
+    per row, as LLaVA-Video, sort them by their place).
 
     tokens: [M, D]; frame: [M] the frame that owns each token (a token merged over time belongs to the first frame of
     its segment); cell: [M] row * W + column; size: [M] how many source tokens each one stands for (None: one each).

@@ -114,7 +114,7 @@ def _add(notebook: Notebook) -> None:
         asked = {name: value for name, value in {"limit": limit, "out": out, "fresh": fresh}.items() if value}
         done = _run(notebook, {"tier": tier, **asked, **dict(pair.partition("=")[::2] for pair in p or [])})
         _show(done)
-        return _judge([done], strict)
+        return _report_odd([done], strict)
 
 
 for _one in NOTEBOOKS.values():
@@ -166,7 +166,7 @@ def all_(
             print(f"{PROG}: {error}", file=sys.stderr)
             table.add_row(one.command, "failed", Text(error.what))
     Console().print(table)
-    code = _judge(finished, strict)
+    code = _report_odd(finished, strict)
     return 2 if len(finished) < len(chosen) else code
 
 
@@ -298,7 +298,7 @@ def _counts(verdicts: Iterable[dict[str, Any]]) -> str:
     return ", ".join(f"{number} {word}" for word, number in Counter(one["verdict"] for one in verdicts).items())
 
 
-def _judge(finished: Iterable[Finished], strict: bool) -> int:
+def _report_odd(finished: Iterable[Finished], strict: bool) -> int:
     """Says which verdicts of complete runs are not the expected ones; the exit code."""
     verdicts = [one for done in finished for one in done.verdicts if not done.trial]
     if not verdicts:

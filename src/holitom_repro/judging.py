@@ -74,7 +74,7 @@ class Claim(BaseModel):
 
 class Verdict(BaseModel):
     """What came out for a claim. ours: our number with its 95 % interval [low, high]; p: of a trend, two-sided, against
-    its threshold, uncorrected; leans: its verdict where p is small enough. code, day: of the measurement."""
+    its threshold, uncorrected; leans: its verdict where p is small enough. code, day: of the judging."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -135,8 +135,9 @@ def _checked(claim: Claim) -> Verdict:
 
 
 def _scored(claim: Claim, scores: pd.DataFrame | None) -> Verdict:
-    """A row of a table: each comparable score against the printed one, the row as its worst. No verdict where the
-    unreduced model misses its own printed score: then the evaluation differs, and not the method."""
+    """A row of a table: each comparable score against the printed one, the row as its worst; ours: their mean. No
+    verdict where one of them cannot be judged: from too few questions, or where the unreduced model misses its own
+    printed score, for then the evaluation differs, and not the method."""
     printed = _where(papers.printed(claim.notebook), model=claim.model).set_index("key")
     base, rows = (_rows(claim, scores, key) for key in ("all tokens", claim.a))
     _same_questions(rows, base)
@@ -149,7 +150,8 @@ def _scored(claim: Claim, scores: pd.DataFrame | None) -> Verdict:
             word = "the unreduced model is off"
         words.append(word)
         parts.append(f"{column} {row['accuracy']:.1f} [{row['low']:.1f}, {row['high']:.1f}] for {wanted:.1f}: {word}")
-    worst = next((word for word in ("NOT REPRODUCED", "WITHIN NOISE", "REPRODUCED") if word in words), "NOT RUN")
+    words = [word if word in WORDS["score"] else "NOT RUN" for word in words]
+    worst = next(word for word in ("NOT REPRODUCED", "NOT RUN", "WITHIN NOISE", "REPRODUCED") if word in words)
     return _verdict(claim, worst, "; ".join(parts), ours=float(rows["accuracy"].mean()))
 
 

@@ -135,7 +135,9 @@ def measure(cells: Sequence[Cell], asked: argparse.Namespace, progress: Callable
     off: list[Baseline] = []
     for model in dict.fromkeys(cell.model for cell in cells):
         sweep.measure([cell for cell in left if cell.model == model and unreduced(cell)], progress, options)
-        judged = [judge(cell, *store.load(cell.id)) for cell in full if cell.model == model and store.has(cell.id)]
+        judged = [
+            judge_baseline(cell, *store.load(cell.id)) for cell in full if cell.model == model and store.has(cell.id)
+        ]
         for one in judged if first else ():
             print(f"gate   {one.cell.model}, {one.cell.benchmark}: {one.verdict} ({one.reason})", file=sys.stderr)
         off += [one for one in judged if one.verdict == "NOT REPRODUCED"]
@@ -158,7 +160,7 @@ class Baseline(NamedTuple):
     reason: str
 
 
-def judge(cell: Cell, record: Record, samples: Sequence[Sample]) -> Baseline:
+def judge_baseline(cell: Cell, record: Record, samples: Sequence[Sample]) -> Baseline:
     """REPRODUCED within TOLERANCE; WITHIN NOISE: the printed score is in the 95 % interval; NOT REPRODUCED: neither;
     QUOTED: nothing is printed of these questions; NOT RUN: only the first questions were asked, which are no sample."""
     column = COLUMNS.get(cell.benchmark, "")

@@ -17,7 +17,16 @@ from holitom.types import Reduction
 from holitom_repro import machine, paper_tier
 from holitom_repro.evaluation import sweep
 from holitom_repro.evaluation.cells import HUB, Cell
-from holitom_repro.paper_tier import OPTIONS, command, downloads, first_contact, judge, measure, parser, require
+from holitom_repro.paper_tier import (
+    OPTIONS,
+    command,
+    downloads,
+    first_contact,
+    judge_baseline,
+    measure,
+    parser,
+    require,
+)
 from holitom_repro.records import Store
 from holitom_repro.scores import evaluate
 
@@ -45,7 +54,7 @@ GATE += [(63.9, 1000, "NOT REPRODUCED"), (53.0, 1000, "NOT REPRODUCED")]
 
 @pytest.mark.parametrize(("value", "n", "verdict"), GATE)
 def test_the_gate(value: float, n: int, verdict: str) -> None:
-    found = judge(cell(), record(value=value), answers(round(value * n / 100), n))
+    found = judge_baseline(cell(), record(value=value), answers(round(value * n / 100), n))
     assert found.verdict == verdict and "against 58.6" in found.reason
     require([])
     if verdict == "NOT REPRODUCED":
@@ -60,7 +69,7 @@ ELSEWHERE = [({"benchmark": "egoschema_subset"}, "QUOTED"), ({"frames": 64}, "QU
 
 @pytest.mark.parametrize(("what", "verdict"), [*ELSEWHERE, ({"model": "data/tiny/onevision"}, "QUOTED")])
 def test_what_the_paper_did_not_ask_is_not_judged(what: dict, verdict: str) -> None:
-    assert judge(cell(**what), record(value=5.0), answers(50)).verdict == verdict
+    assert judge_baseline(cell(**what), record(value=5.0), answers(50)).verdict == verdict
 
 
 @pytest.fixture

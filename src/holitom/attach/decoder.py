@@ -154,9 +154,9 @@ class Decoder:
             for earlier, old in enumerate(prompt.layers[:index]):
                 stay = [torch.searchsorted(old.real(old.ids, b), held.real(held.ids, b)) for b in range(len(keep))]
                 prompt.layers[earlier], slots = call.once(("pruned", old), lambda old=old, stay=stay: old.kept(stay))
-                layer = cache.layers[earlier]
-                slots = slots[:, None, :, None].to(layer.keys.device)
-                layer.keys, layer.values = (x.take_along_dim(slots, 2) for x in (layer.keys, layer.values))
+                cached = cache.layers[earlier]
+                slots = slots[:, None, :, None].to(cached.keys.device)
+                cached.keys, cached.values = (x.take_along_dim(slots, 2) for x in (cached.keys, cached.values))
         self.stats.count(f"inner@{index}", int((before.kind > 0).sum() - (held.kind > 0).sum()))
         return pad_left(states)
 

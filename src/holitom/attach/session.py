@@ -34,7 +34,10 @@ _REFUSED = (
 
 
 class Run:
-    """What ``with reduce_tokens(...) as run`` gives: ``stats``, ``provide`` and ``encode``."""
+    """What ``with reduce_tokens(...) as run`` gives: ``stats``, ``provide`` and ``encode``.
+
+    ``_generate`` encodes, reduces and splices, and lets the model's own ``generate`` go on from embeddings; its first
+    ``_forward`` finds the spliced prompt in ``_waiting``. A plain call has ``_forward`` do both."""
 
     def __init__(self, model: nn.Module, adapter: Any, reduction: Reduction) -> None:
         self.reduction, self.stats, self._adapter = reduction, RunStats(reduction), adapter

@@ -101,7 +101,8 @@ class HoliTom(OuterStage):
     def merge_static(
         self, video: VideoFeatures, saliency: Tensor, segments: Segments, keep: np.ndarray
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Step 3. keep [S] -> flat ids of the owners, merged rows, and source tokens behind each."""
+        """Step 3. keep [S] -> flat ids of the owners, merged rows, and source tokens behind each. saliency: for
+        variants, which choose static tokens by it."""
         means, first, length, sizes = static_means(video.tokens, segments, keep > 0)
         centre, owner = density_peaks(means, sizes, keep[keep > 0], self.k)
         chosen = ids_of(centre, int(keep.sum()))
@@ -115,7 +116,7 @@ class HoliTom(OuterStage):
         the video, and source tokens behind each."""
         top = top_mask(saliency.masked_fill(~on(dynamic, saliency), -torch.inf), on(keep, saliency))
         ids = ids_of(top.flatten(), int(keep.sum()))
-        return ids, video.tokens[:0, 0], torch.ones(len(ids), device=ids.device)
+        return ids, video.tokens[:0, 0], torch.ones(len(ids), device=ids.device)  # no row is changed here
 
     def _share_out(
         self, segments: Segments, dynamic: np.ndarray, budget: float, wanted: int

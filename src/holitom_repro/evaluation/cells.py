@@ -151,7 +151,8 @@ class Cell:
 
 
 def key_of(name: str, budget: float) -> str:
-    """ "HoliTom@0.10"; the unreduced model is ALL, with no budget behind it."""
+    """ "HoliTom@0.10"; the unreduced model is ALL, with no budget behind it. That is the printed share; the
+    reduction's own may lie a little above it, in whole tokens per frame (PruneVid@0.15 keeps 30 of 196)."""
     digits = ".2f" if round(budget, 2) == budget else "g"  # 0.125 is not 0.12
     return ALL if name == ALL else f"{name}@{budget:{digits}}"
 

@@ -289,6 +289,7 @@ class ReducedVideoModel(lmms):
             raise BadVideo(what, fix=fix) from error
 
     def _answered(self, run: Any, jobs: Sequence[_Job], videos: Sequence[VideoFeatures]) -> list[Answer]:
+        """One batch. The tower does not run here: the store has encoded each video once for all settings."""
         prompts = self.processor.prompts([job.question for job in jobs])
         inputs = {name: value.to(self.device) for name, value in prompts.items()}
         before = len(run.stats.samples)

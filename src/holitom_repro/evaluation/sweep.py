@@ -2,9 +2,9 @@
 
 Cells of one model, benchmark and number of frames form a group: its videos are decoded and encoded once for all of its
 settings. The tiny tier's groups are shared out over processes of one thread each, its models being too small for
-threads, and libraries that change global state stay out of a notebook's kernel; a few questions are asked there all the
-same, with that state kept. Stopping (ctrl-C, kill, a full disk) loses at most the cells that run in the tiny tier, and
-the question that runs in the paper tier."""
+threads, and libraries that change global state stay out of a notebook's kernel. Fewer than ``ALONE`` questions are
+asked in the kernel itself, and its global state is put back. Stopping (ctrl-C, kill, a full disk) loses at most the
+cells that run in the tiny tier, and the question that runs in the paper tier."""
 
 import io
 import os
@@ -208,8 +208,8 @@ def _measure_group(
     outers = [cell.reduction.outer for cell in cells]
     lm.store.clear()
     lm.store.requires = frozenset().union(*(outer.requires for outer in outers if outer is not None))
-    kept = first.tier != "tiny"  # answers on disk: a tiny cell takes seconds
-    sheets = [AnswerSheet(cell.reduction, store.folder / f"{cell.id}.part" if kept else None) for cell in cells]
+    on_disk = first.tier != "tiny"  # answers, question by question: a tiny cell takes seconds
+    sheets = [AnswerSheet(cell.reduction, store.folder / f"{cell.id}.part" if on_disk else None) for cell in cells]
     for sheet in sheets:
         sheet.read()
         progress(len(sheet.answers))
