@@ -4,7 +4,8 @@ Milliseconds belong to one machine. Beside them stand the ratios to HoliTom's ou
 tokens, measured in the same rounds, and the most memory held beyond the input, over the input's size. Then HoliTom's
 outer stage over videos of growing length. Aims: no method takes more than 5 times as long as HoliTom, no peak is above
 the input's size, and a frame costs the same in a long video as in a short one. ``--tower 16`` instead: the vision tower
-of LLaVA-OneVision-7B with random weights on so many frames of the shipped clip, whole and with EarlyTom (minutes).
+of LLaVA-OneVision-7B with random weights on so many frames of the shipped clip, whole and with EarlyTom (minutes), and
+the tiny model's time to the first token, stage by stage.
 """
 
 import argparse
@@ -23,10 +24,13 @@ from transformers import AutoModelForImageTextToText, Qwen2Config
 
 from holitom import methods, reduce_tokens
 from holitom.flops import SIGLIP_384, vision_flops
+from holitom.models.inputs import VideoProcessor
+from holitom.types import Reduction
 from holitom.video import load_frames
 from holitom_repro import paths
+from holitom_repro.timing.rows import STAGES
 from holitom_repro.timing.shapes import Model, drawn_video
-from holitom_repro.timing.stages import between, clock_of
+from holitom_repro.timing.stages import between, clock_of, run_pass
 
 OUTER = {
     "HoliTom": methods.HoliTom(),
@@ -122,6 +126,27 @@ def tower(frames: int) -> None:
     print(f"{spent[1] / spent[0]:.2f}x less time, {flops[1] / flops[0]:.2f}x fewer FLOPs")
 
 
+def first_token(repeats: int) -> None:
+    """Print medians of the tiny model's stages until the first token (ms), on 32 frames of the shipped clip."""
+    model, processor = (
+        Model("tiny", "cpu", "float32").load(),
+        VideoProcessor.from_pretrained(paths.data("tiny/onevision")),
+    )
+    asked = processor(load_frames(paths.data("videos", "three_shots.mp4"), 32).pixels, "what color is it ?")
+    pixels, ids, outer = asked["pixel_values_videos"], asked["input_ids"], methods.HoliTom()
+    with reduce_tokens(model.module, outer, 0.10) as run:
+        features = run.encode(pixels)
+    tower, rows = methods.EarlyTom((0,)), {"all tokens": Reduction("all tokens")}  # it has three layers
+    rows |= {"HoliTom, 10 %": Reduction("HoliTom", outer, 0.10), "EarlyTom": Reduction("EarlyTom", tower=tower)}
+    rows["both"] = Reduction("both", outer, 0.10, tower=tower)
+    print(f"\n{'tiny model (ms)':<16}{'TTFT':>9}{''.join(f'{name:>13}' for name in STAGES)}")
+    for name, reduction in rows.items():
+        passes = [run_pass(model, reduction, (pixels, ids, features)) for _ in range(repeats + 2)][2:]
+        spent = [[one.ttft, *(one.stages[stage] for stage in STAGES)] for one in passes]
+        ttft, *stages = (1000 * statistics.median(column) for column in zip(*spent, strict=True))
+        print(f"{name:<16}{ttft:>9.1f}{''.join(f'{value:>13.1f}' for value in stages)}")
+
+
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -135,7 +160,8 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     if asked.tower:
-        return tower(asked.tower)
+        tower(asked.tower)
+        return first_token(max(7, asked.repeats))
     where = {"device": asked.device, "dtype": getattr(torch, asked.dtype)}
     video = drawn_video(32, (14, 14), asked.dim, **where)
     share = {name: max(asked.budget, 0.25) if name == "DyCoke" else asked.budget for name in OUTER}

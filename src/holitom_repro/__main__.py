@@ -245,7 +245,7 @@ def serving(figure: Annotated[bool, Option("--figure", help="measure figures/tin
 def test(more: Rest = None) -> int:
     """Style, then every test, with every notebook at a reduced size. Options of pytest may follow."""
     given = any(word.startswith(("-n", "--numprocesses")) for word in more or [])
-    workers = [] if given else ["-n", str(max(1, min(4, machine.cores())))]
+    workers = [] if given else ["-n", str(max(1, min(4, machine.cores()))), "--dist", "worksteal"]
     steps = (["ruff", "check", "--quiet", "--no-cache", "."], ["ruff", "format", "--check", "--quiet", "."])
     for words in (*steps, ["pytest", *workers, *(more or [])]):
         print(f"$ {shlex.join(words)}", flush=True)

@@ -15,6 +15,7 @@ from holitom import Reduction, reduce_tokens
 from holitom.errors import BadUsage, CannotRun
 from holitom.methods import AveragePool, EarlyTom, HoliTom, HoliTomMerge
 from holitom.methods.presets import preset
+from holitom.models import llava_onevision
 from holitom_repro.timing import measure as measuring
 from holitom_repro.timing import settings, shapes, stages
 from holitom_repro.timing.measure import measure, measure_all
@@ -76,10 +77,11 @@ def test_what_takes_long_is_booked_to_its_stage(tiny, slowly):
     slowly(HoliTomMerge, "__call__", 7.0)
     slowly(type(tiny.module.model.language_model.layers[0]), "forward", 1.0)
     slowly(type(tiny.module.model.multi_modal_projector), "forward", 11.0)
+    slowly(llava_onevision, "received_attention", 3.0)
     done = run_pass(tiny, BOTH, make_inputs(tiny, FRAMES), new_tokens=2)
     spent = {name: seconds for name, seconds in done.stages.items() if seconds}
-    assert spent == {"vision": 11.0, "outer": 5.0, "inner": 7.0, "prefill": float(tiny.depth)}
-    assert done.ttft == 23.0 + tiny.depth and done.decode == 2 * tiny.depth
+    assert spent == {"vision": 11.0, "saliency": 3.0, "outer": 5.0, "inner": 7.0, "prefill": float(tiny.depth)}
+    assert done.ttft == 26.0 + tiny.depth and done.decode == 2 * tiny.depth
 
 
 def test_marks_change_no_result_and_leave_nothing_behind(tiny):

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 STAGES = ("vision", "saliency", "outer", "splice", "prefill", "inner", "first_token")
-"""vision: tower (and a stage in it), projector, pooling; saliency: reading q and k of the tower's last layer again;
-outer: the reduction before the language model; splice: prompt, newlines, embeddings; prefill: the decoder; inner:
-stages inside it, with their attention rows and the later layers' positions and masks; first_token: last norm to the
-chosen id."""
+"""vision: tower (and a stage in it), projector, pooling; saliency: what the patches of the tower's last layer receive,
+and its keys, from q and k; outer: the reduction before the language model; splice: prompt, newlines, embeddings;
+prefill: the decoder; inner: stages inside it, with their attention rows and the later layers' positions and masks;
+first_token: last norm to the chosen id."""
 ADDED = ("saliency", "outer", "inner")  # what only a reduction has
 SAME = ["model", "layers", "device", "dtype", "attention", "frames", "batch", "code"]  # of rows that may be compared
 

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import torch
 
 from holitom import Reduction, reduce_tokens
-from holitom.models import adapter_for
+from holitom.models import adapter_for, llava_onevision
 from holitom.types import OPTIONAL_FIELDS, MergedFrames, VideoFeatures
 from holitom_repro.timing.rows import STAGES
 from holitom_repro.timing.shapes import Model
@@ -104,10 +104,8 @@ def run_pass(model: Model, reduction: Reduction, inputs: Any, new_tokens: int = 
         marks.around(adapter.text, "forward", before="prefill", after="first_token")
         if model.row_newlines or reduction.outer or reduction.inner or reduction.decode or reduction.tower:
             requires = getattr(reduction.outer, "requires", frozenset())
-            if {"saliency", "keys"} & requires:
-                attention = adapter.vision_attention()
-                marks.callback(attention.register_forward_pre_hook(lambda *_: marks.enter("saliency")).remove)
-                marks.around(attention, "forward", before="vision")  # behind the hook that reads q and k
+            for name in ("received_attention", "mean_keys") if {"saliency", "keys"} & requires else ():
+                marks.around(llava_onevision, name, before="saliency", after="vision")
             if reduction.outer is not None:
                 marks.around(type(reduction.outer), "__call__", before="outer", after="splice")
             marks.inside(adapter.layers, reduction.inner, "inner")
