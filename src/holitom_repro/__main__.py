@@ -51,6 +51,7 @@ Skip = Annotated[
     bool, Option("--skip-broken", help="count questions about unreadable videos instead of stopping", callback=_skip)
 ]
 Rest = Annotated[list[str] | None, typer.Argument(metavar="[MORE]", help="handed on: options of the program behind it")]
+Record = Annotated[bool, Option("--record", help="keep what was measured here as the recorded verdicts")]
 AsJson = Annotated[bool, Option("--json", help="a list of objects: id, paper, kind, statement, verdict, expected")]
 
 
@@ -171,11 +172,13 @@ def all_(
 
 
 @app.command(rich_help_panel="Overview")
-def claims(json: AsJson = False, strict: Strict = False) -> int:
+def claims(json: AsJson = False, strict: Strict = False, record: Record = False) -> int:
     """The ledger: every claim of the papers with its verdict here."""
-    from holitom_repro.claims import claims_command
+    from holitom_repro import claims as ledger
 
-    return claims_command(json, strict)
+    if record:
+        print(f"recorded in {os.path.relpath(ledger.record())}", file=sys.stderr)
+    return ledger.claims_command(json, strict)
 
 
 @app.command(rich_help_panel="Overview")
