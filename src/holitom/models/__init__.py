@@ -110,9 +110,6 @@ def adapter_for(model: nn.Module) -> Adapter:
     """The adapter of a loaded model. Raises UnsupportedModel for an unknown family or wrapped parts, and CannotRun
     where the installed transformers is too old for the family."""
     host, known = host_of(model)
-    if not hasattr(model, "config"):
-        what = f"a {type(model).__name__} around a {type(host).__name__} hides its config"
-        raise UnsupportedModel(what, fix=f"give reduce_tokens the {type(host).__name__} itself")
     made = ADAPTERS[known]
     if isinstance(made, str):
         home, _, name = made.partition(":")
@@ -120,8 +117,8 @@ def adapter_for(model: nn.Module) -> Adapter:
     try:
         return made(model)
     except AttributeError as error:
-        what = f"a part of this {type(host).__name__} is wrapped or replaced ({error})"
-        raise UnsupportedModel(what, fix="give the model with its own parts") from error
+        what = f"this {type(host).__name__}, or a part of it, is wrapped or replaced ({error})"
+        raise UnsupportedModel(what, fix="give the model itself, with its own parts") from error
 
 
 def require_transformers(found: str | None = None) -> None:

@@ -169,10 +169,6 @@ class LlavaNextVideo(LlavaOnevision):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.newline_order = "none"
-        layer, strategy = self.config.vision_feature_layer, self.config.vision_feature_select_strategy
-        if not isinstance(layer, int) or strategy != "default":
-            what = f"features of layer {layer} by the strategy {strategy!r} are no grid of patches"
-            raise UnsupportedModel(what, fix="set one vision_feature_layer, and the strategy 'default'")
 
     def vision_attention(self) -> nn.Module:
         """The attention of the layer whose output the features are (the last but one in the published models)."""

@@ -45,8 +45,8 @@ class Qwen25VL(Adapter):
         saliency and keys come from ``vision_attention()``, as means over the patches of a token; keys without rotary
         positions. There is no pooling head, so frame_embed and head_saliency are refused.
         """
-        if video_grid_thw is None or not isinstance(pixels, Tensor) or pixels.ndim != 2:
-            what = "Qwen2.5-VL needs pixel_values_videos [patches, values] and video_grid_thw [videos, 3]"
+        if video_grid_thw is None:
+            what = "Qwen2.5-VL needs video_grid_thw [videos, 3] beside its pixels [patches, values]"
             raise BadUsage(what, fix="give both, as the model's processor makes them")
         if {"frame_embed", "head_saliency"} & requires:
             self.pooling_head()

@@ -42,9 +42,9 @@ class PoolingHead(nn.Module):
 
 @lru_cache(maxsize=4)
 def load_pooling_head(source: str | Path = HUB, width: int | None = None) -> PoolingHead:
-    """The head of a SigLIP checkpoint (a folder or a hub id) for a tower of this width, in float32 and eval mode; read
-    once. Raises CannotRun where the source cannot be read, UnsupportedModel where it has no head or not one of
-    ``width``; the default source is not asked for another width than its own."""
+    """The head of a SigLIP checkpoint (a folder or a hub id, weights in one file), in float32 and eval mode; read once.
+    Raises CannotRun where the source cannot be read or has no whole head, and UnsupportedModel where the default source
+    is asked for a tower of another ``width`` than its own."""
     other = (
         "set LlavaOnevision.head_source to the SigLIP checkpoint that the tower comes from, or compare frames without "
         "it: FastVID(head='substitute')"
@@ -53,27 +53,14 @@ def load_pooling_head(source: str | Path = HUB, width: int | None = None) -> Poo
         raise UnsupportedModel(f"{HUB} pools {HUB_WIDTH} numbers a patch, and this tower gives {width}", fix=other)
     try:
         settings = json.loads(Path(cached_file(str(source), "config.json")).read_text(encoding="utf-8"))
-        config = SiglipVisionConfig(**settings.get("vision_config", settings))
-        head, tensors = PoolingHead(config), _tensors(source)
-    except (OSError, ValueError, SafetensorError) as error:
-        what = f"SigLIP's pooling head cannot be read from {source} ({first_line(error)})"
-        raise CannotRun(what, fix=f"go online once, or {other}") from error
-    if width not in (None, config.hidden_size):
-        raise UnsupportedModel(f"{source} pools {config.hidden_size} numbers a patch, not {width}", fix=other)
-    try:
-        head.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UnsupportedModel(f"{source} has no whole pooling head", fix=other) from error
-    return head.eval()
-
-
-def _tensors(source: str | Path) -> dict[str, Tensor]:
-    """The head's tensors, under the names that they have in :class:`PoolingHead`."""
-    found = {}
-    for file in sorted(Path(source).glob("*.safetensors")) or [cached_file(str(source), "model.safetensors")]:
-        with safe_open(file, "pt") as stored:
+        head, tensors = PoolingHead(SiglipVisionConfig(**settings.get("vision_config", settings))), {}
+        with safe_open(cached_file(str(source), "model.safetensors"), "pt") as stored:
             for name in stored.keys():  # noqa: SIM118
                 own = name.rpartition("vision_model.")[2]  # a text model has a head too
                 if own.startswith(("head.", "post_layernorm.")):
-                    found[own] = stored.get_tensor(name).float()
-    return found
+                    tensors[own] = stored.get_tensor(name).float()
+        head.load_state_dict(tensors)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        what = f"SigLIP's pooling head cannot be read from {source} ({first_line(error)})"
+        raise CannotRun(what, fix=f"go online once, or {other}") from error
+    return head.eval()

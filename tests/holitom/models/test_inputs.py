@@ -11,12 +11,12 @@ from hosts import onevision
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config
 
-from holitom.errors import BadUsage, BadVideo, CannotRun, UnsupportedModel
-from holitom.models import adapter_for, inputs, require_transformers
-from holitom.models.inputs import VideoProcessor, load_config, load_model
+from holitom.errors import BadUsage, CannotRun, UnsupportedModel
+from holitom.models import adapter_for, require_transformers
+from holitom.models.inputs import VideoProcessor, load_model
 
 TINY = Path(__file__).parents[3] / "data" / "tiny" / "onevision"
-SIGLIP = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255, "resample": 3}
+IMAGES = {"image_grid_pinpoints": [[384, 384]], "do_pad": True, "image_mean": [0.4] * 3, "image_std": [0.5] * 3}
 RELEASE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     "<|im_start|>user\n<video>\nWhat happens?\nA. 1\nB. 2<|im_end|>\n<|im_start|>assistant\n"
@@ -34,7 +34,7 @@ def frames(count=4, height=60, width=90, seed=0):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """As llava-hf/llava-onevision-*-hf: byte-level tokenizer, image settings with pinpoints, a video's own settings."""
+    """As llava-hf/llava-onevision-*-hf: byte-level tokenizer, settings of an image processor with pinpoints."""
     folder = tmp_path_factory.mktemp("published")
     alphabet = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     core = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
@@ -47,9 +47,7 @@ def published(tmp_path_factory):
     config.video_token_id = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<video>")
     config.vision_config.image_size, config.vision_config.patch_size = 384, 14
     config.save_pretrained(folder)
-    image = {"image_grid_pinpoints": [[384, 384]], "size": {"height": 384, "width": 384}, "image_mean": [0.4] * 3}
-    (folder / "preprocessor_config.json").write_text(json.dumps(image))
-    (folder / "video_preprocessor_config.json").write_text(json.dumps(SIGLIP | {"size": image["size"]}))
+    (folder / "preprocessor_config.json").write_text(json.dumps(IMAGES))
     return folder
 
 
@@ -72,7 +70,10 @@ def test_the_prompt_is_the_releases_whatever_the_tokenizers_template(published, 
     assert inputs["pixel_values_videos"].shape == (1, 2, 3, 384, 384)
     assert int((inputs["input_ids"] == processor.config.video_token_id).sum()) == 2 * 196 + 1
     assert processor.tokenizer.decode(inputs["input_ids"][0]).replace("<video>" * 393, "<video>") == RELEASE
-    assert list(processor.image_processor.image_mean) == [0.5] * 3  # the video's settings go before the image's
+    torch.testing.assert_close(processor.pixels(np.full((1, 9, 9, 3), 255, np.uint8)).amax(), torch.tensor(1.2))
+    (tmp_path / "preprocessor_config.json").rename(tmp_path / "processor_config.json")  # as transformers 5 writes it
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": IMAGES}))
+    assert torch.equal(processor.pixels(frames()), VideoProcessor.from_pretrained(tmp_path).pixels(frames()))
 
 
 def test_tiny_folder():
@@ -95,7 +96,7 @@ def test_a_tokenizer_with_neither_words_nor_template_is_refused_by_name(copied, 
     (copied / "chat_template.jinja").unlink()
     if template is not None:
         (copied / "chat_template.jinja").write_text(template)
-    with pytest.raises(UnsupportedModel, match="can neither spell the conversation qwen_1_5"):
+    with pytest.raises(UnsupportedModel, match=r"can neither spell the conversation qwen_1_5|chat_template is not set"):
         VideoProcessor.from_pretrained(copied)
 
 
@@ -127,18 +128,18 @@ def test_batches_are_padded_on_the_left():
 
 def test_bad_frames_and_questions():
     processor = VideoProcessor.from_pretrained(TINY)
-    for given, question, error, words in (
-        (frames(0), "how many shapes ?", BadVideo, "no frames"),
-        (frames().astype(np.float32), "how many shapes ?", BadUsage, "uint8"),
-        (frames(), "what is <video> ?", BadUsage, "contains <video>"),
+    for given, question, words in (
+        (frames(0), "how many shapes ?", "at least one"),
+        (frames().astype(np.float32), "how many shapes ?", "uint8"),
+        (frames(), "what is <video> ?", "contains <video>"),
     ):
-        with pytest.raises(error, match=words):
+        with pytest.raises(BadUsage, match=words):
             processor(given, question)
 
 
-def test_what_is_no_model(copied, tmp_path_factory, monkeypatch):
+def test_what_does_not_load(copied, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
-    with pytest.raises(UnsupportedModel, match=r"no config\.json"):
+    with pytest.raises(UnsupportedModel, match=r"does not load .*config\.json"):
         load_model(empty)
     (empty / "config.json").write_text("not json")
     with pytest.raises(UnsupportedModel, match="does not load"):
@@ -148,35 +149,29 @@ def test_what_is_no_model(copied, tmp_path_factory, monkeypatch):
         load_model(empty)
     (empty / "config.json").write_text(json.dumps({"model_type": "llava", "mm_vision_tower": "siglip"}))
     with pytest.raises(UnsupportedModel, match="original LLaVA-NeXT") as caught:
-        load_config(empty)
+        VideoProcessor.from_pretrained(empty)
     assert "convert" in caught.value.fix
     (copied / "model.safetensors").write_bytes((copied / "model.safetensors").read_bytes()[:2000])
     with pytest.raises(UnsupportedModel, match="does not load"):
         load_model(copied, device="cpu")
     for file in copied.glob("*processor_config.json"):
         file.unlink()
-    with pytest.raises(UnsupportedModel, match="image preprocessing"):
+    with pytest.raises(UnsupportedModel, match=r"does not load .*image processor"):
         VideoProcessor.from_pretrained(copied)
     (copied / "tokenizer.json").unlink()
-    with pytest.raises(CannotRun, match="no tokenizer"):
+    with pytest.raises(UnsupportedModel, match=r"does not load .*tokenizer"):
         VideoProcessor.from_pretrained(copied)
-    with pytest.raises(BadUsage, match="dtype 'int8'"):
+    with pytest.raises(UnsupportedModel, match=r"does not load .*dtype"):
         load_model(TINY, "int8", "cpu")
-    with pytest.raises(CannotRun, match="attention 'flash_attention_3' cannot be had"):
+    with pytest.raises(CannotRun, match=r"does not load with what is installed .*FlashAttention3"):
         load_model(TINY, device="cpu", attention="flash_attention_3")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(CannotRun, match="no CUDA device"):
-        load_model(TINY, device="cuda")
 
 
 @pytest.mark.parametrize(
     "parts",
     [
         "auto",
-        {"": "cpu"},
         {"": "disk"},
-        {"model.vision_tower": "disk", "model.multi_modal_projector": "disk", "model.image_newline": "cpu",
-         "model.language_model": "cpu", "lm_head": "cpu"},
         {"model.vision_tower.embeddings": "cpu", "model.vision_tower.encoder.layers.0": "cpu",
          "model.vision_tower.encoder.layers.1": "disk", "model.vision_tower.encoder.layers.2": "disk",
          "model.vision_tower.post_layernorm": "cpu", "model.multi_modal_projector": "cpu",
@@ -197,17 +192,12 @@ def test_device_maps(parts):
 
 
 @pytest.mark.filterwarnings("ignore:The following device_map keys")
-def test_what_a_device_map_cannot_be(monkeypatch):
-    with pytest.raises(BadUsage, match="a device and a device_map"):
-        load_model(TINY, device="cpu", device_map="auto")
+def test_a_newline_that_nothing_brings_back_is_refused():
+    """The stock model cannot run either."""
     names = ("model.vision_tower", "model.multi_modal_projector", "model.language_model", "lm_head")
     model = load_model(TINY, device_map=dict.fromkeys(names, "cpu") | {"model.image_newline": "disk"})
-    with pytest.raises(UnsupportedModel, match="image_newline is on no device"):  # the stock model cannot run either
+    with pytest.raises(UnsupportedModel, match="image_newline is on no device"):
         _ = adapter_for(model).newline
-    monkeypatch.setattr(inputs, "find_spec", lambda name: None)
-    with pytest.raises(CannotRun, match="needs accelerate") as caught:
-        load_model(TINY, device_map="auto")
-    assert "pip install accelerate" in caught.value.fix
 
 
 def test_without_a_hub(monkeypatch):
@@ -219,10 +209,9 @@ def test_without_a_hub(monkeypatch):
     assert not isinstance(caught.value, UnsupportedModel) and "copy the checkpoint" in caught.value.fix
 
 
-@pytest.mark.parametrize("found", ["4.51.3", "5.16.1"])
-def test_versions_of_transformers(found):
+def test_versions_of_transformers():
     for fits in (None, "5.17.0", "6.0.0.dev0"):
         require_transformers(fits)
-    with pytest.raises(CannotRun, match=rf"transformers {found} is installed, and this needs 5\.17 or newer") as caught:
-        require_transformers(found)
+    with pytest.raises(CannotRun, match=r"transformers 5\.16\.1 is installed, and this needs 5\.17 or newer") as caught:
+        require_transformers("5.16.1")
     assert "docs/llava.md" in caught.value.fix
