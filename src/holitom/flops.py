@@ -27,7 +27,7 @@ def paper_flops(tokens_per_layer: Sequence[Count], hidden_size: int, intermediat
     EarlyTom (CVPR 2026) quotes it; it yields every FLOPs cell of HoliTom's Tables 1 and 2 to the printed digit.
     """
     d, m = hidden_size, intermediate_size
-    return float(sum(4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m for n in _counts(tokens_per_layer)))
+    return float(sum(4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m for n in tokens_per_layer))
 
 
 def exact_flops(
@@ -53,20 +53,11 @@ def exact_flops(
     d, m, each = hidden_size, intermediate_size, head_dim or hidden_size // num_heads
     wide, narrow = num_heads * each, num_key_value_heads * each
     macs = float(d * vocab_size)
-    for visual in _counts(tokens_per_layer):
+    for visual in tokens_per_layer:
         n = visual + text_tokens
         pairs = n * (n + 1) / 2 if causal else n * n
         macs += 2 * n * d * wide + 2 * n * d * narrow + 2 * pairs * wide + 3 * n * d * m
     return 2.0 * macs
-
-
-def _counts(tokens_per_layer: Sequence[Count], layers: int | None = None) -> Sequence[Count]:
-    if layers not in (None, len(tokens_per_layer)):
-        what = f"the model has {layers} layers, but {len(tokens_per_layer)} counts were given"
-        raise BadUsage(what, fix="give one count per layer, for instance tokens_per_layer(n, layers)")
-    if any(n < 0 for n in tokens_per_layer):
-        raise BadUsage("a layer was given a negative number of tokens", fix="give what enters each layer, 0 or more")
-    return tokens_per_layer
 
 
 @dataclass(frozen=True)
@@ -83,18 +74,11 @@ class LLMShape:
     vocab_size: int = 0
 
     @classmethod
-    def named(cls, name: str) -> LLMShape:
-        """One of LLM_SHAPES; BadUsage names the choices."""
-        if name not in LLM_SHAPES:
-            raise BadUsage(f"no model shape is called {name!r}", fix=f"use one of {', '.join(sorted(LLM_SHAPES))}")
-        return LLM_SHAPES[name]
-
-    @classmethod
-    def from_config(cls, config: Any, name: str = "") -> LLMShape:
+    def from_config(cls, config: Any) -> LLMShape:
         """From a transformers config: of a language model, or of a model that has one as its ``text_config``."""
         c = getattr(config, "text_config", config)
         return cls(
-            name=name or getattr(c, "model_type", "llm"),
+            name=c.model_type,
             hidden_size=c.hidden_size,
             intermediate_size=c.intermediate_size,
             layers=c.num_hidden_layers,
@@ -105,16 +89,23 @@ class LLMShape:
         )
 
     def paper(self, tokens_per_layer: Sequence[Count]) -> float:
-        """``paper_flops`` of this model; one entry per layer."""
-        return paper_flops(_counts(tokens_per_layer, self.layers), self.hidden_size, self.intermediate_size)
+        """``paper_flops`` of this model; BadUsage unless there is one entry per layer."""
+        return paper_flops(_checked(tokens_per_layer, self.layers), self.hidden_size, self.intermediate_size)
 
     def exact(
         self, tokens_per_layer: Sequence[Count], text_tokens: int = 0, *, causal: bool = True, lm_head: bool = True
     ) -> float:
-        """``exact_flops`` of this model; one entry per layer."""
+        """``exact_flops`` of this model; BadUsage unless there is one entry per layer."""
         names = ("hidden_size", "intermediate_size", "num_heads", "num_key_value_heads", "head_dim")
         sizes = {name: getattr(self, name) for name in names} | {"vocab_size": self.vocab_size if lm_head else 0}
-        return exact_flops(_counts(tokens_per_layer, self.layers), text_tokens=text_tokens, causal=causal, **sizes)
+        return exact_flops(_checked(tokens_per_layer, self.layers), text_tokens=text_tokens, causal=causal, **sizes)
+
+
+def _checked(counts: Sequence[Count], layers: int) -> Sequence[Count]:
+    if len(counts) != layers:
+        what = f"the model has {layers} layers, but {len(counts)} counts were given"
+        raise BadUsage(what, fix="give one count per layer, for instance tokens_per_layer(n, layers)")
+    return counts
 
 
 _QWEN2_7B = (3584, 18944, 28, 28, 4, 128, 152064)
@@ -129,7 +120,8 @@ LLM_SHAPES: Mapping[str, LLMShape] = {
 
 @dataclass(frozen=True)
 class VisionShape:
-    """The sizes of a SigLIP-like tower: plain (not gated) MLP, full attention inside each frame, no class token."""
+    """The sizes of a SigLIP-like tower: plain (not gated) MLP, full attention inside each frame, no class token. Every
+    layer counts, for every layer runs, also where the features are taken one layer earlier."""
 
     name: str
     hidden_size: int
@@ -138,15 +130,6 @@ class VisionShape:
     patches: int
     patch_size: int
     channels: int = 3
-
-    @classmethod
-    def from_config(cls, config: Any, name: str = "") -> VisionShape:
-        """From a transformers vision config, or a model's that has one. Every layer is counted, for every layer runs,
-        also where the features are taken one layer earlier."""
-        c = getattr(config, "vision_config", config)
-        patches = (c.image_size // c.patch_size) ** 2
-        sizes = (c.hidden_size, c.intermediate_size, c.num_hidden_layers, patches, c.patch_size, c.num_channels)
-        return cls(name or getattr(c, "model_type", "vision"), *sizes)
 
 
 SIGLIP_384 = VisionShape("siglip-so400m-384", 1152, 4304, 26, 729, 14)
@@ -157,7 +140,7 @@ def vision_flops(frames: int | Sequence[int], shape: VisionShape = SIGLIP_384) -
     """FLOPs (2 per MAC) of the tower on ``frames`` frames: patch embedding, then per layer 4 n d^2 + 2 n^2 d + 2 n
     d m with n the patches of ONE frame, because frames do not attend to each other. With a tower stage give the frames
     that enter each layer (``SampleStats.tower_frames``); its similarities are left out, being below 0.01 %."""
-    counts = _counts(frames if isinstance(frames, Sequence) else [frames] * shape.layers, shape.layers)
+    counts = _checked(frames if isinstance(frames, Sequence) else [frames] * shape.layers, shape.layers)
     n, d, m = shape.patches, shape.hidden_size, shape.intermediate_size
     embed = n * d * shape.channels * shape.patch_size**2
     return 2.0 * (counts[0] * embed + sum(counts) * (4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m))
@@ -174,11 +157,11 @@ def tokens_per_layer(n: int, layers: int, stages: Sequence[tuple[int, Count]] = 
     stages: (0-based first layer that sees the shorter sequence, share of the original n), layers ascending. FastV:
     [(2, .2)]; PyramidDrop: [(2, .5), (7, .25), (14, .125)]; HoliTom: [(18, .5)]. BadUsage for what does not fit.
     """
-    firsts, shares = [first for first, _ in stages], [share for _, share in stages]
-    if firsts != sorted(set(firsts)) or any(not 0 <= first < layers for first in firsts):
-        raise BadUsage(f"stages begin at layers {firsts}", fix=f"give ascending layers from 0 to {layers - 1}")
-    if any(not 0 <= share <= 1 for share in shares):
-        raise BadUsage(f"stage shares {shares} are not all within [0, 1]", fix="give the share that is kept")
+    firsts = [first for first, _ in stages]
+    ascending = firsts == sorted(set(firsts)) and set(firsts) <= set(range(layers))
+    if not ascending or any(not 0 <= share <= 1 for _, share in stages):
+        fix = f"give ascending layers from 0 to {layers - 1}, each with the share that is kept, 0 to 1"
+        raise BadUsage(f"the stages {list(stages)} do not fit", fix=fix)
     counts = [n] * layers
     for first, share in stages:
         counts[first:] = [math.floor(n * share + 1e-9)] * (layers - first)

@@ -77,7 +77,7 @@ def load_frames(path: str | os.PathLike[str], frames: int, sampling: Sampling = 
     A file that is cut off or damaged gives what can be decoded, and ``notes`` says so. Raises BadVideo (missing, no
     video, sound only, nothing decodable), CannotRun (memory) and BadUsage (``frames`` < 1).
     """
-    if not isinstance(frames, (int, np.integer)) or frames < 1:
+    if frames < 1:
         raise BadUsage(f"frames={frames!r} is not a number of frames", fix="ask for 1 or more, for instance 32")
     path = Path(path)
     if not path.is_file():
@@ -96,7 +96,7 @@ class _Film:
     """What a file's packets say, nothing decoded. pts, keys: ascending time stamps of the frames that are shown, and of
     the key frames among them; complete: whether every frame has a time stamp of its own; rate: frames a second; hidden:
     how many packets an edit list hides, ``before`` of them in front of the first frame; key_packets: which packets, the
-    hidden ones counted, are key frames; announced, length: frames and seconds by the file's head (0: not said)."""
+    hidden ones counted, are key frames; length: seconds by the file's head (0: not said)."""
 
     path: Path
     pts: list[int]
@@ -106,7 +106,6 @@ class _Film:
     hidden: int
     before: int
     key_packets: list[int]
-    announced: int
     length: float
 
 
@@ -145,8 +144,7 @@ def _scan(path: Path) -> _Film:
                     complete &= packet.is_discard or (packet.pts is not None and not packet.is_corrupt)
         except av.error.FFmpegError:
             complete = False
-        rate = float(stream.average_rate or stream.guessed_rate or 1)
-        announced, length = stream.frames, (container.duration or 0) / av.time_base
+        rate, length = float(stream.average_rate or stream.guessed_rate or 1), (container.duration or 0) / av.time_base
     pts = sorted(stamp for stamp, _, hidden in packets if not hidden)
     if not pts:
         raise BadVideo(f"{path} holds no picture: it is empty or cut off before its first frame", fix=_ANY_VIDEO)
@@ -154,7 +152,7 @@ def _scan(path: Path) -> _Film:
     complete &= len(set(pts)) == len(pts) and bool(keys) and keys[0] <= pts[0]
     hidden, before = len(packets) - len(pts), sum(stamp < pts[0] for stamp, _, hidden in packets if hidden)
     key_packets = [number for number, (_, key, _) in enumerate(packets) if key]
-    return _Film(path, pts, keys, complete, rate, hidden, before, key_packets, announced, length if complete else 0.0)
+    return _Film(path, pts, keys, complete, rate, hidden, before, key_packets, length)
 
 
 def _read(film: _Film, frames: int, sampling: Sampling) -> Frames:
@@ -178,16 +176,12 @@ def _read(film: _Film, frames: int, sampling: Sampling) -> Frames:
     seconds = np.asarray(times) - times[0]
     span = float(np.ptp(seconds))
     duration = span * total / (total - 1) if total > 1 else 1 / film.rate
-    if min(len(index), counted) < frames:
-        how = f"{sampling.per_second:g} a second are used" if len(index) < counted else "all of them are used"
-        notes.append(f"{frames} frames were asked, the video has {counted}: {how}")
+    if counted < frames:
+        notes.append(f"{frames} frames were asked, the video has {counted}")
     if film.hidden:
         how = "counted, as decord does" if sampling.decord else "left out"
         notes.append(f"an edit list hides {film.hidden} frames, which are {how}")
-    reached = max(total, round(duration * film.rate))  # files of uneven rate announce frames for their gaps
-    if reached < film.announced - film.hidden:
-        notes.append(f"the file announces {film.announced} frames, {total} can be decoded: it is cut off or damaged")
-    elif duration + 0.5 < 0.95 * film.length:
+    if duration + 0.5 < 0.95 * film.length:
         notes.append(f"the file announces {film.length:.1f} s, its pictures end after {duration:.1f} s")
     off = np.abs(seconds - np.linspace(0, seconds[-1], total)).max()
     if off > max(1.5 * duration / total, 0.01 * duration):

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from holitom.errors import BadUsage
-from holitom.flops import LLMShape, tokens_per_layer
+from holitom.flops import LLM_SHAPES, LLMShape, tokens_per_layer
 from holitom_repro import paths
 
 BENCHMARKS = {
@@ -98,7 +98,7 @@ def flops_columns(name: str) -> pd.DataFrame:
     rows = zip(frame["model"], frame["method"], frame["retained_pct"], strict=True)
     counts = [layer_tokens(name, *row) for row in rows]
     full = {model: layer_tokens(name, model, "Vanilla", 100) for model in frame["model"].unique()}
-    shapes = frame["model"].map(LLMShape.named)
+    shapes = frame["model"].map(LLM_SHAPES)
     derived = pd.Series([shape.paper(n) / 1e12 for shape, n in zip(shapes, counts, strict=True)])
     base = pd.Series([shape.paper(full[model]) / 1e12 for shape, model in zip(shapes, frame["model"], strict=True)])
     made = frame[["key", "model", "method", "retained_pct"]].assign(tokens_per_layer=counts)
@@ -145,7 +145,7 @@ def _fit(ours: str, printed: str) -> np.ndarray:
 def conventions() -> dict[str, int]:
     """How many of the 36 printed T come out in each of WAYS."""
     rows = _cells()[["model", "tokens_per_layer", "flops_t"]].itertuples(index=False)
-    cells = [(LLMShape.named(model), tokens, printed) for model, tokens, printed in rows]
+    cells = [(LLM_SHAPES[model], tokens, printed) for model, tokens, printed in rows]
     return {name: sum(rounds_to(way(s, t) / 1e12, printed) for s, t, printed in cells) for name, way in WAYS.items()}
 
 

@@ -13,7 +13,6 @@ from holitom.attach import reduce_tokens
 from holitom.errors import BadUsage
 from holitom.flops import (
     LLM_SHAPES,
-    SIGLIP_384,
     LLMShape,
     VisionShape,
     paper_flops,
@@ -22,6 +21,12 @@ from holitom.flops import (
     vision_flops,
 )
 from holitom.methods import EarlyTom
+
+
+def vision_shape(config):
+    """Of a tiny model: 8 x 8 patches, three layers."""
+    vision = config.vision_config
+    return VisionShape("tiny", vision.hidden_size, vision.intermediate_size, vision.num_hidden_layers, 64, 14)
 
 
 def measured_flops(run, inputs=()):
@@ -63,7 +68,7 @@ def test_tower_and_projector_by_hand():
 def test_exact_counts_agree_with_the_measured_ones(attention):
     model = onevision(attention)
     text, tower, projector = model.model.language_model, model.model.vision_tower, model.model.multi_modal_projector
-    shape, vision = LLMShape.from_config(model.config), VisionShape.from_config(model.config)
+    shape, vision = LLMShape.from_config(model.config), vision_shape(model.config)
     ids = torch.randint(0, 290, (1, 37))
 
     def prefill():
@@ -84,22 +89,20 @@ def test_causality_halves_attention_only_and_grouped_heads_shrink_keys_and_value
     assert whole.exact([10]) - grouped.exact([10]) == 2 * 2 * 10 * 32 * (32 - 8)
 
 
-def test_shapes_by_name_and_from_configs():
+def test_one_count_for_each_layer():
     config = onevision().config
     assert LLMShape.from_config(config) == LLMShape.from_config(config.text_config)
-    assert VisionShape.from_config(config).patches == 64 and SIGLIP_384.patches == 27 * 27
-    for wrong, words in ((lambda: LLMShape.named("ov-13b"), "ov-72b"), (lambda: paper_flops([5, -1], 2, 2), "negative"),
-                         (lambda: LLM_SHAPES["ov-7b"].paper([1, 2, 3]), "28 layers, but 3")):  # fmt: skip
-        with pytest.raises(BadUsage, match=words):
-            wrong()
+    for count in (LLM_SHAPES["ov-7b"].paper, LLM_SHAPES["ov-7b"].exact):
+        with pytest.raises(BadUsage, match="28 layers, but 3 counts"):
+            count([1, 2, 3])
+    with pytest.raises(BadUsage, match="26 layers, but 2 counts"):
+        vision_flops([4, 3])
 
 
 def test_tokens_per_layer():
+    stages = [(2, 0.5), (7, 0.25), (14, 0.125)]
+    assert tokens_per_layer(6272, 28, stages) == [6272] * 2 + [3136] * 5 + [1568] * 7 + [784] * 14
     assert tokens_per_layer(6272, 28, [(2, 0.2)]) == [6272] * 2 + [1254] * 26
-    assert (
-        tokens_per_layer(6272, 28, [(2, 0.5), (7, 0.25), (14, 0.125)])
-        == [6272] * 2 + [3136] * 5 + [1568] * 7 + [784] * 14
-    )
     assert tokens_per_layer(7, 3) == [7, 7, 7] and tokens_per_layer(10, 2, [(0, 0.5)]) == [5, 5]
     for stages in ([(28, 0.5)], [(-1, 0.5)], [(7, 0.5), (2, 0.2)], [(2, 0.5), (2, 0.2)], [(2, 1.5)]):
         with pytest.raises(BadUsage):
@@ -113,9 +116,7 @@ def test_a_stage_in_the_tower_saves_what_its_frames_would_cost():
         with reduce_tokens(model, tower=tower) as run:
             spent[tower] = measured_flops(run.encode, [pixels])
             merged = run.encode(pixels)[0].merged
-    shape, left = VisionShape.from_config(model.config), len(merged.first)
+    shape, left = vision_shape(model.config), len(merged.first)
     whole = vision_flops(10, shape) + projector_flops(10, 32, shape)
     fewer = vision_flops(merged.entered, shape) + projector_flops(left, 32, shape)
     assert spent[None] - spent[tower] == whole - fewer > 0
-    with pytest.raises(BadUsage, match="3 layers, but 2 counts"):
-        vision_flops([4, 3], shape)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from holitom.errors import BadUsage
 from holitom.ops.tensors import group_mean, on
 
 
@@ -48,17 +47,15 @@ def above(similarity: Tensor, tau: float) -> Tensor:
 
 def cut(similar: np.ndarray, max_window: int = 1024) -> Segments:
     """The segments that remove most tokens, by HoliTom's dynamic programme: similar [T - 1, N] booleans on the host ->
-    segments of at most ``max_window`` frames.
+    segments of at most ``max_window`` frames; 1 merges nothing.
 
     dp[i] = max over j of dp[j] + gain(j, i). Instead of a T x T table the gains come from run lengths: merging frames
     t..t + w removes w times the number of cells whose run of similar pairs from t on is at least w long, so a frame has
     as many gains as the longest run. Pushes forward from each frame; a later start that is equally good replaces an
     earlier one, which is the release's tie rule (a single frame at the end if possible, else the shortest window).
     """
-    if max_window < 1:
-        raise BadUsage(f"max_window {max_window} is not a positive number of frames", fix="use 1 (no merging) or more")
     frames, run = len(similar) + 1, _runs(similar)
-    width = min(int(run.max(initial=0)), max_window - 1) + 1
+    width = min(int(run.max(initial=0)) + 1, max(1, max_window))
     count = np.bincount(
         (np.arange(frames)[:, None] * width + run.clip(max=width - 1)).ravel(), minlength=frames * width
     )

@@ -6,7 +6,7 @@ import torch
 from videos import equals, scenes
 
 from holitom.errors import BadUsage
-from holitom.flops import LLMShape
+from holitom.flops import LLM_SHAPES
 from holitom.methods.hieravid import HieraVid, HieraVidSelect, hieravid
 from holitom.ops.diverse import greedy_map
 from holitom.types import VideoFeatures
@@ -102,7 +102,7 @@ def test_dependent_rows_follow_by_quality_and_ties_take_the_first():
 
 @pytest.mark.parametrize(("schedule", "mean", "cost"), [("30%", 30.0, 24.47), ("20%", 21.0, 17.2), ("10%", 11.0, 8.5)])
 def test_schedules_cost_what_the_paper_prints(schedule, mean, cost):
-    setting, shape = hieravid(schedule), LLMShape.named("video-7b")
+    setting, shape = hieravid(schedule), LLM_SHAPES["video-7b"]
     left = np.cumprod([setting.budget, *(1 - stage.ratio for stage in setting.inner)])
     shares = np.repeat(left, np.diff([0, *(stage.layer for stage in setting.inner), 28]))
     assert round(100 * float(shares.mean()), 1) == mean

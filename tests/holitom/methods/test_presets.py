@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from holitom.errors import BadUsage
-from holitom.flops import LLMShape
+from holitom.flops import LLM_SHAPES
 from holitom.methods import FastV, FastVID, HieraVid, HoliTom, HoliTomMerge, MMGVid, PruneVid, PruneVidSelect, VisionZip
 from holitom.methods.presets import CELLS, preset, preset_names
 from holitom.types import VideoFeatures
@@ -45,7 +45,7 @@ def test_what_the_stages_leave_costs_the_printed_flops(row, model, budget):
         score = torch.rand(left, generator=draw)
         left = len(stage(torch.randn(left, 3, generator=draw), score, torch.arange(left), n0)[0])
         counts[stage.layer :] = [left] * (made.layers - stage.layer)
-    assert round(LLMShape.named(model).paper(counts) / 1e12, 1) == PRINTED[row, model][budget]
+    assert round(LLM_SHAPES[model].paper(counts) / 1e12, 1) == PRINTED[row, model][budget]
 
 
 def test_holitoms_rows_are_the_released_ones_and_the_texts_stands_beside_them():

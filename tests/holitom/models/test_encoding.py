@@ -3,11 +3,9 @@
 import pytest
 import torch
 from hosts import FRAMES, GRIDS, HOSTS, IMAGE, VIDEO, next_video, onevision, pixels, qwen
-from torch.nn import functional as F
 
 from holitom.errors import BadUsage, CannotRun, UnsupportedModel
 from holitom.models import ADAPTERS, Adapter, adapter_for
-from holitom.models.llava_onevision import full_length
 from holitom.models.saliency import received_attention
 
 BOTH = frozenset({"saliency", "keys"})
@@ -98,18 +96,6 @@ def test_qwen_saliency_is_that_of_whole_frames_in_reading_order():
         first += t * h * w
 
 
-@torch.no_grad()
-def test_odd_grids():
-    """7 x 7 patches are interpolated to 4 x 4. (Averaged to 3 x 3: LLaVA-Video in seam.py.)"""
-    model, clip = onevision(size=98, mm_newline_position="grid"), torch.randn(3, 3, 98, 98)
-    (video,) = adapter_for(model).encode([clip], frozenset({"saliency"}))
-    patches = model.model.vision_tower(clip, output_hidden_states=True).hidden_states[model.config.vision_feature_layer]
-    maps = model.model.multi_modal_projector(patches).transpose(1, 2).unflatten(2, (7, 7))
-    expected = F.interpolate(maps, size=(4, 4), mode="bilinear").flatten(2).transpose(1, 2)
-    torch.testing.assert_close(video.tokens, expected, atol=1e-5, rtol=0)
-    assert video.grid == (4, 4) and full_length(model.config, 3) == 3 * 4 * 5
-
-
 @pytest.mark.parametrize("host", HOSTS)
 @torch.no_grad()
 def test_half_precision_saliency_is_float32_and_autocast_does_not_round_it(host):
@@ -174,26 +160,19 @@ def test_other_towers_give_their_own_saliency(host, how):
     if host == "llava_onevision":
         adapter_for(model).encode(**given)  # compiles
     for video, other in zip(adapter_for(model).encode(**given, requires=BOTH), expected, strict=True):
-        torch.testing.assert_close(video.saliency, other.saliency, atol=1e-3, rtol=0)
-        if how == "compiled":
-            torch.testing.assert_close(video.saliency, other.saliency, atol=1e-6, rtol=0)
-            torch.testing.assert_close(video.keys, other.keys, atol=1e-6, rtol=0)
-        else:
-            assert not torch.equal(video.saliency, other.saliency)
+        torch.testing.assert_close(video.saliency, other.saliency, atol=1e-6 if how == "compiled" else 1e-3, rtol=0)
+        assert how == "compiled" or not torch.equal(video.saliency, other.saliency)
 
 
-def test_an_attention_that_nobody_knows_is_refused_by_name():
+def test_what_is_refused():
     model = onevision()
     for layer in model.model.vision_tower.encoder.layers:
         layer.self_attn = torch.nn.Identity()
     with pytest.raises(UnsupportedModel, match="SiglipVisionModel has no SiglipAttention"):
         adapter_for(model).encode(**pixels(), requires=BOTH)
-
-
-def test_what_is_refused():
     with pytest.raises(BadUsage, match="needs video_grid_thw"):
         adapter_for(qwen()).encode(torch.randn(8, 1176))
-    with pytest.raises(BadUsage, match=r"give .videos, frames, 3, height, width."):
+    with pytest.raises(BadUsage, match=r"Give \[videos, frames, 3, height, width\]"):
         adapter_for(onevision()).encode(pixels()["pixels"][0])
     for name in ("mm_newline_position", "mm_spatial_pool_mode"):
         with pytest.raises(UnsupportedModel, match=f"{name} 'other' is not known"):
