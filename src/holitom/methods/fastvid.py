@@ -4,7 +4,7 @@ others of a segment into anchors of a few of its frames. After LunarShen/FastVID
 
 1. DySeg: a segment ends at the c - 1 least similar pairs of neighbouring frames, and wherever their cosine is below
    tau. A frame's vector is the output of SigLIP's attention-pooling head, which the LLaVA-OneVision checkpoints do not
-   have (models.siglip_head reads it from SigLIP's own).
+   have (models.saliency reads it from SigLIP's own).
 2. STPrune: of R = int(r N) tokens per frame, ctx = int(d R) are context; the R - ctx cells that the query of that head
    attends to most are kept as they are.
 3. Density-based anchors: a segment's last frame and every p-th before it carry int(ctx * frames / carriers) each, the

@@ -85,7 +85,7 @@ ADAPTERS: dict[str, str | Callable[[Any], Adapter]] = {
     "Qwen2_5_VLModel": "holitom.models.qwen2_5_vl:Qwen25VL",
     "LlavaNextVideoForConditionalGeneration": "holitom.models.llava_onevision:LlavaNextVideo",
     "LlavaNextVideoModel": "holitom.models.llava_onevision:LlavaNextVideo",
-    "LlavaQwenForCausalLM": "holitom.models.llava_package:LlavaPackage",
+    "LlavaQwenForCausalLM": "holitom.models.llava_onevision:LlavaPackage",
 }
 """By the name of the model's class, or of a class it derives from: an adapter, or "module:name" of one, imported when
 it is needed. ``ADAPTERS["MyModel"] = MyAdapter`` adds a family."""

@@ -1,5 +1,5 @@
-"""The LLaVA families of transformers: LLaVA-OneVision (SigLIP tower, two-layer projector, pooling, Qwen2 or Llama
-decoder), LLaVA-Video in the same format, and LLaVA-NeXT-Video.
+"""The LLaVA families: LLaVA-OneVision (SigLIP tower, two-layer projector, pooling, Qwen2 or Llama decoder), LLaVA-Video
+in the same format and LLaVA-NeXT-Video as transformers has them, and the original ``llava`` package.
 
 LLaVA-Video checkpoints differ in two settings, named as in the LLaVA-NeXT repository and read from the model's config:
 ``mm_spatial_pool_mode`` "bilinear" (default: 27 x 27 patches -> 14 x 14) or "average" (2 x 2 means, an odd last row and
@@ -19,8 +19,7 @@ from torch.nn import functional as F
 
 from holitom.errors import BadUsage, UnsupportedModel
 from holitom.models import Adapter, Order, device_of, own_weight
-from holitom.models.saliency import mean_keys, probing, received_attention
-from holitom.models.siglip_head import HUB, PoolingHead, load_pooling_head
+from holitom.models.saliency import HUB, PoolingHead, load_pooling_head, mean_keys, probing, received_attention
 from holitom.types import MergedFrames, VideoFeatures
 
 NEWLINE_ORDERS: dict[str, Order] = {"one_token": "end", "grid": "row", "no_token": "none"}
@@ -118,7 +117,7 @@ class LlavaOnevision(Adapter):
 
         requires: the optional fields to fill. saliency and keys come from ``vision_attention()``, wherever the features
         come from. frame_embed and head_saliency are the output of SigLIP's own pooling head and the attention of its
-        query; these checkpoints leave the head out, so it is read apart (models.siglip_head). tower: frames per video
+        query; these checkpoints leave the head out, so it is read apart (models.saliency). tower: frames per video
         -> a block in which a stage works inside the tower (attach.tower), and what it did.
         """
         clips = list(pixels)
@@ -183,3 +182,39 @@ class LlavaNextVideo(LlavaOnevision):
 
     def pooling_head(self) -> PoolingHead:
         return Adapter.pooling_head(self)
+
+
+class LlavaPackage(LlavaOnevision):
+    """Adapter of ``LlavaQwenForCausalLM`` of the package ``llava`` (repository LLaVA-NeXT): LLaVA-OneVision and
+    LLaVA-Video with Qwen2, as released. owner: the module that has the package's methods.
+
+    Nothing of the package is imported or edited: the loaded model is asked for its tower, projector and pooling. It
+    needs transformers 4.51 in an environment of its own (docs/llava.md). The release pools the attention of all frames
+    of a batch for each of its videos; here every video gets its own frames'."""
+
+    video_token_id = -200  # what stands for an image or a video in a prompt: the package's IMAGE_TOKEN_INDEX
+
+    def __init__(self, model: nn.Module) -> None:
+        found = (m for m in model.modules() if any(c.__name__ == "LlavaMetaForCausalLM" for c in type(m).__mro__))
+        self.owner: Any = next(found)
+        self.core = self.text = self.owner.get_model()
+        self.config, self.tower = self.owner.config, self.owner.get_vision_tower()
+        self.layers, self.rotary = self.core.layers, self.core.rotary_emb
+        if getattr(self.config, "add_faster_video", False):
+            raise UnsupportedModel("add_faster_video mixes two poolings of a frame", fix="use a model without it")
+        merge, order = getattr(self.config, "mm_patch_merge_type", None) or "flat", newline_order(self.config)
+        bare = merge == "flat" or (order == "end" and "unpad" not in merge)  # as llava_arch.py reads them
+        self.newline_order = "none" if bare else order
+
+    @property
+    def newline(self) -> Tensor | None:
+        return super().newline if hasattr(self.core, "image_newline") else None
+
+    def patches(self, frames: Tensor) -> Tensor:
+        return self.tower(frames)
+
+    def tokens(self, patches: Tensor) -> Tensor:
+        return self.pool(self.core.mm_projector(patches))
+
+    def pool(self, patches: Tensor) -> Tensor:
+        return self.owner.get_2dPool(patches)

@@ -13,7 +13,7 @@ from holitom.errors import CannotRun, UnsupportedModel
 from holitom.methods import HoliTom, SaliencyTopK, VisionZip
 from holitom.models import adapter_for
 from holitom.models.llava_onevision import LlavaOnevision
-from holitom.models.siglip_head import HUB, load_pooling_head
+from holitom.models.saliency import HUB, load_pooling_head
 
 EVERY = frozenset({"saliency", "keys", "frame_embed", "head_saliency"})
 VISION = {
