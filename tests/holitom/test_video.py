@@ -224,22 +224,18 @@ SMALL, LARGE = (48, 64), (96, 128)
 
 
 @pytest.mark.parametrize(
-    ("name", "streams", "shown"),
+    ("name", "streams"),
     [
-        ("two.mkv", [("libx264", LARGE, 0), ("libx264", SMALL, DEFAULT)], SMALL),
-        ("film.mp4", [("mjpeg", LARGE, COVER), ("aac", SMALL, 0), ("libx264", SMALL, 0)], SMALL),
-        ("song.mp4", [("aac", SMALL, 0)], "holds no film"),
-        ("song.mp4", [("aac", SMALL, 0), ("mjpeg", LARGE, COVER)], "holds no film"),
+        ("two.mkv", [("libx264", LARGE, 0), ("libx264", SMALL, DEFAULT)]),
+        ("film.mp4", [("mjpeg", LARGE, COVER), ("aac", SMALL, 0), ("libx264", SMALL, 0)]),
     ],
 )
-def test_the_film_is_the_stream_that_a_player_shows(tmp_path, name, streams, shown):
+def test_the_film_is_the_stream_that_a_player_shows(tmp_path, name, streams):
     """By FFmpeg's own choice, which decord makes too: the default one; a picture attached to sound is none."""
-    path = muxed(tmp_path / name, *streams)
-    if isinstance(shown, str):
-        with pytest.raises(BadVideo, match=shown):
-            load_frames(path, 4)
-    else:
-        assert load_frames(path, 2).pixels.shape[1:3] == shown
+    assert load_frames(muxed(tmp_path / name, *streams), 2).pixels.shape[1:3] == SMALL
+    for song in ([("aac", SMALL, 0)], [("aac", SMALL, 0), ("mjpeg", LARGE, COVER)]):
+        with pytest.raises(BadVideo, match="holds no film"):
+            load_frames(muxed(tmp_path / "song.mp4", *song), 4)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
@@ -297,10 +293,8 @@ def test_a_name_is_a_name_and_no_protocol_or_pattern(tmp_path, monkeypatch, name
     ("make", "words"),
     [
         (lambda p: p, "there is no file"),
-        (lambda p: p.mkdir(), "there is no file"),
         (lambda p: p.write_bytes(b""), "is not a video"),
         (lambda p: p.write_text("what is the colour of the circle?\n" * 50), "is not a video"),
-        (lambda p: p.write_bytes(bytes(range(256)) * 64), "is not a video"),
         (lambda p: p.write_bytes(encode(p.with_suffix(".mov"), counted(30)).read_bytes()[:2000]), "is not a video"),
         (lambda p: p.write_bytes(encode(p, counted(9)).read_bytes().replace(b"avc1", b"zzzz")), "is not known"),
     ],

@@ -24,19 +24,17 @@ TEXT = {"hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 2, "n
 
 
 @pytest.fixture(scope="module")
-def siglip():
+def siglip(tmp_path_factory):
+    """A model of text and pictures, and the folder that it is saved in."""
     torch.manual_seed(0)
-    model = SiglipModel(SiglipConfig(vision_config=VISION, text_config=TEXT)).eval()
+    model, folder = (
+        SiglipModel(SiglipConfig(vision_config=VISION, text_config=TEXT)).eval(),
+        tmp_path_factory.mktemp("s"),
+    )
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)  # fresh norms and biases are ones and zeros, which hide mistakes
-    return model
-
-
-@pytest.fixture(scope="module")
-def folder(siglip, tmp_path_factory):
-    path = tmp_path_factory.mktemp("siglip")
-    siglip.save_pretrained(path)
-    return path
+    model.save_pretrained(folder)
+    return model, folder
 
 
 @pytest.fixture
@@ -49,17 +47,12 @@ def host(tmp_path, monkeypatch):
     return model
 
 
-@pytest.fixture(scope="module")
-def states(siglip):
-    """The tower's states before its last norm."""
-    given = torch.randn(5, 3, 12, 12, generator=torch.Generator().manual_seed(1))
-    return siglip.vision_model(given, output_hidden_states=True).hidden_states[-1].detach()
-
-
 @torch.no_grad()
-def test_it_is_the_models_own_head_and_its_query_attends_patch_by_patch(siglip, folder, states):
+def test_it_is_the_models_own_head_and_its_query_attends_patch_by_patch(siglip):
     """The weights written out for one attention head after the other."""
-    own = siglip.vision_model
+    own, folder = siglip[0].vision_model, siglip[1]
+    given = torch.randn(5, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    states = own(given, output_hidden_states=True).hidden_states[-1]  # before the tower's last norm
     x, attention = own.post_layernorm(states), own.head.attention
     expected = own.head(x)
     (wq, wk, _), (bq, bk, _) = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
@@ -72,7 +65,8 @@ def test_it_is_the_models_own_head_and_its_query_attends_patch_by_patch(siglip, 
         assert load_pooling_head(folder)(states.bfloat16())[0].dtype == torch.float32
 
 
-def test_what_has_no_fitting_head_is_refused_and_the_fix_is_named(folder, tmp_path):
+def test_what_has_no_fitting_head_is_refused_and_the_fix_is_named(siglip, tmp_path):
+    _, folder = siglip
     tensors = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in tensors.items() if "head" not in k}, tmp_path / "model.safetensors")
     copyfile(folder / "config.json", tmp_path / "config.json")
