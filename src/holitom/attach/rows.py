@@ -65,15 +65,16 @@ def attention_mask(
 ) -> Tensor | None:
     """What eager, SDPA and flash attention take for queries hidden [B, Q, D] that are the last of so many columns; real
     [B, columns]: what may be attended to (None: everything). None where the attention needs no mask."""
-    kind, queries = config._attn_implementation, hidden.shape[1]
-    real = None if real is None else real.to(hidden.device)
+    kind, queries, device = config._attn_implementation, hidden.shape[1], hidden.device
     if kind.startswith("flash_attention"):
-        return real
-    if real is None and (not causal or queries == 1 or (kind == "sdpa" and queries == columns)):
-        return None
-    place = torch.arange(columns, device=hidden.device)
-    allowed = (place <= place[columns - queries :, None] if causal else place[columns - queries :, None] >= 0)[None]
-    allowed = allowed.expand(len(hidden), queries, columns) if real is None else allowed & real[:, None]
+        return None if real is None else real.to(device)
+    if real is None:
+        if not causal or queries == 1 or (kind == "sdpa" and queries == columns):
+            return None
+        real = torch.ones(1, columns, dtype=torch.bool)
+    place = torch.arange(columns, device=device)
+    seen = place[columns - queries :, None] if causal else place[-1:, None].expand(queries, 1)
+    allowed = (place <= seen) & real.to(device)[:, None]
     allowed = (allowed | ~allowed.any(-1, keepdim=True))[:, None]  # rows of padding see all: none may be empty
     if kind == "sdpa":
         return allowed
@@ -92,16 +93,13 @@ def keys_of(cache: Any, index: int) -> Tensor:
     return cache.layers[index].keys if hasattr(cache, "layers") else cache.key_cache[index]
 
 
-ON_CACHE = "_holitom_prompt"
-"""The name under which a cache carries the reduced prompt that it holds."""
-
-
 class ReducedCache(cache_utils.DynamicCache):
-    """What a cache becomes when a reduced prompt enters it: outside of a block, the model would misread it."""
+    """What a cache becomes when a reduced ``prompt`` enters it: outside of its block, the model would misread it."""
+
+    prompt: Any
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        prompt = getattr(self, ON_CACHE, None)
-        if prompt is not None and prompt.ended():
+        if self.prompt.ended():
             what = "this cache holds a prompt that was reduced in a reduce_tokens block, and the block has ended"
             raise BadUsage(what, fix="go on inside the block, or begin with a new cache")
         return super().update(*args, **kwargs)
