@@ -212,7 +212,7 @@ def _scores(
 
 def _kept(stage: Inner, held: Held, b: int, states: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
     """What the stage keeps of one prompt: ids on the host, and states. BadUsage where it breaks its promise."""
-    tokens, ids, name, given = held.tokens[b], held.ids[b], type(stage).__name__, {}
+    tokens, ids, given = held.tokens[b], held.ids[b], {}
     may_go, n0 = _may_go(stage, tokens.kind[ids]), int(_may_go(stage, tokens.kind).sum())
     visual, total = may_go.nonzero().flatten(), len(states)
     if getattr(stage, "reads_groups", False):
@@ -222,12 +222,11 @@ def _kept(stage: Inner, held: Held, b: int, states: Tensor, score: Tensor) -> tu
     with torch.autocast(states.device.type, enabled=False):  # it would round float32 similarities
         keep, left = stage(states, score, visual.to(states.device), n0, **given)
     keep = keep.cpu()
-    if not len(keep) or len(left) != len(keep) or (keep.diff() <= 0).any() or keep[0] < 0 or keep[-1] >= total:
-        what = f"{name} returned {len(keep)} ids and {len(left)} states for {total} tokens"
-        raise BadUsage(what, fix="return strictly ascending ids into the sequence, and one state for each")
-    lost = int((~may_go).sum() - (~may_go[keep]).sum())
-    if lost:
-        raise BadUsage(f"{name} dropped {lost} tokens that are not visual", fix="keep every other token")
+    fits = len(keep) == len(left) > 0 and keep[0] >= 0 and keep[-1] < total and (keep.diff() > 0).all()
+    if not fits or (~may_go[keep]).sum() != (~may_go).sum():
+        what = f"{type(stage).__name__} returned {len(keep)} ids and {len(left)} states for {total} tokens"
+        fix = "return strictly ascending ids, one state for each, and keep every token that is not visual"
+        raise BadUsage(what, fix=fix)
     return keep, left
 
 

@@ -24,7 +24,7 @@ class PackageRun(Run):
     def _generate(self, original: Callable[..., Any], given: dict[str, Any]) -> Any:
         check_generation(self._host, given)
         if self._provided is not None and given.get("images") is None:
-            given |= {"images": [], "modalities": ["video"] * len(self._provided[0])}
+            given |= {"images": [], "modalities": ["video"] * len(self._provided)}
         try:
             return original(**given)
         finally:

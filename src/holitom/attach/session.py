@@ -74,7 +74,7 @@ class Run:
         core, host = self._adapter.core, self._host
         if hasattr(core, "holitom_run"):
             raise BadUsage("this model is already inside a reduce_tokens block", fix="leave that block first")
-        core.holitom_run = self  # its lock also keeps the model from being copied or pickled meanwhile
+        core.holitom_run = self  # what a thread has under way cannot be copied, and so the model cannot
         self._undo.callback(delattr, core, "holitom_run")
         for handle in self._decoder.install():
             self._undo.callback(handle.remove)
