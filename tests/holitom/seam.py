@@ -315,8 +315,7 @@ def check(host, outer=None, stages=(), decode=None):
     held = [out.past_key_values.get_seq_length(i) - NEW + 1 for i in range(LAYERS)]
     assert held == cached and list(last.prompt_per_layer) == entering
     assert list(last.per_layer) == [last.kept - length + n for n in entering]
-    if outer is not ALL:
-        run.stats.check_acted()
+    run.stats.check_acted()
     if decode:
         assert len(decode.seen) == NEW - 1
         left = sum(len(visual) - len(read) for _, visual, read in decode.seen)

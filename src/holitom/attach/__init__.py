@@ -4,7 +4,6 @@
 its core does so for a plain call. From there on the model itself counts in the reduced prompt: nothing is translated
 back. Hooks on the decoder layers run the stages inside (``holitom.attach.decoder``)."""
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -20,7 +19,6 @@ from holitom.models import Adapter, adapter_for
 from holitom.types import Decode, Inner, Outer, Reduction, Tower, check_budget
 
 __all__ = ["Run", "RunStats", "SampleStats", "reduce_tokens"]
-_CHANGING = threading.Lock()  # two threads that open a block at once would take each other's methods for the model's
 
 
 @contextmanager
@@ -70,12 +68,10 @@ def reduce_tokens(
     _check_stages(adapter, chosen)
     run = (PackageRun if hasattr(adapter, "owner") else Run)(model, adapter, chosen)
     try:
-        with _CHANGING:
-            run.install()
+        run.install()
         yield run
     finally:
-        with _CHANGING:
-            run.remove()
+        run.remove()
 
 
 def _check_stages(adapter: Adapter, reduction: Reduction) -> None:

@@ -105,7 +105,7 @@ class Decoder:
             call.entered.append(prompt.layers[index])
         held, device, follower = prompt.layers[index], hidden.device, self.stages.get(index + 1)
         kwargs["position_embeddings"] = self._rotary(call, held, hidden, rotary)
-        masked = partial(attention_mask, self.adapter.text.config, hidden, columns=held.length + call.behind)
+        masked = partial(attention_mask, self.adapter.text.config, hidden)
         if call.prefill and follower is not None and not follower.causal:
             kwargs["attention_mask"], kwargs["is_causal"] = masked(held.mask(), causal=False), False
         elif call.unread is not None and index >= self.decode.layer:

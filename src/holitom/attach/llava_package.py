@@ -42,5 +42,4 @@ class PackageRun(Run):
             what = f"{len(images)} images of the modalities {kinds}"
             raise BadUsage(what, fix="give videos alone, and modalities=['video'] * number of videos")
         ours, self._waiting = self._spliced(found)
-        cache, embeds = cache_of(given), ours["inputs_embeds"]
-        return None, ours["position_ids"], ours["attention_mask"], cache, embeds, None
+        return None, ours["position_ids"], ours["attention_mask"], cache_of(given), ours["inputs_embeds"], None

@@ -54,21 +54,19 @@ def reduce_video(video: VideoFeatures, reduction: Reduction, adapter: Adapter) -
             kept = outer(video, budget)
     if merged is not None:
         kept = replace(kept, frame=torch.tensor(merged.first, device=kept.frame.device)[kept.frame])
-    return _arrange(kept, video.all_frames, video.grid, adapter.newline, adapter.newline_order)
+    return _arrange(kept, video, adapter)
 
 
-def _arrange(
-    kept: TokenSet, frames: int, grid: tuple[int, int], newline: Tensor | None, order: str
-) -> tuple[Tokens, int]:
-    """Put the kept tokens of a video and the model's newline embedding [D] in the model's order.
+def _arrange(kept: TokenSet, video: VideoFeatures, adapter: Adapter) -> tuple[Tokens, int]:
+    """Put the kept tokens of a video and the model's newline embedding in the model's order.
 
     "end" (LLaVA-OneVision): the tokens as the method ordered them, then one newline. "row" (LLaVA-Video): tokens by
     frame and cell, and a newline after every grid row that still holds one, as in HoliTom's release; these newlines
     come on top of the budget. "none", or "end" without a newline: the tokens alone.
     """
-    height, width = grid
+    (height, width), newline, order = video.grid, adapter.newline, adapter.newline_order
     line, step = kept.frame * height + kept.cell // width, width + (order == "row")  # rows with a place for a newline
-    place, full = line * step + kept.cell % width, frames * height * step
+    place, full = line * step + kept.cell % width, video.all_frames * height * step
     if order == "row":
         newlines = torch.unique(line) * step + width
     else:
@@ -94,8 +92,8 @@ class Held:
     """What one decoder layer holds of a batch of prompts, on the host; there they are padded on the left to ``length``.
 
     tokens: every prompt as it enters the first layer; ids: which of them are left [S_b]; positions: the rotary ones
-    [S_b], or [S_b, axes]; shift [B]: by how much positions are smaller than in the first layer at the end
-    of the prompt (None: nothing was renumbered).
+    [S_b], or [S_b, axes]; shift [B]: by how much positions are smaller than in the first layer at the end of the prompt
+    (None: nothing was renumbered).
     """
 
     tokens: list[Tokens]
@@ -120,10 +118,8 @@ class Held:
         padded = pad_left(self.positions)
         return padded.movedim(2, 0) if padded.ndim == 3 else padded
 
-    def mask(self, behind: int = 0) -> Tensor | None:
-        """Which columns, and those behind the prompt, are no padding [B, length + behind]; None where there is none."""
-        if not any(self.pads):
-            return None
+    def mask(self, behind: int = 0) -> Tensor:
+        """Which columns, and those behind the prompt, are no padding [B, length + behind]."""
         return torch.arange(self.length + behind) >= torch.tensor(self.pads)[:, None]
 
     def kept(self, keep: Sequence[Tensor]) -> Held:
@@ -142,7 +138,7 @@ class Prompt:
     base: Held
     layers: list[Held]
     samples: list[SampleStats | None]
-    ended: Callable[[], bool]
+    ended: Callable[[], bool] = bool
 
     def repeated(self, times: int) -> Prompt:
         """Every prompt ``times`` times in a row, as generation repeats it for beams and returned sequences."""
@@ -153,15 +149,11 @@ class Prompt:
 
 
 def splice(
-    given: Mapping[str, Any],
-    features: Sequence[VideoFeatures],
-    adapter: Adapter,
-    reduction: Reduction,
-    ended: Callable[[], bool],
+    given: Mapping[str, Any], features: Sequence[VideoFeatures], adapter: Adapter, reduction: Reduction
 ) -> tuple[dict[str, Any], Prompt]:
     """Reduce the videos of a batch and put them into its prompts, one for every run of placeholders: the arguments of a
     call -> those with which the language model is called (embeddings, mask, positions), and what is to be known of the
-    prompts. ended: see ``Prompt``.
+    prompts.
 
     An outer stage with positions "contiguous" has the new prompt numbered without gaps; with "original" each row keeps
     the position that it would have with all of the video's tokens, however many placeholders stand for it. Places on a
@@ -194,17 +186,14 @@ def splice(
         keeps = reduction.outer is not None and reduction.outer.positions == "original"
         positions = [own.place for own in tokens] if keeps else numbers
     base = Held([own._replace(rows=None) for own in tokens], numbers, positions)
-    device = embeds.device
-    # a mask is given in any case: without one, gaps in positions would be read as the bounds of packed sequences
-    call = {
-        "inputs_embeds": pad_left([own.rows for own in tokens]),
-        "attention_mask": pad_left([torch.ones_like(count) for count in numbers]).to(device),
-        "position_ids": base.numbers().to(device),
-    }
+    where = base.numbers()
     if grid is not None:  # a row that counts goes before the axes
-        call["position_ids"] = torch.cat([pad_left(numbers)[None].to(device), call["position_ids"]])
-    following = torch.stack([own[-1].max() + 1 for own in positions]).to(device)
-    return call, Prompt(following, base, [base] * len(adapter.layers), samples, ended)
+        where = torch.cat([pad_left(numbers)[None], where])
+    device, following = embeds.device, torch.stack([own[-1].max() + 1 for own in positions])
+    # the mask is given in any case: without one, gaps in positions would be read as the bounds of packed sequences
+    call = {"attention_mask": base.mask().long().to(device), "position_ids": where.to(device)}
+    call["inputs_embeds"] = pad_left([own.rows for own in tokens])
+    return call, Prompt(following.to(device), base, [base] * len(adapter.layers), samples)
 
 
 def _prompt(
@@ -243,8 +232,8 @@ def _prompt(
 
 def _words(rows: Tensor, place: int) -> Tokens:
     """Text of a prompt from this place on, without groups and gains."""
-    kind = torch.full((len(rows),), TEXT)
-    return Tokens(rows, kind, torch.arange(place, place + len(rows)), kind - 1, torch.full(kind.shape, torch.nan))
+    kind, none = torch.full((len(rows),), TEXT), torch.full((len(rows),), -1)
+    return Tokens(rows, kind, torch.arange(place, place + len(rows)), none, none * torch.nan)
 
 
 def runs(row: Tensor, token: int) -> list[tuple[int, int]]:

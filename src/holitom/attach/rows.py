@@ -60,21 +60,19 @@ def _heads(attention: nn.Module, part: str, x: Tensor) -> Tensor:
     return (norm(states) if norm is not None else states).transpose(0, 1)[None]
 
 
-def attention_mask(
-    config: Any, hidden: Tensor, real: Tensor | None, columns: int, causal: bool = True
-) -> Tensor | None:
-    """What eager, SDPA and flash attention take for queries hidden [B, Q, D] that are the last of so many columns; real
-    [B, columns]: what may be attended to (None: everything). None where the attention needs no mask."""
-    kind, queries, device = config._attn_implementation, hidden.shape[1], hidden.device
+def attention_mask(config: Any, hidden: Tensor, real: Tensor, causal: bool = True) -> Tensor | None:
+    """What eager, SDPA and flash attention take for queries hidden [B, Q, D] that are the last of the columns; real
+    [B, columns], on the host: what may be attended to. None where the attention needs no mask."""
+    kind, (queries, columns), whole = config._attn_implementation, (hidden.shape[1], real.shape[1]), bool(real.all())
+    bare = not causal or queries == 1 or (kind == "sdpa" and queries == columns)
+    if whole and (bare or kind.startswith("flash_attention")):
+        return None
+    real = real.to(hidden.device)
     if kind.startswith("flash_attention"):
-        return None if real is None else real.to(device)
-    if real is None:
-        if not causal or queries == 1 or (kind == "sdpa" and queries == columns):
-            return None
-        real = torch.ones(1, columns, dtype=torch.bool)
-    place = torch.arange(columns, device=device)
-    seen = place[columns - queries :, None] if causal else place[-1:, None].expand(queries, 1)
-    allowed = (place <= seen) & real.to(device)[:, None]
+        return real
+    place = torch.arange(columns, device=hidden.device)
+    last = place[columns - queries :] if causal else place[-1:].expand(queries)
+    allowed = (place <= last[:, None]) & real[:, None]
     allowed = (allowed | ~allowed.any(-1, keepdim=True))[:, None]  # rows of padding see all: none may be empty
     if kind == "sdpa":
         return allowed

@@ -69,12 +69,11 @@ class Run:
             return self._adapter.encode(pixel_values_videos, requires, **beside)
 
     def install(self) -> None:
-        """Put hooks and methods into this model instance; ``remove`` takes everything out again. One thread at a time
-        (``reduce_tokens`` sees to it)."""
+        """Put hooks and methods into this model instance; ``remove`` takes everything out again."""
         core, host = self._adapter.core, self._host
-        if hasattr(core, "holitom_run"):
+        # in one step, so that two threads cannot both begin; a model that holds a run cannot be copied
+        if vars(core).setdefault("holitom_run", self) is not self:
             raise BadUsage("this model is already inside a reduce_tokens block", fix="leave that block first")
-        core.holitom_run = self  # what a thread has under way cannot be copied, and so the model cannot
         self._undo.callback(delattr, core, "holitom_run")
         for handle in self._decoder.install():
             self._undo.callback(handle.remove)
@@ -211,10 +210,10 @@ class Run:
             what = f"a prompt has a place for a video, and {'none' if videos is None else 'more than one'} came with it"
             raise BadUsage(what, fix="give either pixel_values_videos or run.provide(features)")
         if pixels is not None:
-            others = {name: value for name, value in given.items() if name != "pixel_values_videos"}
-            videos = self.encode(pixels, **others)
+            videos = self.encode(**given)
         self._provided = None
-        ours, prompt = splice(given, videos, adapter, self.reduction, self._ended)
+        ours, prompt = splice(given, videos, adapter, self.reduction)
+        prompt.ended = self._ended
         seen = sum(video.frames * video.cells for video in videos)
         if self.reduction.tower is not None:
             self.stats.count("tower", sum(video.all_frames * video.cells for video in videos) - seen)
@@ -231,7 +230,7 @@ def _behind(cache: ReducedCache, kwargs: dict[str, Any]) -> Call:
     held = cache.get_seq_length() - first.length
     real = first.mask(held + count)
     positions = following[:, None] + torch.arange(held, held + count, device=following.device)
-    kwargs |= {"position_ids": positions, "attention_mask": None if real is None else real.long().to(tokens.device)}
+    kwargs |= {"position_ids": positions, "attention_mask": None if real.all() else real.long().to(tokens.device)}
     kwargs.pop("cache_position", None)
     return Call(prompt, positions, held + count)
 

@@ -1,4 +1,4 @@
-"""What a block has done: token counts that were asked for and spent, seconds, and whether every stage acted."""
+"""What a block has done: token counts that were asked for and spent, and whether every stage acted."""
 
 from collections import Counter
 from dataclasses import dataclass

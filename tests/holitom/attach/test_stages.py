@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 from hosts import FRAMES
-from seam import ALL, GREEDY, Drop, GroupDrop, Host, KeepEvery, Nearest, batch, check, video_of
+from seam import GREEDY, Drop, GroupDrop, Host, KeepEvery, Nearest, batch, check, video_of
 
 from holitom.attach import reduce_tokens
 from holitom.errors import BadUsage
 from holitom.types import TokenSet
 
-OUTER = {"contiguous": KeepEvery(), "original": KeepEvery(positions="original"), "all": ALL}
+OUTER = {"contiguous": KeepEvery(), "original": KeepEvery(positions="original")}
 STAGES = {
     "one": [Drop(3)],
     "this": [Drop(3, score="this")],
