@@ -1,8 +1,5 @@
 """The errors a user can meet: what happened, and what to do about it."""
 
-from functools import partial
-from typing import Any
-
 
 class KitError(Exception):
     """Base: one message, ``what`` and ``fix``; a command line prints it without a traceback and exits with
@@ -10,14 +7,12 @@ class KitError(Exception):
 
     exit_code = 2
 
-    def __init__(self, what: str, *, fix: str = "") -> None:
-        self.what = what
-        self.fix = fix
-        super().__init__(f"{what}. {fix[:1].upper()}{fix[1:]}." if fix else f"{what}.")
+    def __init__(self, what: str, fix: str = "") -> None:
+        super().__init__(what, fix)
+        self.what, self.fix = what, fix
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Copied and sent to other processes as it was made: ``args`` holds the whole message."""
-        return partial(type(self), fix=self.fix), (self.what,), self.__dict__
+    def __str__(self) -> str:
+        return f"{self.what}. {self.fix[:1].upper()}{self.fix[1:]}." if self.fix else f"{self.what}."
 
 
 class CannotRun(KitError):

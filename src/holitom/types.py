@@ -73,6 +73,11 @@ class VideoFeatures:
     def cells(self) -> int:
         return self.tokens.shape[1]
 
+    @property
+    def all_frames(self) -> int:
+        """Frames of the whole video, of which a tower stage may have merged some."""
+        return self.frames if self.merged is None else len(self.merged.into)
+
 
 @dataclass(frozen=True)
 class TokenSet:
@@ -191,10 +196,6 @@ class Reduction:
     inner: tuple[Inner, ...] = ()
     decode: Decode | None = None
     tower: Tower | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.inner, tuple):
-            raise BadUsage(f"inner is {self.inner!r}", fix="give a tuple of stages, also for a single one")
 
     def describe(self) -> dict[str, Any]:
         """Every parameter, as JSON: what a record stores and what identifies a result. "tower" only where there is one,

@@ -5,12 +5,13 @@ Dropping a token is the same as never reading it, so a reduced run, prefill and 
 of that forward. It knows nothing of the code under test.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import torch
-from hosts import END, FRAMES, GRIDS, HOSTS, LAYERS, PAD, START, VIDEO
+from hosts import END, FRAMES, GRIDS, HOSTS, LAYERS, PAD, START, VIDEO, pixels
 from transformers import LogitsProcessor
 
+from holitom.attach import reduce_tokens
 from holitom.models import adapter_for
 from holitom.types import TokenSet
 
@@ -41,10 +42,11 @@ class Host:
     after: words around the videos.
     """
 
+    before, after = (5, 3), (7, 4)
+
     def __init__(self, name="llava_onevision", attention="sdpa"):
         self.name, self.model = name, HOSTS[name](attention)
         self.text, self.table = self.model.model.language_model, self.model.get_input_embeddings()
-        self.before, self.after = (5, 3), (7, 4)
         qwen = name == "qwen2_5_vl"
         side = 3 if name == "llava_video" else 4
         self.frames = [t for t, _, _ in GRIDS] if qwen else [FRAMES, FRAMES]
@@ -54,17 +56,16 @@ class Host:
         if qwen:
             for i in (0, 1):
                 self.head[i][-1], self.tail[i][0] = START, END
-        size = 98 if name == "llava_video" else 112
-        draw = torch.Generator().manual_seed(4)
-        scene = torch.randn(2, 1, 3, size, size, generator=draw)
-        self.clips = scene + 0.4 * torch.randn(2, FRAMES, 3, size, size, generator=draw)
+        self.clips = pixels(name, seed=4)["pixels"]
         if qwen:
-            self.clips = [torch.randn(t * h * w, 3 * 2 * 14 * 14, generator=draw) for t, h, w in GRIDS]
+            self.clips = self.clips.split([t * h * w for t, h, w in GRIDS])
         self.rows = [self._rows(i) for i in (0, 1)]
-        counts = [t * h * w for t, (h, w) in zip(self.frames, self.grids, strict=True)]
-        self.visual = [torch.arange(len(row)) < n for row, n in zip(self.rows, counts, strict=True)]
-        if name == "llava_video":
-            self.visual = [torch.arange(FRAMES * 12) % 4 != 3] * 2
+        self.visual = [self._visual(i) for i in (0, 1)]
+
+    def _visual(self, i):
+        number, (rows, columns) = torch.arange(len(self.rows[i])), self.grids[i]
+        by_row = self.name == "llava_video"
+        return number % (columns + 1) != columns if by_row else number < self.frames[i] * rows * columns
 
     @torch.no_grad()
     def _rows(self, i):
@@ -103,7 +104,7 @@ class Host:
         """Rotary positions of the prompt: [S], or [3, S] where they are written out here: text counts on; a token of
         the video has its time, row and column behind the text before it, and the text goes on behind the larger."""
         if self.name != "qwen2_5_vl":
-            return torch.arange(len(self.prompt(i)))
+            return torch.arange(self.before[i] + len(self.rows[i]) + self.after[i])
         first, (rows, columns) = self.before[i], self.grids[i]
         time = (torch.arange(self.frames[i]) * 2 * SECONDS[i]).long()
         axes = torch.meshgrid(time, torch.arange(rows), torch.arange(columns), indexing="ij")
@@ -183,7 +184,6 @@ class KeepEvery:
     step: int = 3
     positions: str = "contiguous"
     requires: frozenset = frozenset()
-    fidelity: str = "control"
 
     def __call__(self, video, budget):
         flat = torch.arange(video.frames * video.cells, device=video.tokens.device)
@@ -207,7 +207,6 @@ class Drop:
     prune_past: bool = False
     causal: bool = True
     include_newlines: bool = False
-    fidelity: str = "control"
     seen: list = field(default_factory=list, compare=False)
 
     def fresh(self):
@@ -242,12 +241,11 @@ class Nearest:
 
     layer: int = 2
     count: int = 6
-    fidelity: str = "control"
-    reads: list = field(default_factory=list, compare=False)
+    seen: list = field(default_factory=list, compare=False)
 
     def __call__(self, row, visual):
         read = visual[row[visual].topk(min(self.count, len(visual))).indices].sort().values
-        self.reads.append((row, visual, read))
+        self.seen.append((len(row), visual, read))
         return read
 
 
@@ -284,3 +282,61 @@ def video_of(host, which=0):
     given = host.pixels(which)
     pixels = given.pop("pixel_values_videos")
     return adapter_for(host.model).encode(pixels, frozenset(), **given)[0]
+
+
+def check(host, outer=None, stages=(), decode=None):
+    """Prefill and decoding with a cache against one forward that masks what was dropped or left unread, at the
+    positions that the family has for what is kept; then the counts."""
+    stages, decode = [stage.fresh() for stage in stages], decode and replace(decode, seen=[])
+    with reduce_tokens(host.model, outer, 0.3 if outer else 1.0, stages, decode) as run:
+        out = host.model.generate(**host.inputs(0), **GREEDY)
+    first, after, full = host.before[0], host.after[0], host.numbers(0)
+    rows = host.kept_rows(0, outer(video_of(host), 0.3)) if outer else torch.arange(len(host.rows[0]))
+    embeds = host.embed(0, host.rows[0][rows], out.sequences[0, -NEW:])
+    length, numbers = len(embeds) - NEW, torch.arange(len(embeds) - NEW)
+    if outer is None or outer.positions == "original" or full.ndim == 2:
+        behind = torch.arange(full.shape[-1])[-after:]
+        numbers = full[..., torch.cat([torch.arange(first), first + rows, behind])]
+    kept, entering, cached = absolute(stages, length), [length] * LAYERS, [length] * LAYERS
+    masks, positions = layout(length, len(embeds), zip(stages, kept, strict=True), continued(numbers, NEW))
+    for stage, ids in zip(stages, kept, strict=True):
+        entering[stage.layer :] = cached[stage.layer :] = [len(ids)] * (LAYERS - stage.layer)
+        if stage.prune_past:
+            cached[: stage.layer] = [min(count, len(ids)) for count in cached[: stage.layer]]
+        if not stage.causal:
+            masks[stage.layer - 1][:length, :length] = True
+    for step, (columns, visual, read) in enumerate(decode.seen if decode else ()):
+        assert columns == length + step + 1
+        assert torch.equal(visual, first + host.visual[0].nonzero().flatten())
+        for i in range(decode.layer, LAYERS):
+            masks[i][length + step, visual[~torch.isin(visual, read)]] = False
+    torch.testing.assert_close(torch.cat(out.logits), host.recompute(embeds, masks, positions)[length - 1 : -1], **NEAR)
+    last = run.stats.last
+    held = [out.past_key_values.get_seq_length(i) - NEW + 1 for i in range(LAYERS)]
+    assert held == cached and list(last.prompt_per_layer) == entering
+    assert list(last.per_layer) == [last.kept - length + n for n in entering]
+    run.stats.check_acted()
+    if decode:
+        assert len(decode.seen) == NEW - 1
+        left = sum(len(visual) - len(read) for _, visual, read in decode.seen)
+        assert run.stats.removed[f"decode@{decode.layer}"] == left > 0
+
+
+BEAMS = {**GREEDY, "num_beams": 3, "num_return_sequences": 2, "output_scores": True}
+
+
+def check_batch(host, reduction):
+    """Left-padded prompts whose videos shrink to different lengths, at every stage, and beams that change places: as
+    each prompt alone."""
+    with reduce_tokens(host.model, reduction=reduction) as run:
+        together, searched = (host.model.generate(**host.inputs(0, 1), **settings) for settings in (GREEDY, BEAMS))
+        for b, sample in enumerate(run.stats.samples[:2]):
+            alone, found = (host.model.generate(**host.inputs(b), **settings) for settings in (GREEDY, BEAMS))
+            torch.testing.assert_close(torch.stack(together.logits)[:, b], torch.cat(alone.logits), **NEAR)
+            assert torch.equal(searched.sequences[2 * b : 2 * b + 2, -NEW:], found.sequences[:, -NEW:])
+            scores = searched.sequences_scores[2 * b : 2 * b + 2]
+            torch.testing.assert_close(scores, found.sequences_scores, atol=1e-5, rtol=0)
+            assert run.stats.last.prompt_per_layer == sample.prompt_per_layer
+    run.stats.check_acted()
+    assert len(run.stats.samples) == 8
+    return together

@@ -283,7 +283,7 @@ class Counting:
 def test_what_is_spent_is_the_mean_over_prompts() -> None:
     def sample(kept: int) -> SampleStats:
         layers, shape = ((kept, kept // 2), (1, 1)), LLMShape("x", 8, 16, 2, 2, 2, 4)
-        return SampleStats(1, 4, 16, 0.25, 16, kept, 1, 1, 80, 20, shape, *layers)
+        return SampleStats(4, 64, 0.25, 16, kept, 1, 1, 80, 20, shape, *layers)
 
     assert sweep.spent([sample(20), sample(8)]) == {
         **{"asked_share": 0.25, "asked_tokens": 16, "full_tokens": 64, "full_newlines": 1, "kept_tokens": 14},

@@ -4,10 +4,9 @@
 its core does so for a plain call. From there on the model itself counts in the reduced prompt: nothing is translated
 back. Hooks on the decoder layers run the stages inside (``holitom.attach.decoder``)."""
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import nn
 
@@ -17,18 +16,9 @@ from holitom.attach.stats import RunStats, SampleStats
 from holitom.attach.tower import tower_layers
 from holitom.errors import BadUsage, UnsupportedModel
 from holitom.models import Adapter, adapter_for
-from holitom.types import OPTIONAL_FIELDS, Decode, Inner, Outer, Reduction, Tower, check_budget
+from holitom.types import Decode, Inner, Outer, Reduction, Tower, check_budget
 
 __all__ = ["Run", "RunStats", "SampleStats", "reduce_tokens"]
-_CHANGING = threading.Lock()  # two threads that open a block at once would take each other's methods for the model's
-_OUTER = {"positions": ("contiguous", "original")}
-_INNER = {
-    "positions": ("contiguous", "original"),
-    "score": ("prev", "this"),
-    "query": ("last", "text"),
-    **dict.fromkeys(("prune_past", "causal", "include_newlines"), (True, False)),
-}
-"""What the attributes of a stage may be (``holitom.types``)."""
 
 
 @contextmanager
@@ -60,11 +50,11 @@ def reduce_tokens(
     and mask follow from it), but no further ``generate``. Images and prompts without video pass through unchanged.
 
     Hooks and instance attributes (``generate``, ``forward`` of the core) are set on this model object and removed when
-    the block ends, also after an exception. Copying the model inside the block is refused, and so is a second thread
+    the block ends, also after an exception; inside it the model cannot be copied or pickled. A second thread is refused
     while a call is under way; a call that outlives the block raises in its own thread, and so does what goes on from a
-    cache that was filled inside it. Raises UnsupportedModel (unknown family, training mode, compiled model,
-    static, offloaded or quantised cache, chunked prefill, assisted decoding; sliding windows for stages inside the
-    decoder) and BadUsage (budget, layers, attributes of a stage, labels, inputs).
+    cache that was filled inside it. Raises UnsupportedModel (unknown family, training mode, compiled model, static,
+    offloaded or quantised cache, chunked prefill, assisted decoding; sliding windows for stages inside the decoder) and
+    BadUsage (budget, layers, attributes of a stage, inputs).
     """
     if reduction is not None and not isinstance(reduction, Reduction):
         raise BadUsage(f"reduction is a {type(reduction).__name__}", fix="give a Reduction: preset(...).reduction")
@@ -78,66 +68,53 @@ def reduce_tokens(
     _check_stages(adapter, chosen)
     run = (PackageRun if hasattr(adapter, "owner") else Run)(model, adapter, chosen)
     try:
-        with _CHANGING:
-            run.install()
+        run.install()
         yield run
     finally:
-        with _CHANGING:
-            run.remove()
+        run.remove()
 
 
 def _check_stages(adapter: Adapter, reduction: Reduction) -> None:
     """Stages of the wrong kind, layers out of range or out of order, and decoders that stages inside cannot follow."""
-    outer, inner, decode, depth = reduction.outer, reduction.inner, reduction.decode, len(adapter.layers)
+    outer, inner, decode, tower = reduction.outer, reduction.inner, reduction.decode, reduction.tower
     if outer is not None:
-        _check_kind(outer, "an outer stage", "requires", _OUTER)
-        unknown, known = sorted(set(outer.requires) - set(OPTIONAL_FIELDS)), ", ".join(OPTIONAL_FIELDS)
-        if unknown:
-            raise BadUsage(f"{type(outer).__name__} requires {unknown}", fix=f"require some of {known}")
+        _check_kind(outer, Outer)
     elif reduction.budget < 1:
         raise BadUsage(f"budget {reduction.budget} without an outer stage to spend it", fix="give outer=...")
-    for stage in (*inner, *([] if decode is None else [decode])):
-        _check_kind(stage, "a stage with a layer", "layer", {} if stage is decode else _INNER)
-        name, lowest = type(stage).__name__, int(getattr(stage, "score", "prev") != "this")
-        if not isinstance(stage.layer, int) or not lowest <= stage.layer < depth:
-            raise BadUsage(f"{name} at layer {stage.layer!r}", fix=f"give an int in [{lowest}, {depth - 1}]")
-        if stage is decode and hasattr(stage, "score"):
-            raise BadUsage(f"{name} is no decode stage", fix="prefill's go into inner=")
-    layers, config = [stage.layer for stage in inner], adapter.text.config
-    if layers != sorted(set(layers)):
-        raise BadUsage(f"inner stages at layers {layers}", fix="give each a layer of its own, in ascending order")
+    for stage in inner:
+        _check_kind(stage, Inner)
+    if inner:
+        _check_layers("inner stages", [s.layer for s in inner], int(inner[0].score == "prev"), len(adapter.layers) - 1)
+    if decode is not None:
+        _check_kind(decode, Decode)
+        _check_layers("a decode stage", [decode.layer], 1, len(adapter.layers) - 1)
+    if tower is not None:
+        _check_kind(tower, Tower)
+        _check_layers("a tower stage", tower.layers, 0, len(tower_layers(adapter)) - 2)
+    config = adapter.text.config
     slides = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-    usual = ["sliding_attention" if slides else "full_attention"]  # of decoders that do not tell their layers
-    odd = set(getattr(config, "layer_types", None) or usual) - {"full_attention"}
-    if not config._attn_implementation.startswith(("eager", "sdpa", "flash_attention")):
-        odd.add(config._attn_implementation)
-    if odd and (inner or decode is not None):
-        what = f"stages inside the decoder need full attention by eager, sdpa or flash, not {', '.join(sorted(odd))}"
+    kind = config._attn_implementation
+    if (inner or decode is not None) and (slides or not kind.startswith(("eager", "sdpa", "flash_attention"))):
+        what = f"stages inside the decoder need full attention by eager, sdpa or flash, not {'sliding ' * slides}{kind}"
         raise UnsupportedModel(what, fix="use an outer stage only")
-    if reduction.tower is not None:
-        _check_tower(adapter, reduction.tower)
 
 
-def _check_kind(stage: Any, kind: str, mark: str, allowed: Mapping[str, tuple[Any, ...]]) -> None:
-    """An instance that can be called, with the attribute ``mark``, and others of allowed values."""
-    if isinstance(stage, type) or not callable(stage) or not hasattr(stage, mark):
-        raise BadUsage(f"{stage!r} is not {kind}", fix="give an instance, for instance HoliTom(tau=0.65)")
-    for name, values in allowed.items():
-        if getattr(stage, name, None) not in values:
-            has = f"has {name} {getattr(stage, name)!r}" if hasattr(stage, name) else f"has no attribute {name!r}"
-            raise BadUsage(f"{type(stage).__name__} {has}", fix=f"use {' or '.join(map(repr, values))}")
+def _check_kind(stage: Any, kind: type) -> None:
+    """An instance that can be called, with the attributes that its protocol in ``holitom.types`` names."""
+    hints = get_type_hints(kind)
+    del hints["fidelity"]  # a word for readers
+    missing = [name for name in hints if not hasattr(stage, name)]
+    if isinstance(stage, type) or not callable(stage) or missing:
+        what = f"{stage!r} is no {kind.__name__} stage" + f", without {', '.join(missing)}" * bool(missing)
+        raise BadUsage(what, fix=f"give an instance of a class like holitom.types.{kind.__name__}")
+    for name, hint in hints.items():
+        value = getattr(stage, name)
+        fits = value in get_args(hint) if get_origin(hint) is Literal else isinstance(value, get_origin(hint) or hint)
+        if not fits:
+            raise BadUsage(f"{type(stage).__name__} has {name} {value!r}", fix=f"give it one of {hint}")
 
 
-def _check_tower(adapter: Adapter, stage: Any) -> None:
-    """What is no tower stage, layers out of range or out of order, and features from before they are done."""
-    _check_kind(stage, "a tower stage", "layers", {})
-    layers, depth = list(stage.layers), len(tower_layers(adapter))
-    fits = all(isinstance(layer, int) and 0 <= layer < depth - 1 for layer in layers)
-    if not fits or layers != sorted(set(layers)):
-        what = f"{type(stage).__name__} behind layers {layers} of a tower of {depth}"
-        raise BadUsage(what, fix=f"give ascending ints in [0, {depth - 2}]")
-    chosen = getattr(adapter.config, "vision_feature_layer", -1)
-    for state in [chosen] if isinstance(chosen, int) else chosen:
-        if layers and (state + depth if state < 0 else state - 1) <= layers[-1]:  # the layer that puts it out
-            what = f"features are taken from state {state}, and frames are merged behind layer {layers[-1]}"
-            raise UnsupportedModel(what, fix="give the stage earlier layers")
+def _check_layers(whose: str, layers: Sequence[int], first: int, last: int) -> None:
+    """Layers out of range, twice, or out of order are refused."""
+    if not all(layer in range(first, last + 1) for layer in layers) or list(layers) != sorted(set(layers)):
+        raise BadUsage(f"{whose} at layers {list(layers)}", fix=f"give ascending ints in [{first}, {last}]")

@@ -3,17 +3,17 @@
 The language model hands its own positions and masks to every layer, so each layer that holds fewer tokens gets its own.
 """
 
-import functools
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from holitom.attach.prompt import NEWLINE, PAD, TEXT, VISUAL, Held, Prompt, pad_left
-from holitom.attach.rows import ON_CACHE, ReducedCache, attention_mask, attention_rows, cache_of, keys_of, rotation_of
+from holitom.attach.prompt import NEWLINE, TEXT, VISUAL, Held, Prompt, pad_left
+from holitom.attach.rows import ReducedCache, attention_mask, attention_rows, cache_of, keys_of, rotation_of
 from holitom.attach.stats import RunStats, SampleStats
 from holitom.errors import BadUsage
 from holitom.models import device_of
@@ -22,19 +22,12 @@ from holitom.types import Inner, Reduction
 Rotary = tuple[Tensor, Tensor]
 
 
-class Patched(functools.partial):
-    """A hook or method of a model instance. A copy of the model would stay reduced, by stages that act on the first."""
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise BadUsage("a model is copied or pickled inside its reduce_tokens block", fix="copy it outside")
-
-
 @dataclass(eq=False)
 class Call:
     """One forward of the language model over a reduced prompt. In prefill (positions None): what entered every layer so
     far, and the scores for the next stage. Later: positions [B, q] of this call's tokens, how many columns lie behind
     the prompt, these included, and per prompt the ids that the decode stage leaves unread. ``once`` shares what layers
-    alike have in common. thread: whose call it is."""
+    alike have in common."""
 
     prompt: Prompt
     positions: Tensor | None = None
@@ -43,7 +36,6 @@ class Call:
     scores: list[Tensor | None] = field(default_factory=list)
     unread: list[Tensor] | None = None
     shared: dict[Hashable, Any] = field(default_factory=dict)
-    thread: int = field(default_factory=threading.get_ident)
 
     @property
     def prefill(self) -> bool:
@@ -56,27 +48,33 @@ class Call:
 
     def samples(self) -> list[SampleStats]:
         """The prompts of a prefill, once each, with what entered their layers."""
-        times, found = len(self.prompt.base.kind) // len(self.prompt.samples), []
+        times, found = len(self.prompt.base.ids) // len(self.prompt.samples), []
         for i, sample in enumerate(self.prompt.samples):
             if sample is not None:
-                kinds = [held.real(held.kind, i * times) for held in self.entered]
-                counts = {
-                    "per_layer": tuple(int((kind == VISUAL).sum()) for kind in kinds),
-                    "newlines_per_layer": tuple(int((kind == NEWLINE).sum()) for kind in kinds),
+                kinds = [held.kind(i * times) for held in self.entered]
+                visual, newlines = (tuple(int((k == what).sum()) for k in kinds) for what in (VISUAL, NEWLINE))
+                every = {
+                    "per_layer": visual,
+                    "newlines_per_layer": newlines,
                     "prompt_per_layer": tuple(map(len, kinds)),
-                    "cached_per_layer": tuple(held.length - held.pads[i * times] for held in self.prompt.layers),
                 }
-                found.append(replace(sample, **counts))
+                found.append(replace(sample, **every))
         return found
 
 
+class UnderWay(threading.local):
+    """The call that a thread has under way. Others may call the layers meanwhile, and pass them untouched."""
+
+    call: Call | None = None
+
+
 class Decoder:
-    """Hooks on the decoder layers of one model. ``call``: the forward under way; without one, all pass untouched."""
+    """Hooks on the decoder layers of one model. ``under_way.call``: whom they serve; without one they do nothing."""
 
     def __init__(self, adapter: Any, reduction: Reduction, stats: RunStats) -> None:
         self.adapter, self.decode, self.stats = adapter, reduction.decode, stats
         self.stages = {stage.layer: stage for stage in reduction.inner}
-        self.call: Call | None = None
+        self.under_way = UnderWay()
 
     def install(self) -> list[Any]:
         """Put the hooks in; the handles take them out. UnsupportedModel where attention cannot be read."""
@@ -86,34 +84,28 @@ class Decoder:
             rotation_of(getattr(layer, "self_attn", layer))
         handles = []
         for i, layer in enumerate(self.adapter.layers):
-            handles.append(layer.register_forward_pre_hook(Patched(self._entering, i), with_kwargs=True))
+            handles.append(layer.register_forward_pre_hook(partial(self._entering, i), with_kwargs=True))
             if i in scored:
-                handles.append(layer.self_attn.register_forward_hook(Patched(self._attended, i), with_kwargs=True))
+                handles.append(layer.self_attn.register_forward_hook(partial(self._attended, i), with_kwargs=True))
         return handles
-
-    def _current(self) -> Call | None:
-        """The call that this thread has under way; others may call the layers meanwhile."""
-        return self.call if self.call is not None and self.call.thread == threading.get_ident() else None
 
     def _entering(self, index: int, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Shorten the sequence if a stage stands before this layer, and give the layer its own positions and mask."""
-        call = self._current()
+        call = self.under_way.call
         if call is None:
             return None
         hidden = args[0] if args else kwargs.pop("hidden_states")
         prompt, cache, rotary = call.prompt, cache_of(kwargs), kwargs["position_embeddings"]
-        config, follower = self.adapter.text.config, self.stages.get(index + 1)
         kwargs["position_ids"] = None  # the rotary embedding says it all; flash attention would misread the gaps
         if call.prefill:
             if index == 0 and cache is not None:
-                cache.__class__ = ReducedCache
-                setattr(cache, ON_CACHE, prompt)
+                cache.__class__, cache.prompt = ReducedCache, prompt
             if index in self.stages:
                 hidden = self._reduce(call, index, layer, hidden, rotary, cache)
             call.entered.append(prompt.layers[index])
-        held, device = prompt.layers[index], hidden.device
+        held, device, follower = prompt.layers[index], hidden.device, self.stages.get(index + 1)
         kwargs["position_embeddings"] = self._rotary(call, held, hidden, rotary)
-        masked = functools.partial(attention_mask, config, hidden, columns=held.length + call.behind)
+        masked = partial(attention_mask, self.adapter.text.config, hidden)
         if call.prefill and follower is not None and not follower.causal:
             kwargs["attention_mask"], kwargs["is_causal"] = masked(held.mask(), causal=False), False
         elif call.unread is not None and index >= self.decode.layer:
@@ -126,7 +118,7 @@ class Decoder:
         """The rotary embedding of what enters a layer, where it is not the model's own."""
         if held is call.prompt.base or (held.shift is None and not call.prefill):
             return rotary
-        here = held.positions if call.prefill else call.positions - held.shift[:, None].to(call.positions.device)
+        here = held.numbers() if call.prefill else call.positions - held.shift[:, None].to(call.positions.device)
         return call.once(("rotary", held, hidden.device), lambda: self.adapter.rotary(hidden, here.to(hidden.device)))
 
     def _reduce(self, call: Call, index: int, layer: nn.Module, hidden: Tensor, rotary: Rotary, cache: Any) -> Tensor:
@@ -139,37 +131,41 @@ class Decoder:
             call.scores = _scores(stage, before, layer.self_attn, normed, own, None)
         states, keep = [], []
         for b, score in enumerate(call.scores):
-            left = before.real(hidden, b)
+            left = before.own(hidden, b)
             ids = torch.arange(len(left))
             if score is not None:
-                ids, left = _kept(stage, before, b, int(prompt.base.may_go(stage, b).sum()), left, score)
+                ids, left = _kept(stage, before, b, left, score)
             states.append(left.to(hidden.dtype))
             keep.append(ids)
-        held, _ = before.kept(keep)
-        if stage.positions == "contiguous" and prompt.base.positions.ndim == 2:  # places on a grid stay
-            held.positions = pad_left([torch.arange(len(ids)) for ids in keep])
-            held.shift = prompt.base.positions[:, -1] - held.positions[:, -1]
+        held = before.kept(keep)
+        if stage.positions == "contiguous" and prompt.base.positions[0].ndim == 1:  # places on a grid stay
+            held.positions = [torch.arange(len(ids)) for ids in keep]
+            ends = zip(prompt.base.positions, keep, strict=True)
+            held.shift = torch.stack([own[-1] + 1 - len(ids) for own, ids in ends])
         prompt.layers[index:] = [held] * (len(prompt.layers) - index)
         if stage.prune_past and cache is not None:
             for earlier, old in enumerate(prompt.layers[:index]):
-                stay = [torch.searchsorted(old.real(old.ids, b), held.real(held.ids, b)) for b in range(len(keep))]
-                prompt.layers[earlier], slots = call.once(("pruned", old), lambda old=old, stay=stay: old.kept(stay))
+                stay = [torch.searchsorted(ids, left) for ids, left in zip(old.ids, held.ids, strict=True)]
+                prompt.layers[earlier] = call.once(("pruned", old), partial(old.kept, stay))
                 cached = cache.layers[earlier]
+                slots = pad_left([ids + pad for ids, pad in zip(stay, old.pads, strict=True)])
                 slots = slots[:, None, :, None].to(cached.keys.device)
                 cached.keys, cached.values = (x.take_along_dim(slots, 2) for x in (cached.keys, cached.values))
-        self.stats.count(f"inner@{index}", int((before.kind > 0).sum() - (held.kind > 0).sum()))
+        self.stats.count(f"inner@{index}", sum(map(len, before.ids)) - sum(map(len, held.ids)))
         return pad_left(states)
 
     def _attended(self, index: int, attention: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        call, stage = self._current(), self.stages.get(index + 1)
+        """Read what the next stage asks of this attention: scores in prefill, what a decode stage chooses by later."""
+        call, stage = self.under_way.call, self.stages.get(index + 1)
         if call is None:
             return
         hidden, cache = args[0] if args else kwargs["hidden_states"], cache_of(kwargs)
         keys, held = None if cache is None else keys_of(cache, index), call.prompt.layers[index]
+        read = (held, attention, hidden, kwargs["position_embeddings"], keys)
         if call.prefill and stage is not None and stage.score == "prev":
-            call.scores = _scores(stage, held, attention, hidden, kwargs["position_embeddings"], keys)
+            call.scores = _scores(stage, *read)
         elif not call.prefill and self.decode is not None and self.decode.layer == index + 1 and hidden.shape[1] == 1:
-            self._choose(call, held, attention, hidden, kwargs["position_embeddings"], keys)
+            self._choose(call, *read)
 
     def _choose(
         self, call: Call, held: Held, attention: nn.Module, hidden: Tensor, rotary: Rotary, keys: Tensor
@@ -177,16 +173,21 @@ class Decoder:
         """Ask the decode stage which visual tokens the layers behind it read for this generated token."""
         unread = []
         for b, pad in enumerate(held.pads):
-            visual, read = (held.real(held.kind, b) == VISUAL).nonzero().flatten(), None
+            visual, read = (held.kind(b) == VISUAL).nonzero().flatten(), None
             if len(visual):
                 own = tuple(part[b if len(part) > 1 else 0] for part in rotary)
                 row = attention_rows(attention, hidden[b], own, 0, keys=keys[b, :, pad:])
                 read = self.decode(row[:, 0].mean(0).detach(), visual.to(row.device))
             left = visual[:0] if read is None else visual[~torch.isin(visual, read.cpu())]
-            unread.append(held.real(held.ids, b)[left])
+            unread.append(held.ids[b][left])
         left = sum(map(len, unread))
         call.unread = unread if left else None
         self.stats.count(f"decode@{self.decode.layer}", left)
+
+
+def _may_go(stage: Inner, kind: Tensor) -> Tensor:
+    """Which tokens a stage may drop: visual ones, and newlines where it counts them as such."""
+    return kind != TEXT if stage.include_newlines else kind == VISUAL
 
 
 def _scores(
@@ -196,41 +197,40 @@ def _scores(
     "text"; None where there is nothing to drop. hidden [B, S, D]: what enters ``attention``; keys: from the cache."""
     scores: list[Tensor | None] = []
     for b, pad in enumerate(held.pads):
-        if not held.may_go(stage, b).any():
+        kind = held.kind(b)
+        if not _may_go(stage, kind).any():
             scores.append(None)
             continue
-        kind = held.real(held.kind, b)
         first = len(kind) - 1
         if stage.query == "text":
             first = min(first, int((kind != TEXT).nonzero()[-1]) + 1)
-        own, seen = tuple(held.real(part, b) for part in rotary), None if keys is None else keys[b, :, pad:]
-        rows = attention_rows(attention, held.real(hidden, b), own, first, keys=seen, causal=stage.causal)
+        own, seen = tuple(held.own(part, b) for part in rotary), None if keys is None else keys[b, :, pad:]
+        rows = attention_rows(attention, held.own(hidden, b), own, first, keys=seen, causal=stage.causal)
         scores.append((rows if stage.query == "text" else rows[:, -1].mean(0)).to(hidden.device))
     return scores
 
 
-def _kept(stage: Inner, held: Held, b: int, n0: int, states: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+def _kept(stage: Inner, held: Held, b: int, states: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
     """What the stage keeps of one prompt: ids on the host, and states. BadUsage where it breaks its promise."""
-    may_go, name, given = held.may_go(stage, b), type(stage).__name__, {}
+    tokens, ids, given = held.tokens[b], held.ids[b], {}
+    may_go, n0 = _may_go(stage, tokens.kind[ids]), int(_may_go(stage, tokens.kind).sum())
     visual, total = may_go.nonzero().flatten(), len(states)
     if getattr(stage, "reads_groups", False):
-        for key, part in (("group", held.group), ("gain", held.gain)):
-            given[key] = None if part is None else held.real(part, b)[visual].to(states.device)
+        group, gain = tokens.group[ids[visual]], tokens.gain[ids[visual]]
+        given["group"] = None if (group < 0).any() else group.to(states.device)
+        given["gain"] = None if gain.isnan().any() else gain.to(states.device)
     with torch.autocast(states.device.type, enabled=False):  # it would round float32 similarities
         keep, left = stage(states, score, visual.to(states.device), n0, **given)
     keep = keep.cpu()
-    if not len(keep) or len(left) != len(keep) or (keep.diff() <= 0).any() or keep[0] < 0 or keep[-1] >= total:
-        what = f"{name} returned {len(keep)} ids and {len(left)} states for {total} tokens"
-        raise BadUsage(what, fix="return strictly ascending ids into the sequence, and one state for each")
-    lost = int((~may_go).sum() - (~may_go[keep]).sum())
-    if lost:
-        raise BadUsage(f"{name} dropped {lost} tokens that are not visual", fix="keep every other token")
+    fits = len(keep) == len(left) > 0 and keep[0] >= 0 and keep[-1] < total and (keep.diff() > 0).all()
+    if not fits or (~may_go[keep]).sum() != (~may_go).sum():
+        what = f"{type(stage).__name__} returned {len(keep)} ids and {len(left)} states for {total} tokens"
+        fix = "return strictly ascending ids, one state for each, and keep every token that is not visual"
+        raise BadUsage(what, fix=fix)
     return keep, left
 
 
 def _read(call: Call, held: Held) -> Tensor:
-    """Which columns of its cache a layer reads when prompt tokens are left unread [B, S + behind]."""
-    real = torch.nn.functional.pad(held.kind != PAD, (0, call.behind), value=True)
-    for b, gone in enumerate(call.unread):
-        real[b, : held.length] &= ~torch.isin(held.ids[b], gone)
-    return real
+    """Which columns of its cache a layer reads when prompt tokens are left unread [B, length + behind]."""
+    read = [~torch.isin(ids, gone) for ids, gone in zip(held.ids, call.unread, strict=True)]
+    return torch.nn.functional.pad(pad_left(read), (0, call.behind), value=True)

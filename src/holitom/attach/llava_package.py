@@ -24,7 +24,7 @@ class PackageRun(Run):
     def _generate(self, original: Callable[..., Any], given: dict[str, Any]) -> Any:
         check_generation(self._host, given)
         if self._provided is not None and given.get("images") is None:
-            given |= {"images": [], "modalities": ["video"] * len(self._provided[0])}
+            given |= {"images": [], "modalities": ["video"] * len(self._provided)}
         try:
             return original(**given)
         finally:
@@ -42,5 +42,4 @@ class PackageRun(Run):
             what = f"{len(images)} images of the modalities {kinds}"
             raise BadUsage(what, fix="give videos alone, and modalities=['video'] * number of videos")
         ours, self._waiting = self._spliced(found)
-        cache, embeds = cache_of(given), ours["inputs_embeds"]
-        return None, ours["position_ids"], ours["attention_mask"], cache, embeds, None
+        return None, ours["position_ids"], ours["attention_mask"], cache_of(given), ours["inputs_embeds"], None

@@ -5,9 +5,10 @@ What a prompt consists of is written down on the host, in one copy per video; em
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,76 +20,58 @@ from holitom.flops import LLMShape
 from holitom.models import Adapter
 from holitom.types import Reduction, TokenSet, VideoFeatures
 
-PAD, TEXT, VISUAL, NEWLINE = range(4)
-"""What a slot of a prompt holds."""
+TEXT, VISUAL, NEWLINE = range(3)
+"""What a token of a prompt is."""
 
 
-@dataclass(frozen=True)
-class Placed:
-    """The rows [P, D] of one video in the order in which the model reads them, newlines among them.
-
-    On the host: place [P], the place of each row among the embeddings of the whole video, newlines counted; kind [P];
-    group, gain [P] as in the TokenSet (None: no groups), where a newline has those of the token before it. frames: of
-    the whole video; cells: per frame; full: its embeddings; entered: as in its MergedFrames.
-    """
+class Tokens(NamedTuple):
+    """Tokens in the order in which the model reads them. rows [S, D]: their embeddings; on the host kind [S], place [S]
+    (where each would stand with all of the video's tokens there), and the TokenSet's group and gain [S] (-1 and NaN
+    without), a newline having those of the token before it."""
 
     rows: Tensor
-    place: Tensor
     kind: Tensor
-    frames: int
-    cells: int
-    full: int
-    group: Tensor | None
-    gain: Tensor | None
-    entered: tuple[int, ...]
+    place: Tensor
+    group: Tensor
+    gain: Tensor
 
 
-def reduce_video(video: VideoFeatures, reduction: Reduction, adapter: Adapter) -> Placed:
-    """One video through the outer stage (or whole), with its newlines. Where a tower stage has merged frames, the outer
-    stage is asked for the share of those left that makes the budget of all, and a kept token takes the place that it
-    has in the first frame of the video that its own frame holds."""
-    outer, merged, budget, frames = reduction.outer, video.merged, reduction.budget, video.frames
-    needs = () if outer is None else sorted(name for name in outer.requires if getattr(video, name, None) is None)
-    what = f"{type(outer).__name__} needs {', '.join(needs)}, which the given features lack" if needs else ""
+def reduce_video(video: VideoFeatures, reduction: Reduction, adapter: Adapter) -> tuple[Tokens, int]:
+    """One video through the outer stage (or whole), with its newlines, and how many tokens the whole video has.
+
+    Where a tower stage has merged frames, the outer stage is asked for the share of those left that makes the budget of
+    all, and a kept token takes the place that it has in the first frame of the video that its own frame holds."""
+    outer, merged = reduction.outer, video.merged
     if (merged is None) != (reduction.tower is None):
         what = f"the given features come from a tower with{'out' * (merged is None)} a stage in it"
-    if what:
         raise BadUsage(what, fix="take the features from run.encode(...) inside this reduce_tokens block")
-    if merged is not None:
-        frames = len(merged.into)
-        budget = min(1.0, budget * frames / video.frames)
+    budget = reduction.budget if merged is None else min(1.0, reduction.budget * video.all_frames / video.frames)
     if outer is None:
         place = torch.arange(video.frames * video.cells, device=video.tokens.device)
         kept = TokenSet(video.tokens.flatten(0, 1), place // video.cells, place % video.cells)
     else:
         with torch.autocast(video.tokens.device.type, enabled=False):  # it would round float32 similarities
             kept = outer(video, budget)
-    if not len(kept):
-        raise BadUsage(f"budget {reduction.budget} leaves no token of {video.frames} frames", fix="raise the budget")
     if merged is not None:
         kept = replace(kept, frame=torch.tensor(merged.first, device=kept.frame.device)[kept.frame])
-    entered = () if merged is None else merged.entered
-    return _arrange(kept, frames, video.grid, adapter.newline, adapter.newline_order, entered)
+    return _arrange(kept, video, adapter)
 
 
-def _arrange(
-    kept: TokenSet, frames: int, grid: tuple[int, int], newline: Tensor | None, order: str, entered: tuple[int, ...]
-) -> Placed:
-    """Put the kept tokens of a video and the model's newline embedding [D] in the model's order.
+def _arrange(kept: TokenSet, video: VideoFeatures, adapter: Adapter) -> tuple[Tokens, int]:
+    """Put the kept tokens of a video and the model's newline embedding in the model's order.
 
     "end" (LLaVA-OneVision): the tokens as the method ordered them, then one newline. "row" (LLaVA-Video): tokens by
     frame and cell, and a newline after every grid row that still holds one, as in HoliTom's release; these newlines
     come on top of the budget. "none", or "end" without a newline: the tokens alone.
     """
-    height, width = grid
+    (height, width), newline, order = video.grid, adapter.newline, adapter.newline_order
+    line, step = kept.frame * height + kept.cell // width, width + (order == "row")  # rows with a place for a newline
+    place, full = line * step + kept.cell % width, video.all_frames * height * step
     if order == "row":
-        row = kept.frame * height + kept.cell // width  # each row of the video has one place more, for its newline
-        place, full = row * (width + 1) + kept.cell % width, frames * height * (width + 1)
-        newlines = torch.unique(row) * (width + 1) + width
+        newlines = torch.unique(line) * step + width
     else:
-        full = frames * height * width + (order == "end" and newline is not None)
-        place = kept.frame * (height * width) + kept.cell
-        newlines = torch.arange(frames * height * width, full, device=place.device)
+        newlines = torch.arange(full, full + (order == "end" and newline is not None), device=place.device)
+        full += len(newlines)
     rows, place = kept.tokens, torch.cat([place, newlines])
     if len(newlines):
         rows = torch.cat([rows, newline.to(rows).expand(len(newlines), -1)])
@@ -98,61 +81,51 @@ def _arrange(
         rows, place = rows[source], place[source]
     place, source = torch.stack([place, source]).cpu()
     kind = torch.where(source < len(kept), VISUAL, NEWLINE)
-
-    def carried(values: Tensor | None) -> Tensor | None:
-        if values is None:
-            return None
-        every = torch.cat([values.cpu(), values.cpu().new_zeros(len(newlines))])[source]
-        return torch.where(kind == VISUAL, every, every.roll(1))
-
-    group, gain = carried(kept.group), carried(kept.gain)
-    return Placed(rows, place, kind, frames, height * width, full, group, gain, entered)
+    owner = torch.where(kind == VISUAL, source, source.roll(1))
+    group = torch.full_like(kind, -1) if kept.group is None else kept.group.cpu()[owner]
+    gain = torch.full(kind.shape, torch.nan) if kept.gain is None else kept.gain.float().cpu()[owner]
+    return Tokens(rows, kind, place, group, gain), full
 
 
 @dataclass(eq=False)
 class Held:
-    """The slots of a batch of prompts in one decoder layer, on the host, prompts padded on the left to one length S.
+    """What one decoder layer holds of a batch of prompts, on the host; there they are padded on the left to ``length``.
 
-    kind [B, S]; ids [B, S]: tokens by their number in the prompt that enters the first layer; positions [..., B, S]:
-    the rotary ones; group, gain [B, S]: the outer stage's (None: no groups); shift [B]: by how much positions are
-    smaller than in the first layer at the end of the prompt (None: nothing was renumbered).
+    tokens: every prompt as it enters the first layer; ids: which of them are left [S_b]; positions: the rotary ones
+    [S_b], or [S_b, axes]; shift [B]: by how much positions are smaller than in the first layer at the end of the prompt
+    (None: nothing was renumbered).
     """
 
-    kind: Tensor
-    ids: Tensor
-    positions: Tensor
-    group: Tensor | None = None
-    gain: Tensor | None = None
+    tokens: list[Tokens]
+    ids: list[Tensor]
+    positions: list[Tensor]
     shift: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.pads = (self.kind == PAD).sum(1).tolist()
-        self.length = self.kind.shape[1]
+        self.length = max(map(len, self.ids))
+        self.pads = [self.length - len(ids) for ids in self.ids]
 
-    def real(self, batched: Tensor, b: int) -> Tensor:
-        """The slots of one prompt without its padding: [B or 1, S, ...] -> [S_b, ...]."""
+    def own(self, batched: Tensor, b: int) -> Tensor:
+        """What belongs to one prompt, without its padding: [B or 1, length, ...] -> [S_b, ...]."""
         return batched[b if len(batched) > 1 else 0, self.pads[b] :]
 
-    def mask(self, behind: int = 0) -> Tensor | None:
-        """Which slots, and columns behind the prompt, are no padding [B, S + behind]; None where there is none."""
-        if not any(self.pads):
-            return None
-        return torch.nn.functional.pad(self.kind != PAD, (0, behind), value=True)
+    def kind(self, b: int) -> Tensor:
+        """What the tokens of one prompt are [S_b]."""
+        return self.tokens[b].kind[self.ids[b]]
 
-    def may_go(self, stage: Any, b: int) -> Tensor:
-        """Which tokens of a prompt a stage may drop: visual ones, and newlines where it counts them as such."""
-        kind = self.real(self.kind, b)
-        return kind >= VISUAL if stage.include_newlines else kind == VISUAL
+    def numbers(self) -> Tensor:
+        """The positions as the model takes them: [B, length], or [axes, B, length]."""
+        padded = pad_left(self.positions)
+        return padded.movedim(2, 0) if padded.ndim == 3 else padded
 
-    def kept(self, keep: Sequence[Tensor]) -> tuple[Held, Tensor]:
-        """What is left of the prompts when these of their tokens stay, by their number here, and the slots [B, S'] from
-        which it comes. Positions do not change."""
-        slots = pad_left([ids + pad for ids, pad in zip(keep, self.pads, strict=True)])
-        real = pad_left([torch.ones_like(ids) for ids in keep])
-        kind, ids = (part.gather(1, slots) * real for part in (self.kind, self.ids))
-        groups = (None if part is None else part.gather(1, slots) for part in (self.group, self.gain))
-        positions = self.positions.gather(-1, slots.expand(*self.positions.shape[:-1], -1))
-        return Held(kind, ids, positions, *groups, self.shift), slots
+    def mask(self, behind: int = 0) -> Tensor:
+        """Which columns, and those behind the prompt, are no padding [B, length + behind]."""
+        return torch.arange(self.length + behind) >= torch.tensor(self.pads)[:, None]
+
+    def kept(self, keep: Sequence[Tensor]) -> Held:
+        """What is left of the prompts when these of their tokens stay, by their place here."""
+        ids, positions = ([x[k] for x, k in zip(part, keep, strict=True)] for part in (self.ids, self.positions))
+        return Held(self.tokens, ids, positions, self.shift)
 
 
 @dataclass
@@ -169,17 +142,18 @@ class Prompt:
 
     def repeated(self, times: int) -> Prompt:
         """Every prompt ``times`` times in a row, as generation repeats it for beams and returned sequences."""
-        parts = {name: part for name, part in vars(self.base).items() if isinstance(part, Tensor)}
-        base = replace(self.base, **{name: part.repeat_interleave(times, -2) for name, part in parts.items()})
+        parts = (self.base.tokens, self.base.ids, self.base.positions)
+        base = Held(*([one for one in part for _ in range(times)] for part in parts))
         following = self.following.repeat_interleave(times)
         return replace(self, following=following, base=base, layers=[base] * len(self.layers))
 
 
 def splice(
-    given: Mapping[str, Any], placed: Sequence[Placed], adapter: Adapter, reduction: Reduction
+    given: Mapping[str, Any], features: Sequence[VideoFeatures], adapter: Adapter, reduction: Reduction
 ) -> tuple[dict[str, Any], Prompt]:
-    """Put the videos of a batch into its prompts, one for every run of placeholders: the arguments of a call -> those
-    with which the language model is called (embeddings, mask, positions), and what is to be known of the prompts.
+    """Reduce the videos of a batch and put them into its prompts, one for every run of placeholders: the arguments of a
+    call -> those with which the language model is called (embeddings, mask, positions), and what is to be known of the
+    prompts.
 
     An outer stage with positions "contiguous" has the new prompt numbered without gaps; with "original" each row keeps
     the position that it would have with all of the video's tokens, however many placeholders stand for it. Places on a
@@ -189,76 +163,77 @@ def splice(
     if grid is None and given.get("position_ids") is not None:
         raise BadUsage("position_ids are given with a video", fix="leave them out: they follow from the prompt")
     pads, spots = left_pads(given.get("attention_mask"), ids), [runs(row, adapter.video_token_id) for row in ids]
-    if sum(map(len, spots)) != len(placed):
+    found = [stop - start for row in spots for start, stop in row]
+    if len(found) != len(features):
         raise BadUsage(
-            f"{len(placed)} videos, but {sum(map(len, spots))} runs of video placeholders in {len(ids)} prompts",
+            f"{len(features)} videos, but {len(found)} runs of video placeholders in {len(ids)} prompts",
             fix="give one unbroken run of placeholders per video, with text between two videos; a video that several "
             "prompts ask about is given once for each",
         )
-    embeds, videos = adapter.embed(given["input_ids"], given), iter(placed)
-    shape, prompts, samples = LLMShape.from_config(adapter.text.config), [], []
-    for b, pad in enumerate(pads):
-        parts, mine, cursor, drift, free = [], [], pad, -pad, 0  # free: the first number above those of all groups
-        for start, stop in spots[b]:
-            video = next(videos)
-            if grid is not None and stop - start != video.full:
-                what = f"{stop - start} placeholders for a video of {video.full} tokens, each with a place of its own"
-                raise BadUsage(what, fix="give the prompt that the model's own processor makes")
-            group = torch.zeros_like(video.kind) if video.group is None else video.group
-            group = group + max(0, free - int(group.min()))  # videos do not share groups
-            gain = torch.zeros(len(group)) if video.gain is None else video.gain.float()
-            parts.append(_words(embeds[b], cursor, start, drift))
-            parts.append((video.rows.to(embeds), video.kind, video.place + start + drift, group, gain))
-            mine.append(video)
-            cursor, drift, free = stop, drift + video.full - (stop - start), int(group.max()) + 1
-        parts.append(_words(embeds[b], cursor, ids.shape[1], drift))
-        prompts.append([torch.cat(column) for column in zip(*parts, strict=True)])
-        lengths = {"prompt_before": ids.shape[1] - pad, "prompt_after": len(prompts[b][0])}
-        samples.append(_sample(mine, reduction.budget, shape=shape, **lengths) if mine else None)
-    rows, kind, own, group, gain = (pad_left(column) for column in zip(*prompts, strict=True))
-    count = (kind != PAD).cumsum(1).sub(1).clamp(0)
-    keeps = grid is not None or (reduction.outer is not None and reduction.outer.positions == "original")
-    own = numbered = own if keeps else count
+    wanted = [video.all_frames * video.cells for video in features]
+    if grid is not None and found != wanted:
+        what = f"{found} placeholders for videos of {wanted} tokens, each with a place of its own"
+        raise BadUsage(what, fix="give the prompt that the model's own processor makes")
+    embeds, videos, prompts = adapter.embed(given["input_ids"], given), iter(features), []
+    for own, pad, row in zip(embeds, pads, spots, strict=True):
+        mine = [(start - pad, stop - pad, next(videos)) for start, stop in row]
+        prompts.append(_prompt(own[pad:], mine, adapter, reduction))
+    tokens, samples = map(list, zip(*prompts, strict=True))
+    numbers = [torch.arange(len(own.rows)) for own in tokens]
     if grid is not None:
-        columns = own + torch.tensor(pads)[:, None]
-        own = grid.cpu().gather(2, columns.expand(len(grid), -1, -1))
-        numbered = torch.cat([count[None], own])  # a row that counts goes before the axes
-    group = group if any(video.group is not None for video in placed) else None
-    gain = gain if any(video.gain is not None for video in placed) else None
-    base = Held(kind, count, own, group, gain)
-    mask = base.mask()
-    if mask is None and keeps:  # gaps without a mask would be read as packed sequences
-        mask = kind != PAD
-    mask = None if mask is None else mask.long().to(embeds.device)
-    call = {"inputs_embeds": rows, "attention_mask": mask, "position_ids": numbered.to(embeds.device)}
-    following = own[..., -1].reshape(-1, len(ids)).amax(0).to(embeds.device) + 1
-    return call, Prompt(following, base, [base] * len(adapter.layers), samples)
+        positions = [grid[:, b].cpu().T[own.place + pads[b]] for b, own in enumerate(tokens)]
+    else:
+        keeps = reduction.outer is not None and reduction.outer.positions == "original"
+        positions = [own.place for own in tokens] if keeps else numbers
+    base = Held([own._replace(rows=None) for own in tokens], numbers, positions)
+    where = base.numbers()
+    if grid is not None:  # a row that counts goes before the axes
+        where = torch.cat([pad_left(numbers)[None], where])
+    device, following = embeds.device, torch.stack([own[-1].max() + 1 for own in positions])
+    # the mask is given in any case: without one, gaps in positions would be read as the bounds of packed sequences
+    call = {"attention_mask": base.mask().long().to(device), "position_ids": where.to(device)}
+    call["inputs_embeds"] = pad_left([own.rows for own in tokens])
+    return call, Prompt(following.to(device), base, [base] * len(adapter.layers), samples)
 
 
-def _words(embeds: Tensor, start: int, stop: int, drift: int) -> tuple[Tensor, ...]:
-    """The text [start, stop) of a prompt: embeddings, kinds, positions, and no groups and gains."""
-    count = stop - start
-    kind, group = torch.full((count,), TEXT), torch.full((count,), -1)
-    return embeds[start:stop], kind, torch.arange(start, stop) + drift, group, torch.zeros(count)
-
-
-def _sample(videos: Sequence[Placed], budget: float, **known: Any) -> SampleStats:
-    """What is to be said of one prompt before the language model runs; known: of its fields."""
-    frames, full = sum(v.frames for v in videos), sum(v.frames * v.cells for v in videos)
-    left = [v.entered[-1] if v.entered else v.frames for v in videos]  # frames that the outer stage saw
-    kept = sum(int((v.kind == VISUAL).sum()) for v in videos)
-    return SampleStats(
-        videos=len(videos),
-        frames=frames,
-        cells=videos[0].cells if len({v.cells for v in videos}) == 1 else full / frames,
-        budget=budget,
-        requested=sum(min(round(budget * v.frames * v.cells), n * v.cells) for v, n in zip(videos, left, strict=True)),
-        tower_frames=tuple(map(sum, zip(*(v.entered for v in videos), strict=True))),
-        kept=kept,
-        newlines=sum(len(v.kind) for v in videos) - kept,
-        full_newlines=sum(v.full for v in videos) - full,
-        **known,
+def _prompt(
+    embeds: Tensor, videos: Sequence[tuple[int, int, VideoFeatures]], adapter: Adapter, reduction: Reduction
+) -> tuple[Tokens, SampleStats | None]:
+    """One prompt without padding. embeds [S, D]: of its words; videos: where their placeholders start and stop, and
+    their features."""
+    parts, cursor, place, free = [], 0, 0, 0  # free: the first number above those of all groups, for none is shared
+    counts, tower = Counter(), []
+    for start, stop, video in videos:
+        parts.append(_words(embeds[cursor:start], place))
+        tokens, full = reduce_video(video, reduction, adapter)
+        place += start - cursor
+        own = {"rows": tokens.rows.to(embeds), "place": tokens.place + place, "group": tokens.group + free}
+        parts.append(tokens._replace(**own))
+        cursor, place, free = stop, place + full, int(own["group"].max()) + 1
+        whole = video.all_frames * video.cells
+        asked = min(round(reduction.budget * whole), video.frames * video.cells)
+        counts.update(frames=video.all_frames, full=whole, requested=asked, full_newlines=full - whole)
+        tower.append(() if video.merged is None else video.merged.entered)
+    parts.append(_words(embeds[cursor:], place))
+    tokens = Tokens(*map(torch.cat, zip(*parts, strict=True)))
+    if not videos:
+        return tokens, None
+    return tokens, SampleStats(
+        **counts,
+        budget=reduction.budget,
+        kept=int((tokens.kind == VISUAL).sum()),
+        newlines=int((tokens.kind == NEWLINE).sum()),
+        prompt_before=len(embeds),
+        prompt_after=len(tokens.kind),
+        shape=LLMShape.from_config(adapter.text.config),
+        tower_frames=tuple(map(sum, zip(*tower, strict=True))),
     )
+
+
+def _words(rows: Tensor, place: int) -> Tokens:
+    """Text of a prompt from this place on, without groups and gains."""
+    kind, none = torch.full((len(rows),), TEXT), torch.full((len(rows),), -1)
+    return Tokens(rows, kind, torch.arange(place, place + len(rows)), none, none * torch.nan)
 
 
 def runs(row: Tensor, token: int) -> list[tuple[int, int]]:

@@ -60,20 +60,19 @@ def _heads(attention: nn.Module, part: str, x: Tensor) -> Tensor:
     return (norm(states) if norm is not None else states).transpose(0, 1)[None]
 
 
-def attention_mask(
-    config: Any, hidden: Tensor, real: Tensor | None, columns: int, causal: bool = True
-) -> Tensor | None:
-    """What eager, SDPA and flash attention take for queries hidden [B, Q, D] that are the last of so many columns; real
-    [B, columns]: what may be attended to (None: everything). None where the attention needs no mask."""
-    kind, queries = config._attn_implementation, hidden.shape[1]
-    real = None if real is None else real.to(hidden.device)
+def attention_mask(config: Any, hidden: Tensor, real: Tensor, causal: bool = True) -> Tensor | None:
+    """What eager, SDPA and flash attention take for queries hidden [B, Q, D] that are the last of the columns; real
+    [B, columns], on the host: what may be attended to. None where the attention needs no mask."""
+    kind, (queries, columns), whole = config._attn_implementation, (hidden.shape[1], real.shape[1]), bool(real.all())
+    bare = not causal or queries == 1 or (kind == "sdpa" and queries == columns)
+    if whole and (bare or kind.startswith("flash_attention")):
+        return None
+    real = real.to(hidden.device)
     if kind.startswith("flash_attention"):
         return real
-    if real is None and (not causal or queries == 1 or (kind == "sdpa" and queries == columns)):
-        return None
     place = torch.arange(columns, device=hidden.device)
-    allowed = (place <= place[columns - queries :, None] if causal else place[columns - queries :, None] >= 0)[None]
-    allowed = allowed.expand(len(hidden), queries, columns) if real is None else allowed & real[:, None]
+    last = place[columns - queries :] if causal else place[-1:].expand(queries)
+    allowed = (place <= last[:, None]) & real[:, None]
     allowed = (allowed | ~allowed.any(-1, keepdim=True))[:, None]  # rows of padding see all: none may be empty
     if kind == "sdpa":
         return allowed
@@ -92,16 +91,13 @@ def keys_of(cache: Any, index: int) -> Tensor:
     return cache.layers[index].keys if hasattr(cache, "layers") else cache.key_cache[index]
 
 
-ON_CACHE = "_holitom_prompt"
-"""The name under which a cache carries the reduced prompt that it holds."""
-
-
 class ReducedCache(cache_utils.DynamicCache):
-    """What a cache becomes when a reduced prompt enters it: outside of a block, the model would misread it."""
+    """What a cache becomes when a reduced ``prompt`` enters it: outside of its block, the model would misread it."""
+
+    prompt: Any
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        prompt = getattr(self, ON_CACHE, None)
-        if prompt is not None and prompt.ended():
+        if self.prompt.ended():
             what = "this cache holds a prompt that was reduced in a reduce_tokens block, and the block has ended"
             raise BadUsage(what, fix="go on inside the block, or begin with a new cache")
         return super().update(*args, **kwargs)

@@ -10,27 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holitom.attach.decoder import Call, Decoder, Patched
-from holitom.attach.prompt import Prompt, reduce_video, splice
-from holitom.attach.rows import ON_CACHE, cache_of, check_cache
+from holitom.attach.decoder import Call, Decoder
+from holitom.attach.prompt import Prompt, splice
+from holitom.attach.rows import ReducedCache, cache_of, check_cache
 from holitom.attach.stats import RunStats
 from holitom.attach.tower import merging
 from holitom.errors import BadUsage, UnsupportedModel
 from holitom.models import host_of
 from holitom.types import Reduction, VideoFeatures
 
-_TOWER = ("vision_feature_layer", "vision_feature_select_strategy")
 _SPLICED = {
-    *("input_ids", "attention_mask", "position_ids", "cache_position", "mm_token_type_ids", "mm_encoder_outputs"),
-    *("pixel_values", "image_sizes", "image_grid_thw", "batch_num_images", "vision_aspect_ratio", *_TOWER),
-    *("pixel_values_videos", "image_sizes_videos", "video_grid_thw", "second_per_grid_ts"),
+    *("input_ids", "attention_mask", "position_ids", "cache_position", "mm_token_type_ids", "pixel_values"),
+    *("image_sizes", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts"),
 }
 """Arguments of a call that are in the embeddings, mask and positions of a reduced prompt."""
 _REFUSED = (
-    *("custom_generate", "prefill_chunk_size", "token_healing"),
-    *("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "speculation_type"),
+    *("prefill_chunk_size", "assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit"),
+    *("use_mtp", "speculation_type"),
 )
-"""Settings of ``generate`` that go back in the cache, or that cut or change the prompt, which is reduced as a whole."""
+"""Settings of ``generate`` that go back in the cache, or that cut the prompt, which is reduced as a whole."""
 
 
 class Run:
@@ -43,7 +41,7 @@ class Run:
         self.reduction, self.stats, self._adapter = reduction, RunStats(reduction), adapter
         self._decoder = Decoder(adapter, reduction, self.stats)
         self._host, _ = host_of(model)
-        self._provided: tuple[list[VideoFeatures], int] | None = None  # and the thread that has done so
+        self._provided: list[VideoFeatures] | None = None
         self._waiting: Prompt | None = None  # spliced, on its way through generate to the core
         self._full: tuple[Tensor, Tensor | None] | None = None  # ids and mask of the full prompt in generate
         ended = threading.Event()
@@ -52,39 +50,35 @@ class Run:
 
     def provide(self, videos: Sequence[VideoFeatures]) -> None:
         """Features for the next prefill, one per video in prompt order, instead of ``pixel_values_videos``."""
-        if not videos or not all(hasattr(video, "tokens") for video in videos):
-            raise BadUsage("provide(...) needs a list of VideoFeatures", fix="take it from run.encode(...)")
         with self._alone():
-            if self._provided is not None and self._provided[1] != threading.get_ident():
-                what = "another thread has provided features, and no prompt has taken them yet"
-                raise BadUsage(what, fix="use a lock around both calls")
-            self._provided = list(videos), threading.get_ident()
+            if self._provided is not None:  # perhaps by another thread, about whose video it would be answered
+                what = "features have been provided already, and no prompt with a video has taken them"
+                raise BadUsage(what, fix="prefill before you provide more; threads need a lock around both calls")
+            self._provided = list(videos)
 
     @torch.no_grad()
     def encode(self, pixel_values_videos: Tensor | Sequence[Tensor], **given: Any) -> list[VideoFeatures]:
         """Run the vision tower once: [B, T, 3, H, W] (or one [T, 3, H, W] per video) -> one VideoFeatures per video,
         with what the outer stage requires. given: what goes with a family's pixels, for instance video_grid_thw."""
-        with self._alone():
-            return self._encode(pixel_values_videos, given)
-
-    def _encode(self, pixels: Any, given: Mapping[str, Any]) -> list[VideoFeatures]:
         outer, tower = self.reduction.outer, self.reduction.tower
         beside = {name: given.get(name) for name in self._adapter.video_inputs}
         if tower is not None:
             beside["tower"] = functools.partial(merging, self._adapter, tower)
-        return self._adapter.encode(pixels, frozenset(() if outer is None else outer.requires), **beside)
+        with self._alone():
+            requires = frozenset(() if outer is None else outer.requires)
+            return self._adapter.encode(pixel_values_videos, requires, **beside)
 
     def install(self) -> None:
-        """Put hooks and methods into this model instance; ``remove`` takes everything out again. One thread at a time
-        (``reduce_tokens`` sees to it)."""
+        """Put hooks and methods into this model instance; ``remove`` takes everything out again."""
         core, host = self._adapter.core, self._host
-        if isinstance(vars(core).get("forward"), Patched):
+        # in one step, so that two threads cannot both begin; a model that holds a run cannot be copied
+        if vars(core).setdefault("holitom_run", self) is not self:
             raise BadUsage("this model is already inside a reduce_tokens block", fix="leave that block first")
+        self._undo.callback(delattr, core, "holitom_run")
         for handle in self._decoder.install():
             self._undo.callback(handle.remove)
         self._override(core, "forward", self._forward)
         if host is not core:
-            self._undo.callback(host.register_forward_pre_hook(_refuse_labels, with_kwargs=True).remove)
             self._override(host, "generate", self._generate)
             self._override(host, "_get_logits_processor", self._logits_processors)
 
@@ -96,16 +90,18 @@ class Run:
         """Give this instance a method of its own; the class, and every other instance, stay as they are. It runs
         uncompiled, whoever compiles what calls it: lengths change with every prompt."""
         original, own = getattr(module, name), vars(module).get(name)  # accelerate may have given it one
-        instead = Patched(torch.compiler.disable(self._instead), replacement, original)
-        setattr(module, name, functools.wraps(original)(instead))
+
+        @torch.compiler.disable
+        def instead(*args: Any, **given: Any) -> Any:
+            if args:
+                given |= dict(zip(inspect.signature(original).parameters, args, strict=False))
+            with self._alone():
+                return replacement(original, given)
+
+        # a partial, for the compiler's own wrapper would look like a compiled forward
+        setattr(module, name, functools.update_wrapper(functools.partial(instead), original))
         undo = (delattr, module, name) if own is None else (setattr, module, name, own)
         self._undo.callback(*undo)
-
-    def _instead(self, replacement: Callable[..., Any], original: Callable[..., Any], *args: Any, **given: Any) -> Any:
-        if args:
-            given |= dict(zip(inspect.signature(original).parameters, args, strict=False))
-        with self._alone():
-            return replacement(original, given)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -130,9 +126,9 @@ class Run:
     def _generate(self, original: Callable[..., Any], given: dict[str, Any]) -> Any:
         if given.get("inputs") is not None:
             given["input_ids"] = given.pop("inputs")
-        cache, shows = cache_of(given), self._has_video(given)
-        if cache is not None and cache.get_seq_length() > 0 and (shows or hasattr(cache, ON_CACHE)):
-            what = "a cache holds a conversation: it takes no video, and generate cannot go on from a reduced prompt"
+        shows = self._has_video(given)
+        if isinstance(cache_of(given), ReducedCache):
+            what = "generate cannot go on from a cache that holds a reduced prompt"
             raise BadUsage(what, fix="give the whole conversation again, with its video and without the cache")
         if not shows:
             return original(**given)
@@ -142,9 +138,7 @@ class Run:
         if given.get("attention_mask") is None and pad not in (None, *(eos if isinstance(eos, list) else [eos])):
             given["attention_mask"] = (ids != pad).long()  # as generate infers it
         ours, prompt = self._spliced(given)
-        rows, width = ours["inputs_embeds"].shape[:2]
-        if ours["attention_mask"] is None:  # without one, generate would make one of the ids
-            ours["attention_mask"] = torch.ones(rows, width, dtype=torch.long, device=ids.device)
+        width = ours["inputs_embeds"].shape[1]
         for name in ("max_length", "min_length"):  # generate takes the embeddings' length off
             length = asked(name)
             if length and width != ids.shape[1]:
@@ -156,49 +150,36 @@ class Run:
             self._waiting = self._full = None
 
     def _logits_processors(self, original: Callable[..., Any], given: dict[str, Any]) -> Any:
-        """The processors of ``generate``: those that read the prompt read the full one, and the last one asks at every
-        step whether the block goes on."""
+        """The processors of ``generate``: those that read the prompt read the full one."""
         if self._full is not None:
-            (ids, mask), model_kwargs = self._full, given["model_kwargs"]
+            (ids, mask), kwargs = self._full, given["model_kwargs"]
             if mask is not None:
-                mask = mask.repeat_interleave(len(model_kwargs["inputs_embeds"]) // len(mask), 0)
-                mask = None if mask.all() else mask
-            given |= {"encoder_input_ids": ids, "model_kwargs": {**model_kwargs, "attention_mask": mask}}
-        processors = original(**given)
-        processors.append(lambda ids, scores: self._check_open() or scores)
-        return processors
+                mask = mask.repeat_interleave(len(kwargs["inputs_embeds"]) // len(mask), 0)
+            given |= {"encoder_input_ids": ids, "model_kwargs": {**kwargs, "attention_mask": mask}}
+        return original(**given)
 
     def _forward(self, original: Callable[..., Any], given: dict[str, Any]) -> Any:
         call = self._call(given)
         if call is None:
             return original(**given)
-        self._decoder.call = call
+        self._decoder.under_way.call = call
         try:
             output = original(**given)
         finally:
-            self._decoder.call = None
+            self._decoder.under_way.call = None
         if call.prefill:
             self.stats.samples += call.samples()
         return output
 
     def _call(self, kwargs: dict[str, Any]) -> Call | None:
         """What a forward of the core is, None if no reduced prompt is in it; rewrites its arguments."""
-        cache = cache_of(kwargs)
+        cache, shows = cache_of(kwargs), self._has_video(kwargs)
         if cache is not None and cache.get_seq_length() > 0:
-            if self._has_video(kwargs):
-                what = "a video is given on top of a cache that already holds a conversation"
-                raise BadUsage(what, fix="for a new video prefill everything again")
-            prompt = getattr(cache, ON_CACHE, None)
-            if prompt is None:
-                return None
-            prompt.ended = self._ended
-            return _behind(prompt, cache, kwargs)
-        if cache is not None:
-            vars(cache).pop(ON_CACHE, None)  # an emptied cache holds no prompt any more
+            return _behind(cache, kwargs) if isinstance(cache, ReducedCache) else None
         if self._waiting is not None and kwargs.get("inputs_embeds") is not None:
             prompt, self._waiting = self._waiting, None
             prompt = prompt.repeated(len(kwargs["inputs_embeds"]) // len(prompt.samples))
-        elif self._has_video(kwargs):
+        elif shows:
             ours, prompt = self._spliced(kwargs)
             for name in _SPLICED.intersection(kwargs):
                 del kwargs[name]
@@ -209,70 +190,49 @@ class Run:
         return Call(prompt)
 
     def _has_video(self, given: Mapping[str, Any]) -> bool:
-        """Whether the prompt has a place for a video; BadUsage where a video has no place."""
-        ids, encoded = given.get("input_ids"), given.get("mm_encoder_outputs") or {}
+        """Whether a prompt has a place for a video; BadUsage where a video has none, or comes late."""
+        ids, cache = given.get("input_ids"), cache_of(given)
         if ids is not None and ids.shape[1] > 1 and bool((ids == self._adapter.video_token_id).any()):
+            if cache is not None and cache.get_seq_length() > 0:
+                what = "a video is given on top of a cache that already holds a conversation"
+                raise BadUsage(what, fix="give the whole conversation again, without the cache")
             return True
-        if given.get("pixel_values_videos") is not None or encoded.get("video") is not None:
+        if given.get("pixel_values_videos") is not None:
             what = "a video is given, and no prompt has a place for it"
             raise BadUsage(what, fix="put video placeholders into input_ids")
         return False
 
-    def _videos(self, given: Mapping[str, Any]) -> list[VideoFeatures]:
-        """The features of a prompt's videos: provided by the user, or encoded here."""
-        pixels, provided = given.get("pixel_values_videos"), self._provided
-        if pixels is not None and provided is not None:
-            raise BadUsage("features were provided, and pixel_values_videos are given too", fix="give one of the two")
-        for name in _TOWER:
-            if given.get(name) not in (None, getattr(self._adapter.config, name, None)):
-                raise BadUsage(f"{name} is given in the call", fix=f"set model.config.{name}, which is read here")
-        if pixels is not None:
-            return self._encode(pixels, given)
-        if provided is None or given.get("mm_encoder_outputs"):
-            what = "the prompt has video placeholders, but no video came with it, or one encoded outside of the block"
-            raise BadUsage(what, fix="give pixel_values_videos, or call run.provide(features) first")
-        self._provided = None
-        return provided[0]
-
     def _spliced(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], Prompt]:
-        """Encode and reduce the videos of a batch, and put them into its prompts."""
-        adapter = self._adapter
+        """Encode and reduce the videos of a batch, or take those provided, and put them into its prompts."""
+        adapter, pixels, videos = self._adapter, given.get("pixel_values_videos"), self._provided
         check_model(self._host, (self._host, adapter.core, adapter.text, *adapter.layers))
-        videos = self._videos(given)
-        placed = [reduce_video(video, self.reduction, adapter) for video in videos]
-        ours, prompt = splice(given, placed, adapter, self.reduction)
+        if (pixels is None) == (videos is None):
+            what = f"a prompt has a place for a video, and {'none' if videos is None else 'more than one'} came with it"
+            raise BadUsage(what, fix="give either pixel_values_videos or run.provide(features)")
+        if pixels is not None:
+            videos = self.encode(**given)
+        self._provided = None
+        ours, prompt = splice(given, videos, adapter, self.reduction)
         prompt.ended = self._ended
+        seen = sum(video.frames * video.cells for video in videos)
         if self.reduction.tower is not None:
-            merged = sum((len(video.merged.into) - video.frames) * video.cells for video in videos)
-            self.stats.count("tower", merged)
+            self.stats.count("tower", sum(video.all_frames * video.cells for video in videos) - seen)
         if self.reduction.outer is not None:
-            seen = sum(video.frames * video.cells for video in videos)
             self.stats.count("outer", seen - sum(sample.kept for sample in prompt.samples if sample is not None))
         return ours, prompt
 
 
-def _behind(prompt: Prompt, cache: Any, kwargs: dict[str, Any]) -> Call:
+def _behind(cache: ReducedCache, kwargs: dict[str, Any]) -> Call:
     """Tokens behind a reduced prompt: mask and positions follow from what the cache holds."""
     tokens = kwargs["inputs_embeds"] if kwargs.get("input_ids") is None else kwargs["input_ids"]
-    (batch, count), first, mask = tokens.shape[:2], prompt.layers[0], kwargs.get("attention_mask")
+    prompt, count = cache.prompt, tokens.shape[1]
+    first, following = prompt.layers[0], prompt.following
     held = cache.get_seq_length() - first.length
-    if batch != len(first.kind) or held < 0:
-        what = f"{batch} rows on a cache of {len(first.kind)} prompts, {held} columns behind them"
-        raise BadUsage(what, fix="keep the batch of the prefill, and crop only what follows the prompt")
-    if count > 1 and mask is not None and not mask[:, -count:].all():
-        raise BadUsage("padding among tokens that follow a reduced prompt", fix="give turns of equal length")
-    following, real = prompt.following, first.mask(held + count)
+    real = first.mask(held + count)
     positions = following[:, None] + torch.arange(held, held + count, device=following.device)
-    kwargs |= {"position_ids": positions, "attention_mask": None if real is None else real.long().to(tokens.device)}
+    kwargs |= {"position_ids": positions, "attention_mask": None if real.all() else real.long().to(tokens.device)}
     kwargs.pop("cache_position", None)
     return Call(prompt, positions, held + count)
-
-
-def _refuse_labels(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-    """A pre-hook: a loss over a reduced prompt, and logits chosen by their place in the full one, are refused."""
-    if kwargs.get("labels") is not None or isinstance(kwargs.get("logits_to_keep"), Tensor):
-        what = "labels, or logits_to_keep as a tensor, count the places of the full prompt"
-        raise BadUsage(what, fix="compute losses outside of the block, and give the number of last logits")
 
 
 def check_model(model: nn.Module, parts: Iterable[nn.Module]) -> None:
@@ -298,6 +258,3 @@ def check_generation(model: Any, given: Mapping[str, Any]) -> None:
     for name in _REFUSED:
         if setting(model, given, name):
             raise UnsupportedModel(f"{name} does not work with reduced prompts", fix="generate without it")
-    cache = setting(model, given, "cache_implementation")
-    if cache not in (None, "dynamic"):
-        raise UnsupportedModel(f"cache_implementation={cache!r}: layers differ in length here", fix="leave it out")

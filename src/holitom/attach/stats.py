@@ -1,4 +1,4 @@
-"""What a block has done: token counts that were asked for and spent, seconds, and whether every stage acted."""
+"""What a block has done: token counts that were asked for and spent, and whether every stage acted."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -13,18 +13,16 @@ from holitom.types import Reduction
 class SampleStats:
     """One prompt of one prefill (beams of a prompt count once).
 
-    frames, cells: of its videos (frames summed; cells per frame, their mean where grids differ). budget: the share that
-    was asked for; requested: round(budget * frames * cells), rounded for each video, and no more than a tower stage
-    leaves; tower_frames: frames that entered each layer of the tower, with such a stage (the last: what is left); kept,
-    newlines: visual and newline tokens that entered the language model; full_newlines: those of the whole videos;
-    prompt_before, prompt_after: tokens of the prompt as given and after the outer stage, without padding. What entered
-    each decoder layer: per_layer (visual), newlines_per_layer, prompt_per_layer (all); cached_per_layer: prompt tokens
-    in its cache after prefill.
+    frames, full: frames and visual tokens of its whole videos; budget: the share that was asked for; requested: the
+    tokens that makes, rounded for each video, and no more than a tower stage leaves; tower_frames: frames that entered
+    each layer of the tower, with such a stage (the last: what is left); kept, newlines: visual and newline tokens that
+    entered the language model; full_newlines: those of the whole videos; prompt_before, prompt_after: tokens of the
+    prompt as given and after the outer stage, without padding. What entered each decoder layer: per_layer (visual),
+    newlines_per_layer, prompt_per_layer (all).
     """
 
-    videos: int
     frames: int
-    cells: float
+    full: int
     budget: float
     requested: int
     kept: int
@@ -36,13 +34,7 @@ class SampleStats:
     per_layer: tuple[int, ...] = ()
     newlines_per_layer: tuple[int, ...] = ()
     prompt_per_layer: tuple[int, ...] = ()
-    cached_per_layer: tuple[int, ...] = ()
     tower_frames: tuple[int, ...] = ()
-
-    @property
-    def full(self) -> int:
-        """Visual tokens of the whole videos."""
-        return round(self.frames * self.cells)
 
     @property
     def realised(self) -> float:
@@ -98,29 +90,15 @@ class RunStats:
             raise CannotRun("no video has been prefilled yet", fix="call model.generate(...) with a video first")
         return self.samples[-1]
 
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """Stages that never ran."""
-        return tuple(stage for stage in self.stages if not self.calls[stage])
-
-    @property
-    def idle(self) -> tuple[str, ...]:
-        """Stages that ran and never took a token away, although their parameters ask for it."""
-        ran = (stage for stage in self.stages if self.calls[stage] and stage not in self.identities)
-        return tuple(stage for stage in ran if not self.removed[stage])
-
-    @property
-    def acted(self) -> bool:
-        """True if there was a video, every stage that was asked for has run, and has taken tokens away if it should."""
-        return bool(self.samples) and not self.missing and not self.idle
-
     def check_acted(self) -> None:
         """CannotRun if there was no video at all, or if a stage that was asked for never ran or changed nothing."""
         if not self.samples:
             raise CannotRun("no video reached the model, so nothing was reduced", fix="give a prompt with a video")
-        if self.missing:
-            what = f"{', '.join(self.missing)} never ran, so the run does not measure what it says"
+        missing = [stage for stage in self.stages if not self.calls[stage]]
+        if missing:
+            what = f"{', '.join(missing)} never ran, so the run does not measure what it says"
             raise CannotRun(what, fix="prefill a video (and, for a decode stage, generate two tokens or more)")
-        if self.idle:
-            what = f"{', '.join(self.idle)} kept every token of all {len(self.samples)} prompts"
+        idle = [stage for stage in self.stages if not self.removed[stage] and stage not in self.identities]
+        if idle:
+            what = f"{', '.join(idle)} kept every token of all {len(self.samples)} prompts"
             raise CannotRun(what, fix="ask for fewer tokens, or give longer videos; to keep all, ratio 0 or budget 1")

@@ -46,8 +46,7 @@ def merging(adapter: Any, stage: Tower, frames: Sequence[int]) -> Iterator[list[
     # in front of the next layer, so that the states which the model notes as a layer's output stay whole
     handles = [layers[i + 1].register_forward_pre_hook(partial(hook, i + 1)) for i in stage.layers]
     try:
-        with torch.compiler.set_stance("force_eager"):  # compiled code calls no hooks
-            yield merged
+        yield merged
     finally:
         for handle in handles:
             handle.remove()

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from hosts import FRAMES, IMAGE, VIDEO
-from seam import ALL, GREEDY, NEAR, NEW, Drop, Host, KeepEvery, Nearest, batch, continued, layout, words
+from seam import ALL, GREEDY, NEAR, NEW, Drop, Host, KeepEvery, Nearest, batch, check_batch, continued, layout, words
 
 from holitom.attach import reduce_tokens
+from holitom.errors import BadUsage
 from holitom.methods import DyCokeDecode, HoliTom, HoliTomMerge
 from holitom.types import Reduction
 
@@ -64,35 +65,13 @@ def test_any_number_of_placeholders(plain, positions):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("with_mask", [True, False])
-def test_gaps_without_a_cache_are_not_read_as_packed_sequences(plain, with_mask):
+def test_gaps_without_a_cache_are_not_read_as_packed_sequences(plain):
     """transformers cuts attention at every gap in the positions if there is neither a cache nor a mask."""
     inputs = plain.inputs(0)
-    if not with_mask:
-        del inputs["attention_mask"]
+    del inputs["attention_mask"]
     with reduce_tokens(plain.model, KeepEvery(positions="original"), 0.3):
         cached = plain.model(**inputs, use_cache=True).logits
         torch.testing.assert_close(plain.model(**inputs, use_cache=False).logits, cached, atol=1e-5, rtol=0)
-
-
-BEAMS = {**GREEDY, "num_beams": 3, "num_return_sequences": 2, "output_scores": True}
-
-
-def check_batch(host, reduction):
-    """Left-padded prompts whose videos shrink to different lengths, at every stage, and beams that change places: as
-    each prompt alone."""
-    with reduce_tokens(host.model, reduction=reduction) as run:
-        together, searched = (host.model.generate(**host.inputs(0, 1), **settings) for settings in (GREEDY, BEAMS))
-        for b, sample in enumerate(run.stats.samples[:2]):
-            alone, found = (host.model.generate(**host.inputs(b), **settings) for settings in (GREEDY, BEAMS))
-            torch.testing.assert_close(torch.stack(together.logits)[:, b], torch.cat(alone.logits), **NEAR)
-            assert torch.equal(searched.sequences[2 * b : 2 * b + 2, -NEW:], found.sequences[:, -NEW:])
-            scores = searched.sequences_scores[2 * b : 2 * b + 2]
-            torch.testing.assert_close(scores, found.sequences_scores, atol=1e-5, rtol=0)
-            assert run.stats.last.prompt_per_layer == sample.prompt_per_layer
-            assert run.stats.last.cached_per_layer == sample.cached_per_layer
-    assert run.stats.acted and len(run.stats.samples) == 8
-    return together
 
 
 @torch.no_grad()
@@ -133,16 +112,12 @@ READERS = {
     "repetition_penalty": {"repetition_penalty": 1.7},
     "no_repeat_ngram_size": {"no_repeat_ngram_size": 2},
     "sequence_bias": {"sequence_bias": [[[int(words(3, 21)[-1]), 5], -9.0], [[7], 3.0]]},
-    "bad_words_ids": {"bad_words_ids": [[5], [6, 7]]},
     "encoder_repetition_penalty": {"encoder_repetition_penalty": 1.9},
     "encoder_no_repeat_ngram_size": {"encoder_no_repeat_ngram_size": 1},
     "guidance": {"guidance_scale": 1.6},
     "negative prompt": {"guidance_scale": 1.5, "negative_prompt_ids": torch.tensor([[3, 4, 5]] * 2)},
-    "allowed tokens": {"prefix_allowed_tokens_fn": lambda b, ids: [int(ids[-1]) % 300, int(ids[9]), 11]},
-    "sampling": {"do_sample": True, "temperature": 1.5, "repetition_penalty": 1.3},
-    "returned sequences": {"do_sample": True, "num_return_sequences": 2, "repetition_penalty": 1.3},
+    "sampling": {"do_sample": True, "temperature": 1.5, "num_return_sequences": 2, "repetition_penalty": 1.3},
     "beams": {"num_beams": 3, "num_return_sequences": 2, "repetition_penalty": 1.5, "guidance_scale": 1.2},
-    "min_new_tokens": {"min_new_tokens": 3, "eos_token_id": 7},
 }
 
 
@@ -178,14 +153,11 @@ def test_padding_without_a_mask_is_found_as_the_stock_model_finds_it(plain):
 def test_lengths_count_the_full_prompt(plain):
     inputs, width = plain.inputs(0, 1), plain.inputs(0, 1)["input_ids"].shape[1]
     with reduce_tokens(plain.model, KeepEvery(), 0.3):
-        assert plain.model.generate(**inputs, max_length=width + 5, do_sample=False).shape[1] == width + 5
         first = plain.model.generate(**inputs, max_new_tokens=1, do_sample=False)[:, -1].tolist()
         limits = {"max_length": width + 6, "min_length": width + 4, "eos_token_id": first}
-        longer = plain.model.generate(**inputs, **limits, do_sample=False)
-        assert longer.shape[1] >= width + 4 and not torch.isin(longer[:, width : width + 3], torch.tensor(first)).any()
-        assert plain.model.generate(inputs.pop("input_ids"), **inputs, do_sample=False).shape[1] == width + 20
-        with pytest.raises(ValueError, match="Input length of input_ids"):
-            plain.model.generate(**plain.inputs(0, 1), max_length=width - 1)
+        longer = plain.model.generate(inputs.pop("input_ids"), **inputs, **limits, do_sample=False)
+    assert width + 4 <= longer.shape[1] <= width + 6
+    assert not torch.isin(longer[:, width : width + 3], torch.tensor(first)).any()
 
 
 def test_several_videos_in_a_prompt(host):
@@ -201,7 +173,6 @@ def test_several_videos_in_a_prompt(host):
     with reduce_tokens(host.model, KeepEvery(), 0.3, Drop(2)) as run:
         together = host.model.generate(**given, **settings)
         singles = [host.model.generate(**inputs, **settings) for inputs in alone]
-    assert [s.videos for s in run.stats.samples] == [2, 1, 2, 1]
     for b, single in enumerate(singles):
         assert torch.equal(together.sequences[b, -NEW:], single.sequences[0, -NEW:])
         torch.testing.assert_close(together.sequences_scores[b], single.sequences_scores[0], atol=1e-5, rtol=0)
@@ -209,15 +180,6 @@ def test_several_videos_in_a_prompt(host):
     first, other = (t * h * w for t, (h, w) in zip(host.frames, host.grids, strict=True))
     assert (both.full, both.frames) == (first + other, sum(host.frames))
     assert both.requested == second.requested + round(0.3 * first)
-
-
-def test_videos_of_different_length(plain):
-    clips, rows = [plain.clips[0], plain.clips[1, :2]], [plain.prompt(0), plain.prompt(1, 33)]
-    with reduce_tokens(plain.model, KeepEvery(), 0.3):
-        both = plain.model.generate(**batch(*rows), pixel_values_videos=clips, **GREEDY)
-        for b, row in enumerate(rows):
-            single = plain.model.generate(**batch(row), pixel_values_videos=clips[b][None], **GREEDY)
-            assert torch.equal(both.sequences[b, -NEW:], single.sequences[0, -NEW:])
 
 
 def test_features_may_be_provided_once(host):
@@ -232,7 +194,7 @@ def test_features_may_be_provided_once(host):
         assert torch.equal(host.model.generate(**inputs, **GREEDY).sequences, expected.sequences)
         run.provide(features)
         torch.testing.assert_close(host.model(**inputs).logits[:, -1], expected.logits[0], atol=1e-5, rtol=0)
-        with pytest.raises(ValueError, match="no video came with it"):
+        with pytest.raises(BadUsage, match="none came with it"):
             host.model.generate(**inputs, **GREEDY)
 
 
@@ -282,11 +244,11 @@ def test_a_prompt_without_video_in_the_batch(plain):
     assert len(run.stats.samples) == 2
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype):
+def test_half_precision():
     half = Host()
-    half.model.to(dtype)
-    half.clips = half.clips.to(dtype)
+    half.model.to(torch.float16)
+    half.clips = half.clips.to(torch.float16)
     with reduce_tokens(half.model, reduction=SETTINGS["holitom"]) as run:
         out = half.model.generate(**half.inputs(0, 1), **GREEDY, num_beams=2)
-    assert all(torch.isfinite(step).all() for step in out.logits) and run.stats.acted
+    assert all(torch.isfinite(step).all() for step in out.logits)
+    run.stats.check_acted()

@@ -6,11 +6,11 @@ import torch
 
 pytest.importorskip("llava.model.language_model.llava_qwen", reason="needs the llava package (docs/llava.md)")
 
-from hosts import randomise
+from hosts import LAYERS, randomise
 from llava.model.language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForCausalLM
 from llava.model.multimodal_encoder.siglip_encoder import SigLipVisionConfig, SigLipVisionModel, SigLipVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
-from seam import GREEDY, NEAR, NEW, Drop, Host, KeepEvery, Nearest, absolute, batch, layout, marks, words
+from seam import GREEDY, NEAR, Drop, Host, KeepEvery, Nearest, batch, check, check_batch, marks, words
 
 from holitom.attach import reduce_tokens
 from holitom.errors import BadUsage, UnsupportedModel
@@ -18,14 +18,12 @@ from holitom.methods.holitom import HoliTom, HoliTomMerge
 from holitom.models import adapter_for
 from holitom.types import Reduction
 
-LAYERS = 5
-KINDS = {"onevision": ("bilinear", "one_token"), "video": ("average", "grid")}
+KINDS = {"llava_onevision": ("bilinear", "one_token", 14), "llava_video": ("average", "grid", 13)}
 FRAMES, IMAGE = 2, -200
-SIDES = {"onevision": 14, "video": 13}
 
 
 def tiny(kind, attention="sdpa"):
-    pool, newline = KINDS[kind]
+    pool, newline, _ = KINDS[kind]
     config = LlavaQwenConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=2,
         vocab_size=300, max_position_embeddings=4096, pad_token_id=0, bos_token_id=1, eos_token_id=2,
@@ -59,20 +57,20 @@ def test_features_are_the_packages(kind):
     handle = attention.register_forward_hook(lambda module, args, out: seen.append(out[1].mean((1, 2))))
     stock = [model.get_2dPool(model.encode_images(clip)) for clip in clips]
     handle.remove()
-    side = 14 if kind == "onevision" else 13
+    side = KINDS[kind][2]
     for video, tokens, columns in zip(adapter.encode(clips, frozenset({"saliency", "keys"})), stock, seen, strict=True):
         torch.testing.assert_close(video.tokens, tokens, atol=1e-5, rtol=0)
         pooled = model.get_2dPool(columns[..., None]).squeeze(-1)
         torch.testing.assert_close(video.saliency, pooled, atol=1e-7, rtol=0)
         assert video.grid == (side, side) and video.keys.shape == (video.frames, side**2, 8)
     assert torch.equal(adapter.newline, model.get_model().image_newline)
-    assert adapter.newline_order == {"onevision": "end", "video": "row"}[kind]
+    assert adapter.newline_order == {"llava_onevision": "end", "llava_video": "row"}[kind]
     ids, place = torch.tensor([[5, -200, 7]]), [0, 2]
     assert torch.equal(adapter.embed(ids, {})[0, place], model.get_model().embed_tokens(ids[0, place]))
 
 
 def test_settings_as_the_package_reads_them():
-    model = tiny("video")
+    model = tiny("llava_video")
     for settings, order in (({"mm_patch_merge_type": "flat"}, "none"), ({"mm_patch_merge_type": "spatial"}, "row"),
                             ({"mm_newline_position": "one_token"}, "none"), ({"mm_newline_position": None}, "none"),
                             ({"mm_patch_merge_type": "spatial_unpad"}, "end")):  # fmt: skip
@@ -86,39 +84,37 @@ def test_settings_as_the_package_reads_them():
 class Package(Host):
     """A tiny LLaVA-OneVision or LLaVA-Video of the package, with two prompts and videos as the other hosts have."""
 
-    def __init__(self, kind, attention="sdpa"):
-        self.name, self.model, side = kind, tiny(kind, attention), SIDES[kind]
+    def __init__(self, name, attention="sdpa"):
+        self.name, self.model, side = name, tiny(name, attention), KINDS[name][2]
         self.text, self.table = self.model.get_model(), self.model.get_model().embed_tokens
-        self.before, self.after, self.grids = (5, 3), (7, 4), [(side, side)] * 2
+        self.frames, self.grids = [FRAMES] * 2, [(side, side)] * 2
         self.head = [words(n, 10 + i) for i, n in enumerate(self.before)]
         self.tail = [words(n, 20 + i) for i, n in enumerate(self.after)]
         draw = torch.Generator().manual_seed(4)
         scene = torch.randn(2, 1, 3, 384, 384, generator=draw)
         self.clips = list(scene + 0.4 * torch.randn(2, FRAMES, 3, 384, 384, generator=draw))
-        with torch.no_grad():
-            self.rows = [self.prepared(i)[0, 1:-1] for i in (0, 1)]
+        self.rows = [self._rows(i) for i in (0, 1)]
+        self.visual = [self._visual(i) for i in (0, 1)]
 
-    def prepared(self, i):
-        """What the package itself puts around and in the place of a video."""
+    @torch.no_grad()
+    def _rows(self, i):
+        """What the package itself puts in the place of a video."""
         given = (torch.tensor([[5, IMAGE, 6]]), None, None, None, None, [self.clips[i]], ["video"])
-        return self.model.prepare_inputs_labels_for_multimodal(*given)[4]
+        return self.model.prepare_inputs_labels_for_multimodal(*given)[4][0, 1:-1]
 
     def prompt(self, i):
         return torch.cat([self.head[i], torch.tensor([IMAGE]), self.tail[i]])
+
+    def pixels(self, *which):
+        return {"pixel_values_videos": [self.clips[i] for i in which]}
 
     def inputs(self, *which):
         given = batch(*(self.prompt(i) for i in which))
         videos = {"images": [self.clips[i] for i in which], "modalities": ["video"] * len(which)}
         return {"inputs": given["input_ids"], "attention_mask": given["attention_mask"], **videos}
 
-    def kept_rows(self, i, kept):
-        side, grid = self.grids[i][0], self.name == "video"
-        place = (kept.frame * side + kept.cell // side) * (side + grid) + kept.cell % side
-        ends = (place // (side + 1)).unique() * (side + 1) + side if grid else torch.tensor([FRAMES * side * side])
-        return torch.cat([place, ends]).sort().values
 
-
-@pytest.fixture(scope="module", params=SIDES)
+@pytest.fixture(scope="module", params=KINDS)
 def package(request):
     return Package(request.param)
 
@@ -142,58 +138,25 @@ def test_the_released_model_at_budget_one(package, outer):
 
 @pytest.mark.parametrize("positions", ["contiguous", "original"])
 def test_an_outer_stage(package, positions):
-    """Tokens, row newlines and positions, in prefill and in decoding."""
-    outer = KeepEvery(30, positions)
-    with reduce_tokens(package.model, outer, 0.1) as run:
-        out = package.model.generate(**package.inputs(0), **GREEDY)
-        place = package.kept_rows(0, outer(run.encode(package.clips[:1])[0], 0.1))
-    embeds = package.embed(0, package.rows[0][place], out.sequences[0])
-    numbers = torch.arange(len(embeds))
-    if positions == "original":
-        numbers = torch.cat([torch.arange(5), 5 + place, 5 + len(package.rows[0]) + torch.arange(7 + NEW)])
-    expected = package.recompute(embeds, *layout(0, len(embeds), numbers=numbers))
-    torch.testing.assert_close(torch.cat(out.logits), expected[-NEW - 1 : -1], **NEAR)
-    assert run.stats.last.prompt_after == len(embeds) - NEW
+    check(package, KeepEvery(30, positions))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("stages", [[Drop(3)], [Drop(0, score="this"), Drop(2, query="text")]])
 def test_inner_stages(attention, stages):
-    """Dropping equals masking; every layer's cache holds what entered it."""
-    package, stages = Package("video", attention), [stage.fresh() for stage in stages]
-    with reduce_tokens(package.model, inner=stages) as run:
-        out = package.model.generate(**package.inputs(0), **GREEDY)
-    embeds = package.embed(0, package.rows[0], out.sequences[0])
-    length, cached = len(embeds) - NEW, [len(embeds) - NEW] * LAYERS
-    kept = absolute(stages, length)
-    for stage, ids in zip(stages, kept, strict=True):
-        cached[stage.layer :] = [len(ids)] * (LAYERS - stage.layer)
-    expected = package.recompute(embeds, *layout(length, len(embeds), zip(stages, kept, strict=True)))
-    torch.testing.assert_close(torch.cat(out.logits), expected[length - 1 : -1], **NEAR)
-    assert [out.past_key_values.get_seq_length(i) - NEW + 1 for i in range(LAYERS)] == cached
-    assert list(run.stats.last.cached_per_layer) == cached and run.stats.acted
+    check(Package("llava_video", attention), None, stages)
 
 
 REDUCTIONS = {
-    "outer": Reduction("outer", KeepEvery(20), 0.1),
     "both": Reduction("both", KeepEvery(20, "original"), 0.1, (Drop(1), Drop(3, score="this", positions="contiguous"))),
     "holitom": Reduction("holitom", HoliTom(tau=0.8), 0.1, (HoliTomMerge(layer=2, ratio=0.5),)),
     "decode": Reduction("decode", KeepEvery(), 0.1, (Drop(2),), Nearest(3)),
 }
 
 
-@pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("name", REDUCTIONS)
-def test_a_batch_equals_singles(name, beams):
-    """Prompts padded on the left, videos that shrink to different lengths, beams."""
-    package, settings = Package("video"), {**GREEDY, "num_beams": beams}
-    with reduce_tokens(package.model, reduction=REDUCTIONS[name]) as run:
-        both = package.model.generate(**package.inputs(0, 1), **settings)
-        for b in range(2):
-            alone = package.model.generate(**package.inputs(b), **settings)
-            assert torch.equal(both.sequences[b], alone.sequences[0])
-            assert run.stats.last.prompt_per_layer == run.stats.samples[b].prompt_per_layer
-    assert run.stats.acted and len(run.stats.samples) == 4
+def test_a_batch_equals_singles(name):
+    check_batch(Package("llava_video"), REDUCTIONS[name])
 
 
 def test_what_passes_and_what_is_refused(package):
@@ -213,8 +176,6 @@ def test_what_passes_and_what_is_refused(package):
         ):
             with pytest.raises(BadUsage, match=match):
                 model.generate(ids, images=images, modalities=kinds)
-        with pytest.raises(BadUsage, match="labels"):
-            model(input_ids=prompt, labels=prompt, images=package.clips[:1], modalities=["video"])
         with pytest.raises(BadUsage, match="already inside"), reduce_tokens(model):
             pass
     for a, b in zip(ours, plain, strict=True):

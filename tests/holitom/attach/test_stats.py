@@ -1,4 +1,4 @@
-"""What a block says that it has done: counts asked for and spent, seconds, and whether every stage acted."""
+"""What a block says that it has done: counts asked for and spent, and whether every stage acted."""
 
 import pytest
 from hosts import LAYERS
@@ -15,7 +15,7 @@ def test_a_sample(plain):
         plain.model.generate(**plain.inputs(0), **GREEDY)
         run.stats.check_acted()
     last = run.stats.last
-    assert (last.videos, last.frames, last.cells, last.requested, last.budget) == (1, 4, 16, 16, 0.25)
+    assert (last.frames, last.full, last.requested, last.budget) == (4, 64, 16, 0.25)
     assert last.flops_paper < last.flops_exact
     assert last.realised == last.kept / 64 and last.off_per_frame == (last.kept - 16) / 4
     assert (last.full_newlines, last.newlines_per_layer, len(last.per_layer)) == (1, (1,) * LAYERS, LAYERS)
@@ -36,7 +36,6 @@ KEEPS = {
 def test_a_stage_that_keeps_everything_has_not_acted(plain, name):
     with reduce_tokens(plain.model, reduction=KEEPS[name]) as run:
         plain.model.generate(**plain.inputs(0), **GREEDY)
-    assert run.stats.idle == (name,) and not run.stats.missing and not run.stats.acted
     with pytest.raises(CannotRun, match=f"{name} kept every token of all 1 prompts"):
         run.stats.check_acted()
 
@@ -44,7 +43,6 @@ def test_a_stage_that_keeps_everything_has_not_acted(plain, name):
 def test_a_stage_that_never_ran(plain):
     with reduce_tokens(plain.model, decode=DyCokeDecode(2, 0.5)) as run:
         plain.model.generate(**plain.inputs(0), max_new_tokens=1, do_sample=False)
-    assert run.stats.missing == ("decode@2",) and not run.stats.acted
     with pytest.raises(CannotRun, match="decode@2 never ran"):
         run.stats.check_acted()
 

@@ -1,11 +1,12 @@
 """A stage inside the vision tower: what the rest of the model then sees, alone and with every other stage."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 from hosts import HOSTS
-from seam import ALL, GREEDY, NEAR, NEW, Drop, Host, KeepEvery, Nearest, batch, calling, marks, words
+from seam import ALL, GREEDY, NEAR, NEW, Drop, Host, KeepEvery, Nearest, batch, marks, words
 
 from holitom.attach import reduce_tokens
 from holitom.errors import BadUsage, CannotRun, UnsupportedModel
@@ -134,27 +135,14 @@ def test_merging_nothing_is_the_model_without_the_stage(host, outer):
             with reduce_tokens(host.model, outer, tower=tower) as run:
                 found.append(torch.stack(host.model.generate(**given, **GREEDY).logits))
         assert torch.equal(*found) and run.stats.last.kept == run.stats.last.full
-        assert run.stats.acted == stage.identity
-
-
-def test_a_stage_that_fails_leaves_nothing_behind(host):
-    def fail():
-        raise RuntimeError("a stage failed")
-
-    before = marks(host.model)
-    with reduce_tokens(host.model, VisionZip(), 0.5, tower=calling(EarlyTom, fail, (0,))):
-        inside = marks(host.model)
-        with pytest.raises(RuntimeError, match="a stage failed"):
-            host.model(**host.inputs(0))
-        assert marks(host.model) == inside
-    assert marks(host.model) == before
+        with nullcontext() if stage.identity else pytest.raises(CannotRun, match="tower kept every token"):
+            run.stats.check_acted()
 
 
 REFUSED = {
-    "KeepEvery.* is not a tower stage": KeepEvery(),
-    r"layers \[0, 2\] of a tower of 3.*\[0, 1\]": EarlyTom((0, 2)),
+    "KeepEvery.* is no Tower stage": KeepEvery(),
+    r"layers \[0, 2\].*\[0, 1\]": EarlyTom((0, 2)),
     r"layers \[1, 0\]": EarlyTom((1, 0)),
-    r"layers \[0\.5\]": EarlyTom((0.5,)),
 }
 
 
@@ -164,18 +152,13 @@ def test_wrong_stages_are_refused(host, match):
         pass
 
 
-def test_hosts_without_siglip_and_layers_behind_the_features_are_refused(host, monkeypatch):
-    for name in ("qwen2_5_vl", "llava_next_video"):
-        with pytest.raises(UnsupportedModel, match="is no SigLIP"):
-            reduce_tokens(HOSTS[name](), tower=EarlyTom((0,))).__enter__()
-    monkeypatch.setattr(host.model.config, "vision_feature_layer", -2)
-    with pytest.raises(UnsupportedModel, match=r"from state -2, and .* behind layer 1"):
-        reduce_tokens(host.model, tower=STAGE).__enter__()
-    with reduce_tokens(host.model, tower=EarlyTom((0,), 0.0)) as run:
-        assert run.encode(host.clips)[0].frames < LENGTH
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_next_video"])
+def test_hosts_without_siglip_are_refused(name):
+    with pytest.raises(UnsupportedModel, match="is no SigLIP"), reduce_tokens(HOSTS[name](), tower=EarlyTom((0,))):
+        pass
 
 
-def test_features_of_another_tower_and_a_stage_without_effect_are_no_result(host):
+def test_features_of_another_tower_are_refused(host):
     found = {}
     for said, tower in (("without", None), ("with", STAGE)):
         with reduce_tokens(host.model, tower=tower) as run:
@@ -185,10 +168,6 @@ def test_features_of_another_tower_and_a_stage_without_effect_are_no_result(host
             run.provide(found[said])
             with pytest.raises(BadUsage, match=f"a tower {said} a stage in it"):
                 host.model(**batch(host.prompt(0), host.prompt(1)))
-    with reduce_tokens(host.model, tower=replace(STAGE, tau=2.0)) as run:
-        host.model(**host.inputs(0))
-    with pytest.raises(CannotRun, match="tower kept every token"):
-        run.stats.check_acted()
 
 
 def test_records_of_other_settings_keep_their_keys():
