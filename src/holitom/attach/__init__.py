@@ -54,7 +54,7 @@ def reduce_tokens(
     while a call is under way; a call that outlives the block raises in its own thread, and so does what goes on from a
     cache that was filled inside it. Raises UnsupportedModel (unknown family, training mode, compiled model, static,
     offloaded or quantised cache, chunked prefill, assisted decoding; sliding windows for stages inside the decoder) and
-    BadUsage (budget, layers, attributes of a stage, inputs).
+    BadUsage (budget, layers, attributes of a stage, labels, inputs).
     """
     if reduction is not None and not isinstance(reduction, Reduction):
         raise BadUsage(f"reduction is a {type(reduction).__name__}", fix="give a Reduction: preset(...).reduction")

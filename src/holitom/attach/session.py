@@ -25,10 +25,10 @@ _SPLICED = {
 }
 """Arguments of a call that are in the embeddings, mask and positions of a reduced prompt."""
 _REFUSED = (
-    *("prefill_chunk_size", "assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit"),
-    *("use_mtp", "speculation_type"),
+    *("custom_generate", "prefill_chunk_size", "token_healing"),
+    *("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "speculation_type"),
 )
-"""Settings of ``generate`` that go back in the cache, or that cut the prompt, which is reduced as a whole."""
+"""Settings of ``generate`` that go back in the cache, or that cut or change the prompt, which is reduced as a whole."""
 
 
 class Run:
@@ -79,6 +79,7 @@ class Run:
             self._undo.callback(handle.remove)
         self._override(core, "forward", self._forward)
         if host is not core:
+            self._undo.callback(host.register_forward_pre_hook(_refuse_labels, with_kwargs=True).remove)
             self._override(host, "generate", self._generate)
             self._override(host, "_get_logits_processor", self._logits_processors)
 
@@ -209,6 +210,9 @@ class Run:
         if (pixels is None) == (videos is None):
             what = f"a prompt has a place for a video, and {'none' if videos is None else 'more than one'} came with it"
             raise BadUsage(what, fix="give either pixel_values_videos or run.provide(features)")
+        for name in ("vision_feature_layer", "vision_feature_select_strategy"):
+            if given.get(name) not in (None, getattr(adapter.config, name, None)):
+                raise BadUsage(f"{name} is given in the call", fix=f"set model.config.{name}, which is read here")
         if pixels is not None:
             videos = self.encode(**given)
         self._provided = None
@@ -227,12 +231,23 @@ def _behind(cache: ReducedCache, kwargs: dict[str, Any]) -> Call:
     tokens = kwargs["inputs_embeds"] if kwargs.get("input_ids") is None else kwargs["input_ids"]
     prompt, count = cache.prompt, tokens.shape[1]
     first, following = prompt.layers[0], prompt.following
-    held = cache.get_seq_length() - first.length
+    held, mask = cache.get_seq_length() - first.length, kwargs.get("attention_mask")
+    if held < 0:
+        raise BadUsage("a reduced prompt has been cropped in its cache", fix="crop only what follows the prompt")
+    if count > 1 and mask is not None and not mask[:, -count:].all():
+        raise BadUsage("padding among tokens that follow a reduced prompt", fix="give turns of equal length")
     real = first.mask(held + count)
     positions = following[:, None] + torch.arange(held, held + count, device=following.device)
     kwargs |= {"position_ids": positions, "attention_mask": None if real.all() else real.long().to(tokens.device)}
     kwargs.pop("cache_position", None)
     return Call(prompt, positions, held + count)
+
+
+def _refuse_labels(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    """A pre-hook: a loss over a reduced prompt, and logits chosen by their place in the full one, are refused."""
+    if kwargs.get("labels") is not None or isinstance(kwargs.get("logits_to_keep"), Tensor):
+        what = "labels, or logits_to_keep as a tensor, count the places of the full prompt"
+        raise BadUsage(what, fix="compute losses outside of the block, and give the number of last logits")
 
 
 def check_model(model: nn.Module, parts: Iterable[nn.Module]) -> None:
