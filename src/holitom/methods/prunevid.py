@@ -30,8 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from holitom.errors import BadUsage
-from holitom.methods.base import InnerStage, OuterStage, every_token, on_host, surviving, token_set
+from holitom.methods.base import InnerStage, OuterStage, every_token, on_host, token_set
 from holitom.ops.clusters import padding, ranked_clusters
 from holitom.ops.segments import Segments, above, static_means
 from holitom.ops.tensors import TINY, frame_mean, group_mean, grouped, ids_of, on, row_norms, top_of_groups
@@ -52,10 +51,6 @@ class PruneVid(OuterStage):
     k: int = 7
 
     fidelity = "golden"
-
-    def __post_init__(self) -> None:
-        if self.k < 1 or not 0 < self.temporal_segment_ratio <= 1:
-            raise BadUsage(f"{self} cannot be", fix="count k from 1, and give a temporal_segment_ratio in (0, 1]")
 
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
         budget = check_budget(budget)
@@ -184,21 +179,12 @@ class PruneVidSelect(InnerStage):
     share = "alpha"
     idle = 1
 
-    def __call__(
-        self,
-        hidden: Tensor,
-        score: Tensor,
-        visual: Tensor,
-        n0: int,
-        group: Tensor | None = None,
-        gain: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """hidden [S, D] entering ``layer``, score [heads, text rows, S], visual: ascending ids, group [V] -> (ids [S']
-        ascending, hidden[ids]). Copies to the host: the groups' sizes. Raises BadUsage for a NaN in the scores."""
+    def keep(self, hidden: Tensor, score: Tensor, visual: Tensor, n0: int, **groups: Tensor | None) -> Tensor:
+        """Copies to the host: the groups' sizes."""
         best = self.finite(score.amax((0, 1))[visual])
+        group = groups.get("group")
         group = torch.zeros_like(visual) if group is None else group
         _, label, sizes = group.unique(return_inverse=True, return_counts=True)
         counts = (self.alpha * sizes.double()).long()
         counts[sizes.argmax()] += counts.sum() == 0
-        ids = surviving(len(hidden), visual, ids_of(top_of_groups(best, label, counts), int(counts.sum())))
-        return ids, hidden[ids]
+        return ids_of(top_of_groups(best, label, counts), int(counts.sum()))

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from holitom.errors import BadUsage
 from holitom.methods.base import OuterStage, budget_tokens, refuse_non_finite, token_set
 from holitom.ops.tensors import TINY, frame_mean, ids_of, on, row_norms, top_mask
 from holitom.types import TokenSet, VideoFeatures
@@ -33,10 +32,6 @@ class VCast(OuterStage):
 
     positions = "original"
     fidelity = "port"
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise BadUsage(f"temperature {self.temperature} is not above 0", fix="use 0.7, the released value")
 
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
         """Reduce one video. Two copies to the host: is everything finite, and the frames' shares."""
