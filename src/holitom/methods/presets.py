@@ -51,7 +51,7 @@ FIG_INNER = {
     for name, stage in (("FastV", methods.FastV), ("HoliTom", RELEASED))
 }
 """Merging against dropping behind the 10 % outer stage; K = 18, r = 0.5 is Table 1's HoliTom at 10 %."""
-FIG_FRAMES = (16, 32, 64, 128)
+FIG_FRAMES = [f"{row}, {n} frames" for n in (16, 32, 64, 128) for row in ("VisionZip", "PruneVid", "HoliTom (w/o M)")]
 PRINTED = (
     ("table1 fig-tradeoff", "ov-7b", (1.0,), ("Vanilla", "FastV", "PDrop")),
     ("table1 fig-tradeoff", "ov-7b", (0.25,), ("DyCoke",)),
@@ -65,10 +65,8 @@ PRINTED = (
     ("fig-inference", "ov-7b", (0.15,), ("PruneVid",)),  # its label, 57.1, is Table 1's at 20 and at 15 %
     ("fig-inference", "ov-7b", (0.10,), ("HoliTom (w/o M)", "HoliTom")),
     ("fig-inner", "ov-7b", (0.10,), FIG_INNER),
-    ("fig-frames", "ov-7b", (1.0,), [f"Vanilla, {frames} frames" for frames in FIG_FRAMES]),
-    ("fig-frames", "ov-7b", (0.15,), [f"VisionZip, {frames} frames" for frames in FIG_FRAMES]),
-    ("fig-frames", "ov-7b", (0.15,), [f"PruneVid, {frames} frames" for frames in FIG_FRAMES]),
-    ("fig-frames", "ov-7b", (0.15,), [f"HoliTom (w/o M), {frames} frames" for frames in FIG_FRAMES]),
+    ("fig-frames", "ov-7b", (1.0,), [f"Vanilla, {n} frames" for n in (16, 32, 64, 128)]),
+    ("fig-frames", "ov-7b", (0.15,), FIG_FRAMES),
     ("mmg-vid", "ov-7b video-7b", (1.0,), ("Vanilla",)),
     ("mmg-vid", "ov-7b", (0.25, 0.15), ("MMG-Vid",)),
     ("mmg-vid", "video-7b", (0.15, 0.10), ("MMG-Vid",)),
@@ -84,12 +82,10 @@ BESIDE = (
     ("table2", "ov-72b video-7b", (0.15,), ("HoliTom (text)",)),
     ("complete", "ov-7b", (0.25,), ("DyCoke + decode selection",)),
     ("complete", "ov-7b", BUDGETS, ("PruneVid + selection",)),
-    ("later", "ov-7b", (0.05,), ("UniComp", "FlashVID")),
-    ("later", "ov-7b", (0.25, 0.20, 0.15), ("Unified pool",)),
-    ("later", "ov-7b", (0.25, 0.20, 0.15, 0.05), ("FlashVID (fe = 1)",)),
-    ("later", "ov-7b", (*BUDGETS, 0.05), ("V-CAST",)),
+    ("later", "ov-7b", (*BUDGETS, 0.05), ("UniComp", "V-CAST", "Unified pool", "FlashVID", "FlashVID (fe = 1)")),
 )
-"""The same of cells that stand beside: another reading, every stage that a method has, budgets of no paper."""
+"""The same of cells that no paper prints: the text's reading of HoliTom, methods with every stage that they have, and
+what of the later ones is not above."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +136,7 @@ def preset(table: str, row: str, budget: float | None = None, model: str | None 
     budget and model may be left out where only one cell fits. A row of ANY_BUDGET that reduces tokens before the
     language model takes any budget. BadUsage that names the choices when nothing or more than one cell fits.
     """
-    table, cells = table.replace("_", "-"), _cells()
+    table, cells = table.replace("_", "-"), list(_cells().values())
     asked = {"table": table, "row": row, "model": model, "budget": budget and round(budget, 9)}
     for name, wanted in asked.items():
         found = [cell for cell in cells if wanted in (None, getattr(cell, name))]
@@ -160,7 +156,7 @@ def preset(table: str, row: str, budget: float | None = None, model: str | None 
 def preset_names(table: str | None = None) -> list[tuple[str, str, float, str]]:
     """(table, row, budget, model) of every preset; each tuple is an argument list of preset."""
     wanted = table.replace("_", "-") if table else None
-    return [(c.table, c.row, c.budget, c.model) for c in _cells() if wanted in (None, c.table)]
+    return [names for names in _cells() if wanted in (None, names[0])]
 
 
 def whole_tokens(model: str, budget: float) -> float:
@@ -169,13 +165,13 @@ def whole_tokens(model: str, budget: float) -> float:
 
 
 @cache
-def _cells() -> list[Preset]:
-    return [
-        _cell(*names, printed=listed is PRINTED)
-        for listed in (PRINTED, BESIDE)
-        for tables, models, budgets, rows in listed
-        for names in product(tables.split(), rows, budgets, models.split())
-    ]
+def _cells() -> dict[tuple[str, str, float, str], Preset]:
+    cells: dict[tuple[str, str, float, str], Preset] = {}  # by their names, in the order of the tables
+    for listed in (PRINTED, BESIDE):
+        for tables, models, budgets, rows in listed:
+            for names in product(tables.split(), rows, budgets, models.split()):
+                cells.setdefault(names, _cell(*names, printed=listed is PRINTED))
+    return cells
 
 
 def _cell(table: str, row: str, budget: float, model: str, printed: bool) -> Preset:
