@@ -63,7 +63,7 @@ class PruneVid(OuterStage):
     def windows(self, video: VideoFeatures) -> Segments:
         """Steps 1 and 2. Two copies to the host: the labels of the frames, and the static cells."""
         norms = row_norms(video.tokens)
-        first = _run_starts(refine_runs(self.frame_labels(video)))
+        first = np.flatnonzero(np.diff(refine_runs(self.frame_labels(video)), prepend=-1))
         last = np.append(first[1:], video.frames) - 1
         static = above(_pair_cosine(video.tokens, norms, last - first + 1), self.tau)
         return Segments(first, last, on_host(static, tokens=norms) & (last > first)[:, None])
@@ -99,7 +99,7 @@ def refine_runs(labels: np.ndarray) -> np.ndarray:
     From left to right, every other run takes the label on its left, with all that this label has taken in so far, or of
     the next run that stays, whichever is longer; the left one when both are equally long, 0 when there is neither.
     """
-    start = _run_starts(labels)
+    start = np.flatnonzero(np.diff(labels, prepend=-1))
     label, length = labels[start], np.diff(start, append=len(labels))
     longest = np.zeros(labels.max() + 1, dtype=np.int64)
     np.maximum.at(longest, label, length)
@@ -113,11 +113,6 @@ def refine_runs(labels: np.ndarray) -> np.ndarray:
         reach = length[run] + (reach if run and new == taken else 0)
         taken = refined[run] = new
     return np.repeat(refined, length)
-
-
-def _run_starts(labels: np.ndarray) -> np.ndarray:
-    """Where a run of equal labels begins."""
-    return np.flatnonzero(np.diff(labels, prepend=labels[:1] - 1))
 
 
 @torch.no_grad()
