@@ -14,7 +14,7 @@ OVERFLOW = "(float16 overflows; use bfloat16 or float32)"
 
 
 class Checked:
-    """BadUsage for a field that is none of the words its type lists."""
+    """A dataclass that refuses (BadUsage) a field that is none of the values its type lists."""
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
