@@ -60,9 +60,12 @@ class EarlyTom:
         into = [t for t, (i, j, _) in enumerate(groups) for _ in {i, j}]
         if len(groups) == len(hidden):
             return hidden, into
-        left, right, weight = map(list, zip(*groups, strict=True))
-        weights = hidden.new_tensor(weight, dtype=torch.float32)[:, None, None]
-        return torch.lerp(hidden[right].float(), hidden[left].float(), weights).to(hidden.dtype), into
+        left, right, weight = zip(*groups, strict=True)
+        states, pairs = hidden[list(left)], [t for t, (i, j, _) in enumerate(groups) if i != j]
+        weights = hidden.new_tensor([weight[t] for t in pairs], dtype=torch.float32)[:, None, None]
+        later = hidden[[right[t] for t in pairs]].float()
+        states[pairs] = torch.lerp(later, states[pairs].float(), weights).to(states.dtype)
+        return states, into
 
     def groups(self, near: np.ndarray) -> list[tuple[int, int, float]]:
         """near [lags, T]: the similarity of frames t and t + 1 + lag -> the frames i, j that are merged, and the weight
