@@ -113,7 +113,8 @@ class Stage(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        lowest, share = int(getattr(self, "score", "prev") == "prev"), getattr(self, self.share)
+        lowest = 0 if getattr(self, "score", "prev") == "this" else 1
+        share = getattr(self, self.share)
         if not isinstance(self.layer, int) or self.layer < lowest:
             raise BadUsage(f"{self} stands at no layer", fix=f"count layers from 0, and use {lowest} or more")
         if not (0 < share <= 1 if self.idle else 0 <= share < 1):

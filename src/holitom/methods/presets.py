@@ -175,9 +175,9 @@ def _cells() -> dict[tuple[str, str, float, str], Preset]:
 
 
 def _cell(table: str, row: str, budget: float, model: str, printed: bool) -> Preset:
-    """tau of HoliTom is 0.65 at 10 % on LLaVA-OneVision-7B, taken further below that, and 0.80 everywhere else. What
-    takes a count per frame has to be asked for whole tokens: HoliTom rounds up in every frame by itself, FastVID's
-    release rounds the share itself down (39 of 196 tokens at 20 %), the others state the share."""
+    """A cell by its names. HoliTom's tau is 0.65 at 10 % on LLaVA-OneVision-7B, taken further below that, and 0.80
+    everywhere else. What takes a count per frame has to be asked for whole tokens: HoliTom rounds up in every frame by
+    itself, FastVID's release rounds the share itself down (39 of 196 tokens at 20 %), the others state the share."""
     method, _, frames = row.removesuffix(" frames").partition(", ")
     layers, merge_layer = LAYERS[model], MERGE_LAYER[model]
     if row == "FlashVID":

@@ -194,8 +194,9 @@ def test_wrong_layers_and_shares_are_refused(stage):
 def test_settings_that_cannot_be_are_refused_by_name():
     inner = {"layer": 7, "ratio": 0.5}
     for method, field, wrong in (
-        (methods.HoliTom, "k", {"k": 0}),
-        (methods.HoliTom, "beta", {"beta": 1.5}),
+        (methods.HoliTom, r"k=0.* cannot be", {"k": 0}),
+        (methods.HoliTom, r"beta=1\.5.* cannot be", {"beta": 1.5}),
+        (methods.HoliTom, r"max_window=0.* cannot be", {"max_window": 0}),
         (methods.HoliTom, "counts='some'", {"counts": "some"}),
         (holitom_variants.FixedWindows, "counts='some'", {"counts": "some"}),
         (methods.FastVID, "head='mean'", {"head": "mean"}),
