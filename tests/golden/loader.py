@@ -27,9 +27,9 @@ class Golden:
     def __contains__(self, key):
         return self._key(key) in self.arrays.files
 
-    def weights(self, prefix: str = "sd/") -> dict[str, torch.Tensor]:
+    def weights(self) -> dict[str, torch.Tensor]:
         """The stored model weights, as float32."""
-        return {k.removeprefix(prefix): self[k].float() for k in self.arrays.files if k.startswith(prefix)}
+        return {k.removeprefix("sd/"): self[k].float() for k in self.arrays.files if k.startswith("sd/")}
 
     @staticmethod
     def _key(key):

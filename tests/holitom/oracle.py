@@ -7,34 +7,19 @@ import math
 import torch
 
 
-def cosine(a, b):
-    a, b = a.float(), b.float()
-    return float(a @ b / (a.norm().clamp_min(1e-12) * b.norm().clamp_min(1e-12)))
-
-
-def similarities(tokens):
-    """s[t][n] = cosine of cell n in frames t and t + 1."""
-    frames, cells, _ = tokens.shape
-    return [[cosine(tokens[t, n], tokens[t + 1, n]) for n in range(cells)] for t in range(frames - 1)]
-
-
 def segment(similar, frames, cells, max_window=1024):
     """similar[t][n]: whether cell n stays the same from t to t + 1. -> [(first, last)], tokens removed."""
-    best = [0] * frames
-    start = [0] * frames
+    best, start = [0] * frames, list(range(frames))
     for end in range(frames):
         best[end] = best[end - 1] if end else 0
-        start[end] = end
         static = [True] * cells
         for first in range(end - 1, max(-1, end - max_window), -1):
             static = [static[n] and similar[first][n] for n in range(cells)]
             gain = sum(static) * (end - first)
             before = best[first - 1] if first else 0
             if before + gain > best[end]:
-                best[end] = before + gain
-                start[end] = first
-    segments = []
-    end = frames - 1
+                best[end], start[end] = before + gain, first
+    segments, end = [], frames - 1
     while end >= 0:
         segments.insert(0, (start[end], end))
         end = start[end] - 1
@@ -77,26 +62,18 @@ def density_peaks(rows, count, k):
     return centres, members
 
 
-def merge_clusters(rows, centres, members, beta):
-    merged = []
-    for centre in centres:
-        if not members[centre]:
-            merged.append(rows[centre].float())
-            continue
-        mean = sum(rows[i].float() for i in members[centre]) / len(members[centre])
-        if beta is None:
-            group = [centre, *members[centre]]
-            merged.append(sum(rows[i].float() for i in group) / len(group))
-        else:
-            merged.append(beta * rows[centre].float() + (1 - beta) * mean)
-    return merged
+def merged(rows, centre, members, beta):
+    if not members:
+        return rows[centre]
+    if beta is None:
+        return rows[[centre, *members]].mean(0)
+    return beta * rows[centre] + (1 - beta) * rows[members].mean(0)
 
 
 def outer(tokens, saliency, budget, tau=0.8, beta=0.6, k=7, max_window=1024):
     """-> {(frame, cell): (token [D], size)} in the order of the tokens."""
     frames, cells, _ = tokens.shape
-    threshold = float(torch.tensor(tau, dtype=torch.float32))
-    similar = [[s > threshold for s in row] for row in similarities(tokens)]
+    similar = (torch.cosine_similarity(tokens[:-1].float(), tokens[1:].float(), dim=-1) > torch.tensor(tau)).tolist()
     segments, removed = segment(similar, frames, cells, max_window)
     ratio, found = min(budget / ((frames * cells - removed) / (frames * cells)), 1), {}
     for first, last in segments:
@@ -106,8 +83,9 @@ def outer(tokens, saliency, budget, tau=0.8, beta=0.6, k=7, max_window=1024):
         if count:
             means = tokens[first : last + 1, static].float().mean(0).to(tokens.dtype)
             centres, members = density_peaks(means, count, k)
-            for i, row in zip(centres, merge_clusters(means, centres, members, beta), strict=True):
-                found[first, static[i]] = row.to(tokens.dtype), (last - first + 1) * (1 + len(members[i]))
+            for i in centres:
+                row = merged(means.float(), i, members[i], beta).to(tokens.dtype)
+                found[first, static[i]] = row, (last - first + 1) * (1 + len(members[i]))
         for t in range(first, last + 1):
             for i in best(saliency[t, dynamic], math.ceil(len(dynamic) * ratio)):
                 found[t, dynamic[i]] = tokens[t, dynamic[i]], 1
@@ -116,19 +94,13 @@ def outer(tokens, saliency, budget, tau=0.8, beta=0.6, k=7, max_window=1024):
 
 def fold(hidden, score, visual, ratio, average="running"):
     """The inner stage: -> (kept ids, their rows), one visual token folded after the other."""
-    visual = [int(v) for v in visual]
-    count = max(1, round(len(visual) * (1 - ratio)))
-    kept = [visual[i] for i in best(score[visual], count)]
-    state = {v: hidden[v].float().clone() for v in kept}
-    weight = dict.fromkeys(kept, 1)
-    for v in visual:
-        if v in state:
-            continue
-        target = max(kept, key=lambda u: (cosine(hidden[v], hidden[u]), -u))
-        if average == "running":
-            state[target] = (state[target] + hidden[v].float()) / 2
-        else:
-            state[target] = (state[target] * weight[target] + hidden[v].float()) / (weight[target] + 1)
-            weight[target] += 1
+    visual, rows = visual.tolist(), hidden.float()
+    kept = [visual[i] for i in best(score[visual], max(1, round(len(visual) * (1 - ratio))))]
+    state, weight = {v: rows[v] for v in kept}, dict.fromkeys(kept, 1)
+    for v in (v for v in visual if v not in kept):
+        alike = torch.cosine_similarity(rows[v][None], rows[kept], eps=1e-12).tolist()
+        target = kept[alike.index(max(alike))]
+        state[target] = (state[target] * weight[target] + rows[v]) / (weight[target] + 1)
+        weight[target] += average == "mean"
     ids = [i for i in range(len(hidden)) if i not in visual or i in state]
     return ids, torch.stack([state[i].to(hidden.dtype) if i in state else hidden[i] for i in ids])

@@ -1,6 +1,6 @@
 """What the methods share: what they read and refuse, how many tokens a budget means, and what a stage leaves over."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -12,10 +12,21 @@ from holitom.types import Fidelity, Positions, TokenSet, VideoFeatures, check_bu
 
 OVERFLOW = "(float16 overflows; use bfloat16 or float32)"
 
+
+class Checked:
+    """A dataclass that refuses (BadUsage) a field that is none of the values its type lists."""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                what = f"{type(self).__name__}({name}={getattr(self, name)!r}) is unknown"
+                raise BadUsage(what, fix=f"choose from {', '.join(map(str, get_args(kind)))}")
+
+
 # --- before the language model
 
 
-class OuterStage:
+class OuterStage(Checked):
     """What the outer stages share. A method sets ``fidelity`` and gives ``reduce``; it gives ``__call__`` itself where
     one copy to the host, or one reading of the tokens, can serve the method and the search for a NaN."""
 
@@ -90,7 +101,7 @@ def every_token(video: VideoFeatures) -> TokenSet:
 # --- inside the language model
 
 
-class Stage:
+class Stage(Checked):
     """A stage at a ``layer``, counted from 0, with a share of the visual tokens. BadUsage for a layer below 1 (0 where
     the score comes from that layer itself), and for a share outside [0, 1), or (0, 1] where it says what stays."""
 
@@ -101,12 +112,13 @@ class Stage:
     """The share that asks for nothing: 0 where it is removed, 1 where it stays."""
 
     def __post_init__(self) -> None:
-        name, layer, share = type(self).__name__, self.layer, getattr(self, self.share)
+        super().__post_init__()
         lowest = 0 if getattr(self, "score", "prev") == "this" else 1
-        if not isinstance(layer, int) or isinstance(layer, bool) or layer < lowest:
-            raise BadUsage(f"{name} at layer {layer!r}", fix=f"count layers from 0, and use {lowest} or more")
+        share = getattr(self, self.share)
+        if not isinstance(self.layer, int) or self.layer < lowest:
+            raise BadUsage(f"{self} stands at no layer", fix=f"count layers from 0, and use {lowest} or more")
         if not (0 < share <= 1 if self.idle else 0 <= share < 1):
-            what = f"{name}({self.share}={share!r}) is outside {'(0, 1]' if self.idle else '[0, 1)'}"
+            what = f"{self.share} is outside {'(0, 1]' if self.idle else '[0, 1)'} in {self}"
             raise BadUsage(what, fix="give a share of the visual tokens, such as 0.5")
 
     @property
@@ -123,7 +135,8 @@ class Stage:
 
 
 class InnerStage(Stage):
-    """What most inner stages say of themselves, as :class:`holitom.types.Inner` names it."""
+    """What most inner stages say of themselves, as :class:`holitom.types.Inner` names it. A method that drops tokens
+    gives ``keep``; one that merges them gives ``__call__``."""
 
     score: ClassVar[Literal["prev", "this"]] = "prev"
     query: ClassVar[Literal["last", "text"]] = "last"
@@ -131,6 +144,19 @@ class InnerStage(Stage):
     prune_past: ClassVar[bool] = False
     causal: ClassVar[bool] = True
     include_newlines: ClassVar[bool] = False
+
+    def __call__(
+        self, hidden: Tensor, score: Tensor, visual: Tensor, n0: int, **groups: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """hidden [S, D] entering ``layer``; score [S], or [heads, text rows, S] for the query "text"; visual [V]:
+        ascending ids; n0: V when prefill began; groups: ``group`` and ``gain`` [V] where the stage reads them -> the
+        ids that stay [S'], ascending, and hidden[ids]. BadUsage for a NaN or an infinity in what it chooses by."""
+        ids = surviving(len(hidden), visual, self.keep(hidden, score, visual, n0, **groups))
+        return ids, hidden[ids]
+
+    def keep(self, hidden: Tensor, score: Tensor, visual: Tensor, n0: int, **groups: Tensor | None) -> Tensor:
+        """Places in ``visual`` of the tokens that stay, ascending."""
+        raise NotImplementedError
 
     def highest(self, score: Tensor, visual: Tensor, count: int) -> Tensor:
         """Places in ``visual`` [V], ids into the sequence, of the ``count`` (at least one) tokens of highest score

@@ -4,7 +4,6 @@ All of them keep round(budget * T * N) tokens (at least one), in raster order, a
 """
 
 import hashlib
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from holitom.methods.base import OuterStage, budget_tokens, frame_counts, token_set
-from holitom.ops.tensors import group_mean, ids_of, on, spread, top_mask
+from holitom.ops.tensors import group_mean, ids_of, on, top_mask
 from holitom.types import TokenSet, VideoFeatures
 
 
@@ -74,11 +73,16 @@ class AveragePool(_Control):
     """
 
     def reduce(self, video: VideoFeatures, budget: float) -> TokenSet:
-        counts, width = frame_counts(video, budget), video.grid[1]
-        kinds, kind = np.unique(counts, return_inverse=True)  # two at most
-        bins = np.stack([_bins(video.grid, int(count)) for count in kinds])[kind]
-        owner = (bins + (counts.cumsum() - counts)[:, None])[counts > 0].ravel()  # the token that each cell goes into
-        place = np.arange(bins.size).reshape(bins.shape)[counts > 0].ravel()
+        counts, (height, width) = frame_counts(video, budget), video.grid
+        count = counts[:, None, None]
+        bands = np.maximum(np.rint(np.sqrt(count * height / width)), np.ceil(count / width)).astype(np.int64)
+        bands = bands.clip(max=np.minimum(height, count)).clip(min=1)
+        band = np.arange(height)[:, None] * bands // height  # of every row, [T, H, 1]
+        before = band * count // bands  # bins of the bands above
+        columns = (band + 1) * count // bands - before
+        bins = before + np.arange(width) * columns // width  # of every cell, [T, H, W]
+        place = np.flatnonzero(np.repeat(counts > 0, video.cells))
+        owner = (bins + (counts.cumsum() - counts)[:, None, None]).ravel()[place]
         members, sizes = place[owner.argsort(kind="stable")], np.bincount(owner)
         last = sizes.cumsum() - 1
         corners = np.stack([members[last - sizes + 1], members[last]])
@@ -86,12 +90,3 @@ class AveragePool(_Control):
         size = on(sizes, video.tokens)
         tokens = group_mean(video.tokens.flatten(0, 1), on(members, video.tokens), size)
         return token_set(video, on(row * width + column, video.tokens), tokens, size)
-
-
-def _bins(grid: tuple[int, int], count: int) -> np.ndarray:
-    """[N] the bin, of ``count``, that every cell of a grid is in."""
-    height, width = grid
-    bands = max(round(math.sqrt(count * height / width)), math.ceil(count / width))
-    columns = spread(count, max(1, min(bands, height, count)))  # of every band
-    band = np.arange(height) * len(columns) // height
-    return ((columns.cumsum() - columns)[band, None] + np.arange(width) * columns[band, None] // width).ravel()

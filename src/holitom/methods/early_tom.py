@@ -48,10 +48,6 @@ class EarlyTom:
 
     fidelity = "reconstruction"
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.longest, int) or self.longest < 1:
-            raise BadUsage(f"EarlyTom(longest={self.longest!r})", fix="give a number of frames, such as 6")
-
     @property
     def identity(self) -> bool:
         """Whether these parameters merge nothing, whatever the video."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from holitom.methods.base import InnerStage, surviving
+from holitom.methods.base import InnerStage
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,5 @@ class FastV(InnerStage):
 
     fidelity = "golden"
 
-    def __call__(self, hidden: Tensor, score: Tensor, visual: Tensor, n0: int) -> tuple[Tensor, Tensor]:
-        """hidden [S, D] entering ``layer``, score [S], visual [V] ascending ids -> (ids [S'] ascending, hidden[ids]).
-        BadUsage for a NaN in the visual tokens' scores."""
-        kept = self.highest(score, visual, round(len(visual) * (1 - self.ratio)))
-        ids = surviving(len(hidden), visual, kept)
-        return ids, hidden[ids]
+    def keep(self, hidden: Tensor, score: Tensor, visual: Tensor, n0: int) -> Tensor:
+        return self.highest(score, visual, round(len(visual) * (1 - self.ratio)))

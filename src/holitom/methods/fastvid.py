@@ -27,20 +27,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, normalize
 
-from holitom.errors import BadUsage
 from holitom.methods.base import OuterStage, every_token, on_host, token_set
 from holitom.ops.clusters import group_scores
-from holitom.ops.tensors import (
-    frame_mean,
-    group_mean,
-    grouped,
-    ids_of,
-    neighbour_cosine,
-    on,
-    ranks,
-    top_mask,
-    workspace,
-)
+from holitom.ops.tensors import frame_mean, group_mean, grouped, ids_of, neighbour_cosine, on, ranks, workspace
 from holitom.types import Fidelity, TokenSet, VideoFeatures, check_budget
 
 
@@ -64,12 +53,6 @@ class FastVID(OuterStage):
     head: Literal["siglip", "substitute"] = "siglip"
 
     positions = "original"
-
-    def __post_init__(self) -> None:
-        if self.head not in ("siglip", "substitute"):
-            raise BadUsage(f"head={self.head!r} is unknown", fix="choose from siglip, substitute")
-        if min(self.segments, self.step, self.k) < 1 or not 0 <= self.context <= 1 or not 0 <= self.beta <= 1:
-            raise BadUsage(f"{self} is out of range", fix="count from 1 (8, 4 and 4); shares in [0, 1] (0.4 and 0.6)")
 
     @property
     def requires(self) -> frozenset[str]:
@@ -102,7 +85,7 @@ class FastVID(OuterStage):
         alone, each = each == context, np.minimum(each, rest.shape[1])
         carries = ((last - frame) % self.step == 0) & (each > 0)
         rows, total, here = video.tokens.flatten(0, 1), int(each[carries].sum()), rest[on(carries.nonzero()[0], rest)]
-        chosen = top_mask(group_scores(rows, here, None, self.k), on(each[carries], rest))
+        chosen = ranks(group_scores(rows, here, None, self.k)) < on(each[carries], rest)[:, None]
         anchors = here.flatten()[ids_of(chosen.flatten(), total)]
         # 4. What joins them: a frame knows the anchors of its segment, or of itself alone.
         begin = np.append(0, (each * carries).cumsum())[np.where(alone, frame, first)]

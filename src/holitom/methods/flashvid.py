@@ -66,10 +66,6 @@ class FlashVID(OuterStage):
     requires = frozenset({"saliency"})
     fidelity = "reconstruction"
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1 or self.segments < 1:
-            raise BadUsage(f"{self} is out of range", fix="give an alpha in [0, 1] and count segments from 1")
-
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
         """Reduce one video. Copies to the host: where segments end, and how many trees a frame has."""
         counts, saliency = frame_counts(video, budget), self.fields(video)["saliency"]

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from holitom.errors import BadUsage
-from holitom.methods.base import InnerStage, OuterStage, budget_tokens, every_token, on_host, surviving, token_set
+from holitom.methods.base import InnerStage, OuterStage, budget_tokens, every_token, on_host, token_set
 from holitom.methods.mmg_vid import keep_ratios, marginal_gains, share_out
 from holitom.ops.clusters import padding
 from holitom.ops.diverse import greedy_map
@@ -102,27 +102,14 @@ class HieraVidSelect(InnerStage):
     reads_groups = True
     fidelity = "reconstruction"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.relevance not in (-1, 1) or self.counts not in ("exact", "coded"):
-            raise BadUsage(f"{self} cannot be", fix="choose relevance -1 or 1, and counts exact or coded")
-
     @property
     def identity(self) -> bool:
         """Whether these parameters ask for nothing."""
         return self.ratio == 0 and self.counts == "exact"
 
-    def __call__(
-        self,
-        hidden: Tensor,
-        score: Tensor,
-        visual: Tensor,
-        n0: int,
-        group: Tensor | None = None,
-        gain: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """hidden [S, D] entering ``layer``, score [S], visual: ascending ids, group and gain [V] -> (ids [S']
-        ascending, hidden[ids]). Copies groups and gains to the host. BadUsage for a NaN in scores or states."""
+    def keep(self, hidden: Tensor, score: Tensor, visual: Tensor, n0: int, **groups: Tensor | None) -> Tensor:
+        """Copies groups and gains to the host."""
+        group, gain = groups.get("group"), groups.get("gain")
         attention = self.finite(score[visual]) * self.relevance
         self.finite(row_norms(hidden[None])[0, visual], "states that enter")
         labels = np.zeros(len(visual), dtype=np.int64) if group is None else group.cpu().numpy()
@@ -136,7 +123,7 @@ class HieraVidSelect(InnerStage):
             counts = (sizes * ratios).astype(np.int64)
             counts[sizes.argmax()] += not counts.any()
         if counts.sum() == len(visual):
-            return torch.arange(len(hidden), device=hidden.device), hidden
+            return torch.arange(len(visual), device=visual.device)
         attention = attention - attention.amin()
         quality = attention / attention.amax().clamp_min(torch.finfo(torch.float32).tiny) + 1e-6
         kept = torch.zeros(len(visual) + 1, dtype=torch.bool, device=visual.device)
@@ -146,8 +133,7 @@ class HieraVidSelect(InnerStage):
             ids, valid = on(order[start[alike][:, None] + place], visual), on(inside, visual)
             chosen = greedy_map(hidden[visual[ids]], quality[ids], valid, on(counts[alike], visual))
             kept[torch.where(chosen, ids, len(visual))] = True  # what is not chosen falls on the spare place
-        stays = surviving(len(hidden), visual, ids_of(kept[:-1], int(counts.sum())))
-        return stays, hidden[stays]
+        return ids_of(kept[:-1], int(counts.sum()))
 
 
 def hieravid(schedule: str = "30%", layers: int = 28) -> Reduction:

@@ -60,10 +60,9 @@ class HoliTom(OuterStage):
     requires = frozenset({"saliency"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.k < 1 or self.max_window < 1 or not (self.beta is None or 0 <= self.beta <= 1):
             raise BadUsage(f"{self} cannot be", fix="k and max_window count from 1, and beta lies in [0, 1] or is None")
-        if self.counts not in ("released", "exact"):
-            raise BadUsage(f"counts={self.counts!r} is unknown", fix="choose from released, exact")
 
     @property
     def fidelity(self) -> Fidelity:
@@ -166,11 +165,6 @@ class HoliTomMerge(InnerStage):
     average: Literal["running", "mean"] = "running"
     causal: bool = True
     include_newlines: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.average not in ("running", "mean"):
-            raise BadUsage(f"average={self.average!r} is unknown", fix="choose from running, mean")
 
     @property
     def fidelity(self) -> Fidelity:

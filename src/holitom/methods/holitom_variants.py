@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holitom.errors import BadUsage
 from holitom.methods.holitom import HoliTom
-from holitom.ops.clusters import density_peaks, merge_members, padding
+from holitom.ops.clusters import density_peaks, merge_members
 from holitom.ops.segments import Segments, cut_at_changes, fixed_windows, static_means
-from holitom.ops.tensors import ids_of, on, top_mask
+from holitom.ops.tensors import ids_of, on, top_of_groups
 from holitom.types import VideoFeatures
 
 __all__ = ["CutAtChanges", "DynamicByClusters", "EachTheOtherWay", "FixedWindows", "StaticBySaliency"]
@@ -47,11 +46,8 @@ class StaticBySaliency(HoliTom):
     ) -> tuple[Tensor, Tensor, Tensor]:
         means, first, length, sizes = static_means(video.tokens, segments, keep > 0)
         received = static_means(saliency[..., None], segments, keep > 0)[0][:, 0]
-        _, inside = padding(sizes)
-        table, real = received.new_full(inside.shape, -torch.inf), on(inside, received)
-        table[real] = received
-        top = top_mask(table, on(keep[keep > 0], received)) & real
-        chosen = (real.flatten().cumsum(0) - 1)[ids_of(top.flatten(), int(keep.sum()))]
+        segment = on(np.repeat(np.arange(len(sizes)), sizes), received)
+        chosen = ids_of(top_of_groups(received, segment, on(keep[keep > 0], received)), int(keep.sum()))
         return first[chosen], means[chosen], length[chosen].float()
 
 
@@ -63,11 +59,6 @@ class DynamicByClusters(HoliTom):
     """
 
     cluster_share: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.cluster_share <= 1:
-            raise BadUsage(f"cluster_share {self.cluster_share} is outside [0, 1]", fix="give a share, such as 0.5")
 
     def select_dynamic(
         self, video: VideoFeatures, saliency: Tensor, dynamic: np.ndarray, keep: np.ndarray

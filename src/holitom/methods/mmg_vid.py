@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holitom.errors import BadUsage
 from holitom.methods.base import OuterStage, budget_tokens, every_token, on_host, token_set
 from holitom.ops.clusters import peak_scores, separation, squared_distances
 from holitom.ops.tensors import frame_mean, group_mean, ids_of, neighbour_cosine, on, top_mask, workspace
@@ -49,10 +48,6 @@ class MMGVid(OuterStage):
     gain: Literal["coded", "opposite"] = "coded"
 
     fidelity = "reconstruction"
-
-    def __post_init__(self) -> None:
-        if self.gain not in ("coded", "opposite"):
-            raise BadUsage(f"gain={self.gain!r} is unknown", fix="choose from coded, opposite")
 
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
         """Reduce one video. Two copies to the host: where to cut, and the gains."""

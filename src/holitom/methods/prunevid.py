@@ -30,8 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from holitom.errors import BadUsage
-from holitom.methods.base import InnerStage, OuterStage, every_token, on_host, surviving, token_set
+from holitom.methods.base import InnerStage, OuterStage, every_token, on_host, token_set
 from holitom.ops.clusters import padding, ranked_clusters
 from holitom.ops.segments import Segments, above, static_means
 from holitom.ops.tensors import TINY, frame_mean, group_mean, grouped, ids_of, on, row_norms, top_of_groups
@@ -53,10 +52,6 @@ class PruneVid(OuterStage):
 
     fidelity = "golden"
 
-    def __post_init__(self) -> None:
-        if self.k < 1 or not 0 < self.temporal_segment_ratio <= 1:
-            raise BadUsage(f"{self} cannot be", fix="count k from 1, and give a temporal_segment_ratio in (0, 1]")
-
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
         budget = check_budget(budget)
         windows = self.windows(video)
@@ -68,7 +63,7 @@ class PruneVid(OuterStage):
     def windows(self, video: VideoFeatures) -> Segments:
         """Steps 1 and 2. Two copies to the host: the labels of the frames, and the static cells."""
         norms = row_norms(video.tokens)
-        first = _run_starts(refine_runs(self.frame_labels(video)))
+        first = np.flatnonzero(np.diff(refine_runs(self.frame_labels(video)), prepend=-1))
         last = np.append(first[1:], video.frames) - 1
         static = above(_pair_cosine(video.tokens, norms, last - first + 1), self.tau)
         return Segments(first, last, on_host(static, tokens=norms) & (last > first)[:, None])
@@ -104,7 +99,7 @@ def refine_runs(labels: np.ndarray) -> np.ndarray:
     From left to right, every other run takes the label on its left, with all that this label has taken in so far, or of
     the next run that stays, whichever is longer; the left one when both are equally long, 0 when there is neither.
     """
-    start = _run_starts(labels)
+    start = np.flatnonzero(np.diff(labels, prepend=-1))
     label, length = labels[start], np.diff(start, append=len(labels))
     longest = np.zeros(labels.max() + 1, dtype=np.int64)
     np.maximum.at(longest, label, length)
@@ -118,11 +113,6 @@ def refine_runs(labels: np.ndarray) -> np.ndarray:
         reach = length[run] + (reach if run and new == taken else 0)
         taken = refined[run] = new
     return np.repeat(refined, length)
-
-
-def _run_starts(labels: np.ndarray) -> np.ndarray:
-    """Where a run of equal labels begins."""
-    return np.flatnonzero(np.diff(labels, prepend=labels[:1] - 1))
 
 
 @torch.no_grad()
@@ -184,21 +174,12 @@ class PruneVidSelect(InnerStage):
     share = "alpha"
     idle = 1
 
-    def __call__(
-        self,
-        hidden: Tensor,
-        score: Tensor,
-        visual: Tensor,
-        n0: int,
-        group: Tensor | None = None,
-        gain: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """hidden [S, D] entering ``layer``, score [heads, text rows, S], visual: ascending ids, group [V] -> (ids [S']
-        ascending, hidden[ids]). Copies to the host: the groups' sizes. Raises BadUsage for a NaN in the scores."""
+    def keep(self, hidden: Tensor, score: Tensor, visual: Tensor, n0: int, **groups: Tensor | None) -> Tensor:
+        """Copies to the host: the groups' sizes."""
         best = self.finite(score.amax((0, 1))[visual])
+        group = groups.get("group")
         group = torch.zeros_like(visual) if group is None else group
         _, label, sizes = group.unique(return_inverse=True, return_counts=True)
         counts = (self.alpha * sizes.double()).long()
         counts[sizes.argmax()] += counts.sum() == 0
-        ids = surviving(len(hidden), visual, ids_of(top_of_groups(best, label, counts), int(counts.sum())))
-        return ids, hidden[ids]
+        return ids_of(top_of_groups(best, label, counts), int(counts.sum()))

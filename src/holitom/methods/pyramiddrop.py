@@ -15,8 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from holitom.errors import BadUsage
-from holitom.methods.base import InnerStage, surviving
+from holitom.methods.base import InnerStage
 
 
 @dataclass(frozen=True)
@@ -33,17 +32,14 @@ class PyramidDropStage(InnerStage):
     fidelity = "golden"
     idle = 1
 
-    def __call__(self, hidden: Tensor, score: Tensor, visual: Tensor, n0: int) -> tuple[Tensor, Tensor]:
-        """hidden [S, D] entering ``layer``, score [S], visual [V] ascending ids, n0: V when prefill began -> (ids [S']
-        ascending, hidden[ids]); everything where no more than the share is alive. BadUsage for a NaN in the scores."""
-        ids = surviving(len(hidden), visual, self.highest(score, visual, int(n0 * self.ratio)))
-        return ids, hidden[ids]
+    def keep(self, hidden: Tensor, score: Tensor, visual: Tensor, n0: int) -> Tensor:
+        return self.highest(score, visual, int(n0 * self.ratio))  # all where no more than the share is alive
 
 
 @dataclass(frozen=True)
 class PyramidDrop:
     """The schedule: ``inner=PyramidDrop().stages()``. layers: where each stage begins, ascending; ratios: the share
-    left from there on, never growing.
+    left from there on.
 
     The default is what the FLOPs of HoliTom's tables need (10.5 and 19.5 T on 28 layers; (2, 8, 12) fits too); the
     paper's own for 32 layers is layers (8, 16, 24).
@@ -52,12 +48,5 @@ class PyramidDrop:
     layers: tuple[int, ...] = (2, 7, 14)
     ratios: tuple[float, ...] = (0.5, 0.25, 0.125)
 
-    def __post_init__(self) -> None:
-        ascending = list(self.layers) == sorted(set(self.layers))
-        if len(self.layers) != len(self.ratios) or not ascending or list(self.ratios) != sorted(self.ratios)[::-1]:
-            what = f"layers {self.layers} with ratios {self.ratios} are no pyramid"
-            raise BadUsage(what, fix="give one ratio per layer; layers ascend, and the share that is left never grows")
-        self.stages()
-
     def stages(self) -> tuple[PyramidDropStage, ...]:
-        return tuple(map(PyramidDropStage, self.layers, self.ratios))
+        return tuple(PyramidDropStage(*stage) for stage in zip(self.layers, self.ratios, strict=True))

@@ -26,11 +26,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from holitom.errors import BadUsage
 from holitom.methods.base import OuterStage, every_token, on_host, token_set
 from holitom.methods.mmg_vid import share_out
+from holitom.ops.clusters import padding
 from holitom.ops.diverse import first_come
-from holitom.ops.tensors import frame_mean, gram, group_mean, ids_of, on, top_mask, workspace
+from holitom.ops.segments import Segments, static_means
+from holitom.ops.tensors import frame_mean, gram, ids_of, on, top_mask, workspace
 from holitom.types import TokenSet, VideoFeatures, check_budget
 
 
@@ -45,10 +46,6 @@ class UniComp(OuterStage):
     head: Literal["siglip", "substitute"] = "siglip"
 
     fidelity = "reconstruction"
-
-    def __post_init__(self) -> None:
-        if self.head not in ("siglip", "substitute"):
-            raise BadUsage(f"head={self.head!r} is unknown", fix="choose from siglip, substitute")
 
     @property
     def requires(self) -> frozenset[str]:
@@ -105,23 +102,20 @@ def _quota(unit: Tensor, wanted: int, cells: int) -> np.ndarray:
 def _averages(tokens: Tensor, near: Tensor, ids: Tensor, lengths: np.ndarray, counts: np.ndarray) -> Tensor:
     """(own + mean of what it covers) / 2 of every pick ``ids`` [M], places in the fused frames -> [M, D]. Some groups
     at a time, so that no copy of the video is made."""
-    cells, parts, end = near.shape[1], [], lengths.cumsum()
+    cells, parts, first, start = near.shape[1], [], lengths.cumsum() - lengths, counts.cumsum() - counts
     step = max(1, workspace(tokens) // tokens[0].numel())
-    for some in np.split(np.arange(len(lengths)), range(step, len(lengths), step)):
-        mine = ids[counts[: some[0]].sum() : counts[: some[-1] + 1].sum()]
-        span = np.arange(end[some[0]] - lengths[some[0]], end[some[-1]])
-        fused, length = tokens[span[0] : span[-1] + 1], lengths[some]
-        if len(some) < len(span):
-            place = np.arange(fused.shape[0] * cells).reshape(-1, cells)
-            owner = np.repeat(np.arange(len(some)), length)[:, None] * cells + np.arange(cells)
-            sizes = on(np.repeat(length, cells), mine)
-            members = on(place.ravel()[owner.ravel().argsort(kind="stable")], mine)
-            fused = group_mean(fused.flatten(0, 1), members, sizes).unflatten(0, (len(some), cells))
-        most, group = int(counts[some].max()), on(np.repeat(np.arange(len(some)), counts[some]), mine)
-        slot = on(np.concatenate([np.arange(n) for n in counts[some]]), mine)
-        cell = mine.new_zeros(len(some), most).index_put_((group, slot), mine % cells)
-        weight = near[on(some, mine)].gather(1, cell[..., None].expand(-1, -1, cells)).float()
+    for i in range(0, len(lengths), step):
+        some, length = slice(i, i + step), lengths[i : i + step]
+        fused = tokens[first[i] : first[i] + length.sum()]
+        if len(length) < len(fused):
+            begin, whole = first[some] - first[i], np.ones((len(length), cells), dtype=bool)
+            segments = Segments(begin, begin + length - 1, whole)
+            fused = static_means(fused, segments, whole[:, 0])[0].unflatten(0, (-1, cells))
+        place, inside = padding(counts[some])
+        pick = on((start[some, None] + place).clip(max=len(ids) - 1), ids)
+        cell = ids[pick][..., None] % cells
+        weight = near[some].gather(1, cell.expand(-1, -1, cells)).float()
         weight /= 2 * weight.sum(-1, keepdim=True)
-        weight.scatter_add_(2, cell[..., None], weight.new_full((*cell.shape, 1), 0.5))
-        parts.append((weight @ fused.float())[group, slot].to(tokens.dtype))
+        weight.scatter_add_(2, cell, torch.full_like(weight[..., :1], 0.5))
+        parts.append((weight @ fused.float()).flatten(0, 1)[on(np.flatnonzero(inside), ids)].to(tokens.dtype))
     return torch.cat(parts)

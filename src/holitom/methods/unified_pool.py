@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from holitom.errors import BadUsage
-from holitom.methods.base import OuterStage, budget_tokens, token_set
+from holitom.methods.base import OuterStage, budget_tokens, surviving, token_set
 from holitom.ops.clusters import density_peaks
 from holitom.ops.diverse import first_come
 from holitom.ops.tensors import apportion, gram, group_mean, grouped, ids_of, on
@@ -47,10 +46,6 @@ class UnifiedPool(OuterStage):
     requires = frozenset({"saliency"})
     fidelity = "reconstruction"
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.recycled < 1 or self.k < 1 or self.window < 1:
-            raise BadUsage(f"{self} is out of range", fix="give a share in [0, 1), and count k and window from 1")
-
     def reduce(self, video: VideoFeatures, budget: float, saliency: Tensor) -> TokenSet:
         """Copies to the host: how many tokens of each block stay, and the rounds of choosing them."""
         wanted, rows = budget_tokens(video, budget), video.tokens.flatten(0, 1)
@@ -59,8 +54,7 @@ class UnifiedPool(OuterStage):
         clusters = wanted - len(chosen)
         if not clusters:
             return token_set(video, chosen.sort().values)
-        rest = torch.ones(len(rows), dtype=torch.bool, device=rows.device).index_fill_(0, chosen, False)
-        rest = ids_of(rest, len(rows) - len(chosen))
+        rest = surviving(len(rows), chosen, chosen[:0])
         sizes = np.diff(np.arange(0, len(rest) + self.window, self.window).clip(max=len(rest)))
         counts = apportion(sizes, clusters)
         rest, sizes, counts = rest[on(np.repeat(counts > 0, sizes), rest)], sizes[counts > 0], counts[counts > 0]

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import cosine_similarity, normalize, pad
 
-from holitom.errors import BadUsage
 from holitom.methods.base import OuterStage, budget_tokens, refuse_non_finite, token_set
 from holitom.ops.tensors import TINY, frame_mean, ids_of, on, row_norms, top_mask
 from holitom.types import TokenSet, VideoFeatures
@@ -34,30 +32,22 @@ class VCast(OuterStage):
     positions = "original"
     fidelity = "port"
 
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise BadUsage(f"temperature {self.temperature} is not above 0", fix="use 0.7, the released value")
-
     def __call__(self, video: VideoFeatures, budget: float) -> TokenSet:
         """Reduce one video. Two copies to the host: is everything finite, and the frames' shares."""
         wanted, norms = budget_tokens(video, budget), row_norms(video.tokens)
         refuse_non_finite(tokens=norms)
         with torch.no_grad():
             centre = normalize(frame_mean(video.tokens), dim=-1, eps=1e-6)
-            shares = (curvature(centre) / self.temperature).softmax(0).cpu().numpy()
+            step = centre.diff(dim=0)
+            turn = 1 - cosine_similarity(step[:-1], step[1:], dim=-1, eps=1e-6)  # from 0, straight on, to 2, back again
+            curvature = pad(turn, (1, 1), value=1.0)[: video.frames]
+            shares = (curvature / self.temperature).softmax(0).cpu().numpy()
             parts = zip(video.tokens.split(8), centre[..., None].split(8), strict=True)
             dots = torch.cat([(part.float() @ mean)[..., 0] for part, mean in parts])
             low, high = norms.aminmax(dim=1, keepdim=True)
             score = 1 - dots / norms.clamp_min(TINY) + (norms - low) / (high - low + 1e-6)
             mask = top_mask(score, on(share_frames(shares, wanted, video.cells), norms))
         return token_set(video, ids_of(mask.flatten(), wanted))
-
-
-def curvature(centre: Tensor) -> Tensor:
-    """Step 1: unit vectors [T, D] -> [T], from 0 (straight on) to 2 (back again)."""
-    step = centre.diff(dim=0)
-    turn = 1 - cosine_similarity(step[:-1], step[1:], dim=-1, eps=1e-6)
-    return torch.cat([turn.new_ones(1), turn, turn.new_ones(1)])[: len(centre)]
 
 
 def share_frames(shares: np.ndarray, total: int, cells: int) -> np.ndarray:

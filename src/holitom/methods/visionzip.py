@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from holitom.errors import BadUsage
 from holitom.methods.base import OuterStage, frame_counts, token_set
 from holitom.ops.clusters import padding
 from holitom.ops.tensors import group_mean, grouped, ids_of, on, top_mask
@@ -38,11 +37,6 @@ class VisionZip(OuterStage):
 
     requires = frozenset({"saliency", "keys"})
     fidelity = "golden"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.dominant_ratio < 1:
-            what = f"dominant_ratio {self.dominant_ratio} is outside [0, 1)"
-            raise BadUsage(what, fix="use 54 / 64, the released value")
 
     def reduce(self, video: VideoFeatures, budget: float, saliency: Tensor, keys: Tensor) -> TokenSet:
         counts, cells, rows = frame_counts(video, budget), video.cells, video.tokens.flatten(0, 1)

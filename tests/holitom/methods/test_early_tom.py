@@ -27,9 +27,8 @@ def table(frames, lags=5, **pairs):
 def found(near, tau=0.0, longest=6):
     """Frames and merged pairs, in a word: 0 12 3."""
     groups = EarlyTom((0,), tau, longest).groups(near)
-    return " ".join(f"{i}" if i == j else f"{i}{j}" for i, j, _ in groups), [
-        round(w, 4) for i, j, w in groups if i != j
-    ]
+    words = [f"{i}" if i == j else f"{i}{j}" for i, j, _ in groups]
+    return " ".join(words), [round(w, 4) for i, j, w in groups if i != j]
 
 
 def test_pairs_and_weights_by_hand():

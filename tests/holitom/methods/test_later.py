@@ -124,20 +124,16 @@ def test_flashvid_averages_a_still_tree():
 def test_flashvids_two_ways_to_count():
     ten = flashvid(0.10)
     (late,) = ten.inner
-    assert type(late) is FastV and (ten.budget, late.layer, late.ratio) == (
-        pytest.approx(0.125),
-        20,
-        pytest.approx(0.7),
-    )
+    assert type(late) is FastV and (ten.budget, late.layer, late.ratio) == pytest.approx((0.125, 20, 0.7))
     for layers in (6, 28, 80):
         made = flashvid(0.2, layers)
         (late,) = made.inner
         mean = made.budget * (late.layer + (1 - late.ratio) * (layers - late.layer)) / layers
         assert mean == pytest.approx(0.2)
     assert flashvid(0.1, expansion=1.0).inner == ()
-    for wrong in ({"mean": 0.9}, {"mean": 0.1, "expansion": 1.5}, {"mean": 0.1, "expansion": 0.9}):
+    for mean, expansion in ((0.9, 1.25), (0.1, 1.5), (0.1, 0.9)):
         with pytest.raises(BadUsage, match="expansion"):
-            flashvid(**wrong)
+            flashvid(mean, expansion=expansion)
 
 
 @pytest.mark.parametrize("seed", range(4))

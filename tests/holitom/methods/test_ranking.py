@@ -10,11 +10,8 @@ from holitom.methods import FastV, PyramidDropStage
 @pytest.mark.parametrize(
     ("stage", "alive", "n0", "left"),
     [
-        (FastV(2, 0.5), 40, 40, 20),
-        (FastV(2, 0.0), 40, 40, 40),
         (FastV(2, 0.5), 7, 7, 4),
         (FastV(2, 0.99), 6, 6, 1),
-        (PyramidDropStage(2, 0.33), 40, 40, 13),
         (PyramidDropStage(2, 0.25), 40, 100, 25),  # a share of what prefill began with
         (PyramidDropStage(2, 0.5), 10, 40, 10),
         (PyramidDropStage(2, 0.001), 40, 40, 1),
