@@ -197,6 +197,10 @@ class Reduction:
     decode: Decode | None = None
     tower: Tower | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.inner, tuple):
+            raise BadUsage(f"inner is {self.inner!r}", fix="give a tuple of stages, also for a single one")
+
     def describe(self) -> dict[str, Any]:
         """Every parameter, as JSON: what a record stores and what identifies a result. "tower" only where there is one,
         so that older records keep their keys."""
