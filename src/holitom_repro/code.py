@@ -39,7 +39,6 @@ def code_hash(stages: Iterable[Any], kit: Sequence[str] = ()) -> str:
     return _digest([*_named(found), *(part for cls in classes for part in _own_code(cls, seen))])
 
 
-@cache
 def present_code() -> str:
     """Sixteen hex digits over what can change a measurement: src/holitom and the files of MEASURING."""
     files = [*Path(holitom.__file__).parent.rglob("*.py"), *(Path(__file__).parent / name for name in MEASURING)]

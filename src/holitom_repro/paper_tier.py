@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,13 +78,13 @@ def measure_here(cells: Sequence[Cell], show: bool = True) -> None:
     name = hashlib.sha256("".join(sorted(cell.id for cell in cells)).encode()).hexdigest()[:16]
     path = write_atomic(paths.runs("paper", "plans", f"{name}.plan"), plan)
     store = Store("paper")
-    total = sum(cell.asked for cell in cells if not store.has(cell.id)) or None
+    total = sum(cell.asked for cell in cells if not store.load(cell.id)) or None
     with tempfile.TemporaryDirectory() as told, tqdm(total=total, unit="question", disable=not show) as bar:
         environment = {**os.environ, **paths.caches(), "HOLITOM_TOLD": told, "PYTHONSAFEPATH": "1"}
         process = subprocess.Popen(command(asked, [str(path), *words]), env=environment)
         try:
             while (code := process.poll()) is None:
-                bar.update(sum(one.stat().st_size for one in Path(told).glob("*.count")) - bar.n)
+                bar.update(sweep.answered(told) - bar.n)
                 time.sleep(0.5)
         except KeyboardInterrupt:
             process.wait()  # ctrl-C reached it as well: it stops and keeps what it has
@@ -125,7 +126,7 @@ def measure(cells: Sequence[Cell], asked: argparse.Namespace, progress: Callable
     first = os.environ.get("RANK", "0") == "0"
     full = [cell for cell in cells if unreduced(cell)]
     mine = [*full, *[cell for cell in cells if not unreduced(cell)][int(number) :: int(parts)]]
-    left = [cell for cell in mine if not store.has(cell.id)]
+    left = [cell for cell in mine if not store.load(cell.id)]
     for text in [*first_contact(cells), *(downloads(left) if left else [])] if first else ():
         print(text, file=sys.stderr)
     if asked.dry_run:
@@ -135,16 +136,15 @@ def measure(cells: Sequence[Cell], asked: argparse.Namespace, progress: Callable
     off: list[Baseline] = []
     for model in dict.fromkeys(cell.model for cell in cells):
         sweep.measure([cell for cell in left if cell.model == model and unreduced(cell)], progress, options)
-        judged = [
-            judge_baseline(cell, *store.load(cell.id)) for cell in full if cell.model == model and store.has(cell.id)
-        ]
+        there = [(cell, store.load(cell.id)) for cell in full if cell.model == model]
+        judged = [judge_baseline(cell, *found) for cell, found in there if found]
         for one in judged if first else ():
             print(f"gate   {one.cell.model}, {one.cell.benchmark}: {one.verdict} ({one.reason})", file=sys.stderr)
-        off += [one for one in judged if one.verdict == "NOT REPRODUCED"]
+        off += [one for one in judged if one.verdict == "NOT REPRODUCED" and not asked.no_gate]
         if not asked.gate_only:
-            require([] if asked.no_gate else off)
+            require(off)
             sweep.measure([cell for cell in left if cell.model == model and not unreduced(cell)], progress, options)
-    require([] if asked.no_gate else off)
+    require(off)
 
 
 def unreduced(cell: Cell) -> bool:
@@ -307,15 +307,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
     told, rank = os.environ.get("HOLITOM_TOLD"), os.environ.get("RANK", "0")
     asked = parser().parse_args(words)
-    bar = None if told else tqdm(unit="question", disable=rank != "0")
-
-    def progress(questions: int) -> None:
-        if bar is not None:
-            bar.update(questions)
-        else:
-            with open(Path(told) / f"{rank}.count", "ab") as file:
-                file.write(b"." * questions)
-
+    progress = partial(sweep.tell, told) if told else tqdm(unit="question", disable=rank != "0").update
     try:
         if asked.plan is None or not asked.plan.is_file():
             raise BadUsage(f"there is no plan {asked.plan}", fix="--dry-run of a notebook at the paper tier writes it")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from holitom.errors import CannotRun
 from holitom_repro import paths
@@ -63,33 +63,23 @@ class Record(BaseModel):
 
 class Store:
     """The finished cells of one tier: runs/<tier>/cells/<hash>.json, written after <hash>.samples.jsonl with a line for
-    each question. ``damaged`` lists files that could not be understood; their cells count as not finished."""
+    each question. A cell whose files are damaged counts as not finished."""
 
     def __init__(self, tier: str, runs: Path | None = None) -> None:
         self.folder = (runs or paths.runs()) / tier / "cells"
-        self.damaged: list[Path] = []
-
-    def has(self, cell: str) -> bool:
-        """Whether the cell is finished, without reading it."""
-        return (self.folder / f"{cell}.json").is_file() and (self.folder / f"{cell}.samples.jsonl").is_file()
 
     def load(self, cell: str) -> tuple[Record, list[Sample]] | None:
-        """A finished cell; None where there is none, or where its files are damaged. CannotRun for files that may not
-        be read."""
-        if not self.has(cell):
-            return None
+        """A finished cell, None where there is none. CannotRun for files that may not be read."""
         try:
             record = Record.model_validate_json((self.folder / f"{cell}.json").read_bytes())
-            lines = (self.folder / f"{cell}.samples.jsonl").read_bytes().split(b"\n")
-            samples = json.loads(b"[" + b",".join(lines[:-1]) + b"]")
-            if lines[-1] or len(samples) != record.n or not all("correct" in sample for sample in samples):
-                raise ValueError("not the questions of its record")
+            lines = (self.folder / f"{cell}.samples.jsonl").read_bytes().splitlines()
+            samples = [json.loads(line) for line in lines]
+        except (FileNotFoundError, ValueError):  # also pydantic's ValidationError
+            return None
         except OSError as error:
             raise _refused(self.folder, error, "read") from error
-        except (ValidationError, ValueError, TypeError):
-            self.damaged.append(self.folder / f"{cell}.json")
-            return None
-        return record, samples
+        whole = len(samples) == record.n and all("correct" in sample for sample in samples)
+        return (record, samples) if whole else None
 
     def forget(self, cell: str) -> None:
         """Remove a cell, also what is answered of an unfinished one."""

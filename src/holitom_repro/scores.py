@@ -122,7 +122,7 @@ def samples(scores: pd.DataFrame) -> pd.DataFrame:
     """The questions behind the rows of a frame, a row for each setting and question: key, benchmark, doc_id, video,
     kind, question, target, answer, correct, kept, task."""
     parts = [
-        pd.DataFrame(_load(row.tier, row.cell)).assign(key=row.key, benchmark=row.benchmark)
+        pd.DataFrame(_load(row.tier, row.cell)[1]).assign(key=row.key, benchmark=row.benchmark)
         for row in scores[scores["benchmark"] != AVERAGE].itertuples()
     ]
     return pd.concat(parts, ignore_index=True)
@@ -167,20 +167,12 @@ def _measured(cells: Sequence[Cell], fresh: bool, progress: bool) -> dict[str, F
     for name in known if fresh else ():
         store.forget(name)
     found = {name: finished for name in known if (finished := store.load(name))}
-    if store.damaged:
-        damaged = ", ".join(path.name for path in store.damaged)
-        for path in store.damaged:
-            store.forget(path.stem)
-        print(f"{len(store.damaged)} damaged cells are measured again: {damaged}", file=sys.stderr)
     left = [cell for name, cell in known.items() if name not in found]
     if left and tier == "tiny":
         sweep.measure_tiny(left, progress)
     elif left:
         paper_tier.measure_here(list(known.values()), progress)
-    for cell in left:
-        if (finished := store.load(cell.id)) is None:
-            raise CannotRun(f"{store.folder}/{cell.id}.json was not written", fix="run the same command again")
-        found[cell.id] = finished
+    found |= {cell.id: _load(tier, cell.id) for cell in left}
     said = [f"{record.benchmark}: {note}" for record, _ in found.values() for note in record.notes if UNREAD in note]
     for note in dict.fromkeys(said):
         print(note, file=sys.stderr)
@@ -259,14 +251,13 @@ def _answers(scores: pd.DataFrame, key: str, benchmark: str) -> pd.DataFrame:
         what = "is not among these scores" if rows.empty else "stands for several cells of a benchmark"
         keys = ", ".join(scores["key"].unique())
         raise BadUsage(f"{key!r} {what}", fix=f"filter the frame by model, frames and benchmark; it has {keys}")
-    return pd.concat([_questions(_load(row.tier, row.cell), row.benchmark) for row in rows.itertuples()])
+    return pd.concat([_questions(_load(row.tier, row.cell)[1], row.benchmark) for row in rows.itertuples()])
 
 
-def _load(tier: str, cell: str) -> list[Sample]:
-    found = Store(tier).load(cell)
-    if found is None:
-        raise CannotRun(f"the cell {cell} is no longer in runs/{tier}/cells", fix="call evaluate again")
-    return found[1]
+def _load(tier: str, cell: str) -> Finished:
+    if (found := Store(tier).load(cell)) is None:
+        raise CannotRun(f"the cell {cell} is not in runs/{tier}/cells", fix="call evaluate again")
+    return found
 
 
 def _questions(lines: Sequence[Sample], benchmark: str) -> pd.DataFrame:

@@ -108,7 +108,7 @@ def test_parts_are_disjoint_and_complete_and_the_gate_can_run_alone(swept: list)
     for part in ("0/2", "1/2"):
         measure([cell(), *MANY], options(f"--no-gate --part {part}"), print)
     assert sorted(len(keys) for keys in swept if keys[:1] == ["HoliTom"]) == [1, 2]
-    assert all(Store("paper").has(one.id) for one in [cell(), *MANY])
+    assert all(Store("paper").load(one.id) for one in [cell(), *MANY])
     for wrong in ("2/2", "x", "-1/3"):
         with pytest.raises(BadUsage, match="0/4"):
             measure([cell()], options(f"--part={wrong}"), print)

@@ -34,10 +34,10 @@ def record(**more) -> Record:
 
 def test_a_finished_cell_is_read_as_it_was_written(tmp_path: Path) -> None:
     store = Store("tiny", tmp_path)
-    assert store.load("abc") is None and not store.has("abc")
+    assert store.load("abc") is None
     store.save("abc", record(notes=("caf\u00e9",)), SAMPLES)
     assert store.load("abc") == (record(notes=("caf\u00e9",)), SAMPLES)
-    assert not store.damaged and not list(store.folder.glob(".*"))
+    assert not list(store.folder.glob(".*"))
 
 
 @pytest.mark.parametrize("wrong", [{"value": float("nan")}, {"tier": "toy"}, {"surprise": 1}, {"frames": "many"}])
@@ -54,12 +54,11 @@ def cut(file: Path) -> None:
 @pytest.mark.parametrize(
     "harm", [cut, lambda f: f.write_text("[]\n"), lambda f: f.write_bytes(b"\xff\xfe"), lambda f: f.write_text("")]
 )
-def test_a_damaged_cell_is_listed_and_counts_as_not_finished(tmp_path: Path, suffix: str, harm) -> None:
+def test_a_damaged_cell_counts_as_not_finished(tmp_path: Path, suffix: str, harm) -> None:
     store = Store("tiny", tmp_path)
     store.save("abc", record(), SAMPLES)
     harm(store.folder / f"abc.{suffix}")
     assert store.load("abc") is None
-    assert store.damaged == [store.folder / "abc.json"]
     store.forget("abc")
     assert not list(store.folder.iterdir())
 
