@@ -95,8 +95,7 @@ def measure_here(cells: Sequence[Cell], show: bool = True) -> None:
             raise CannotRun(what, fix=fix)
     if code or asked.dry_run:
         what = "nothing was measured (--dry-run)" if asked.dry_run else f"the paper tier ended with exit code {code}"
-        fix = "run the same command again: what is finished is kept"
-        raise CannotRun(f"{what}; what it said stands above", fix=fix)
+        raise CannotRun(f"{what}; what it said stands above", fix="run it again: what is finished is kept")
 
 
 def command(asked: argparse.Namespace, words: Sequence[str]) -> list[str]:
@@ -229,11 +228,7 @@ def _says(place: str, name: str, processor: Any) -> dict[str, Any]:
     if name == "preprocessor_config.json":
         return vars(processor.image_processor)
     if name == "config.json":
-        config = processor.config
-        text = vars(config.text_config) | (getattr(config.text_config, "rope_parameters", None) or {})
-        parts = {"vision_config.": vars(config.vision_config), "text_config.": text, "": vars(config)}
-        flat = {f"{part}{field}": value for part, fields in parts.items() for field, value in fields.items()}
-        return flat | {"dtype": str(config.dtype).removeprefix("torch.")}
+        return pd.json_normalize(processor.config.to_dict()).to_dict("records")[0]
     try:
         file = cached_file(place, name, _raise_exceptions_for_missing_entries=False)
     except OSError:
@@ -269,18 +264,16 @@ def first_question(cell: Cell, options: sweep.Options) -> str:
 
 def downloads(cells: Sequence[Cell]) -> list[str]:
     """What these cells fetch, a line each. CannotRun when it does not fit on the disk."""
-    models = {model_path(cell.model) for cell in cells}
-    wanted = [(place, "model", None, 1) for place in sorted(models) if not Path(place).is_dir()]
-    for name in sorted({cell.benchmark for cell in cells}):
-        if not _has_videos(name):  # archives stay beside what is unpacked from them
-            wanted.append((VIDEOS[name][0], "dataset", VIDEOS[name][1], 2))
-    lines, needed, home = [], 0.0, _home()
-    for repository, kind, revision, times in wanted:
-        gib = times * (_gib(repository, kind, revision) or 0)
+    wanted = {place: ("model", None) for cell in cells if not Path(place := model_path(cell.model)).is_dir()}
+    absent = [VIDEOS[name] for name in sorted({cell.benchmark for cell in cells}) if not _has_videos(name)]
+    wanted |= {repository: ("dataset", revision) for repository, revision, _ in absent}
+    lines, needed = [], 0.0
+    for repository, (kind, revision) in wanted.items():
+        gib = _gib(repository, kind, revision) * (2 if kind == "dataset" else 1)  # archives stay beside their files
         needed += gib
         lines.append(f"disk   {repository}: {f'{gib:.0f} GiB' if gib else 'the hub does not say how much'}")
-    free = machine.free_gib(home)
-    lines.append(f"disk   {needed:.0f} GiB and what is not known to fetch, {free:.0f} GiB free in {home}")
+    free = machine.free_gib(_home())
+    lines.append(f"disk   {needed:.0f} GiB and what is not known to fetch, {free:.0f} GiB free in {_home()}")
     if needed > free:
         fix = "set HF_HOME to a folder on a larger disk, and keep it set for later runs"
         raise CannotRun("\n".join(["the downloads do not fit on the disk", *lines]), fix=fix)
@@ -296,9 +289,10 @@ def _has_videos(benchmark: str) -> bool:
     return benchmark not in VIDEOS or (_home() / VIDEOS[benchmark][2]).exists()
 
 
-def _gib(repository: str, kind: str, revision: str | None) -> float | None:
+def _gib(repository: str, kind: str, revision: str | None) -> float:
+    """Its size, 0 where the hub does not say."""
     info = hub_info(repository, kind, revision)
-    return sum(file.size or 0 for file in info.siblings or ()) / 2**30 if info else None
+    return sum(file.size or 0 for file in info.siblings or ()) / 2**30 if info else 0.0
 
 
 def main(words: Sequence[str] | None = None) -> int:

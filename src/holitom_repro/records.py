@@ -3,19 +3,16 @@
 Files are written beside themselves and moved into place: a reader never meets half a file, and an interrupted run loses
 nothing that was finished."""
 
-import errno
 import json
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict
 
-from holitom.errors import CannotRun
 from holitom_repro import paths
 
 UNREAD = "questions about videos that cannot be read"
@@ -69,15 +66,13 @@ class Store:
         self.folder = (runs or paths.runs()) / tier / "cells"
 
     def load(self, cell: str) -> tuple[Record, list[Sample]] | None:
-        """A finished cell, None where there is none. CannotRun for files that may not be read."""
+        """A finished cell, None where there is none."""
         try:
             record = Record.model_validate_json((self.folder / f"{cell}.json").read_bytes())
             lines = (self.folder / f"{cell}.samples.jsonl").read_bytes().splitlines()
             samples = [json.loads(line) for line in lines]
         except (FileNotFoundError, ValueError):  # also pydantic's ValidationError
             return None
-        except OSError as error:
-            raise _refused(self.folder, error, "read") from error
         whole = len(samples) == record.n and all("correct" in sample for sample in samples)
         return (record, samples) if whole else None
 
@@ -88,7 +83,7 @@ class Store:
         shutil.rmtree(self.folder / f"{cell}.part", ignore_errors=True)
 
     def save(self, cell: str, record: Record, samples: Sequence[Sample]) -> None:
-        """Samples first: the record's file says that the cell is finished. CannotRun on a full disk."""
+        """Samples first: the record's file says that the cell is finished."""
         lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
         write_atomic(self.folder / f"{cell}.samples.jsonl", lines)
         write_atomic(self.folder / f"{cell}.json", record.model_dump_json(indent=1) + "\n")
@@ -96,30 +91,15 @@ class Store:
 
 def write_atomic(path: Path, content: str | bytes) -> Path:
     """Replace a file as a whole, text as UTF-8: written under another name in the same folder, flushed to disk, moved
-    into place. CannotRun on a full disk and in a folder that cannot be written."""
+    into place. OSError on a full disk and in a folder that cannot be written; the old file is kept."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
-    except OSError as error:
-        raise _refused(path, error, "written") from error
     finally:
-        with suppress(OSError):
-            draft.unlink()
+        draft.unlink(missing_ok=True)
     return path
-
-
-def _refused(path: Path, error: OSError, what: str) -> CannotRun:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CannotRun(
-            f"the disk is full: {path} could not be written. Everything finished before it is kept",
-            fix="free some space and run the same command again, it continues where it stopped",
-        )
-    return CannotRun(
-        f"{path} cannot be {what} ({error.strerror or error})",
-        fix=f"use a checkout of your own, or give {paths.runs()} to the user who runs this",
-    )

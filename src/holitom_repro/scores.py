@@ -59,8 +59,8 @@ def evaluate(
     off_per_frame: tokens per frame kept beyond what was asked; flops_pct: of the unreduced model's, by the papers'
     formula; n, videos; answers: the share of each answer, as JSON; cell: the hash that names its files; notes.
 
-    Raises BadUsage (benchmark, tier, limit), CannotRun (no weights, full disk, a method that did not act, a baseline
-    off its printed score) and whatever a method of yours raises.
+    Raises BadUsage (benchmark, tier, limit), CannotRun (no weights, a method that did not act, a baseline off its
+    printed score), OSError (full disk) and whatever a method of yours raises.
     """
     wanted = {(ALL, 1.0): Reduction(ALL), **settings}
     cells = {

@@ -66,18 +66,9 @@ def test_the_interval_covers_the_truth_for_clustered_answers(share: float, corre
     assert naive < coverage  # questions counted as independent cover too little
 
 
-def test_weights_of_an_average_cover_its_truth() -> None:
-    """Two benchmarks of unequal size, each counting the same."""
-    rng = np.random.default_rng(7)
-    names = ["a"] * 240 + ["b"] * 60
-    groups = [f"{name}/{k // 3}" for k, name in enumerate(names)]
-    found = []
-    for _ in range(300):
-        answers = np.concatenate([rng.random(240) < 0.9, rng.random(60) < 0.6]).astype(float)
-        estimate = interval(answers, groups, balanced(names))
-        assert estimate.value == pytest.approx(50 * (answers[:240].mean() + answers[240:].mean()))
-        found.append(estimate.low <= 75 <= estimate.high)
-    assert 0.91 <= np.mean(found) <= 0.99
+def test_benchmarks_of_unequal_size_count_the_same_in_an_average() -> None:
+    estimate = interval([1, 0, 0, 0, 1], "abcde", balanced("wwwwv"))
+    assert estimate.value == pytest.approx(100 * (0.25 + 1) / 2)
 
 
 @pytest.mark.parametrize("answer", [0.0, 1.0])
@@ -121,10 +112,9 @@ def test_retained_share_and_holm() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]) and holm([]) == []
 
 
-def test_bad_answers_are_refused() -> None:
-    for answers, groups in (([], []), ([1, 2], [1, 2]), ([1, math.nan], [1, 2])):
-        with pytest.raises(BadUsage):
-            interval(answers, groups)
+def test_per_cents_are_no_answers() -> None:
+    with pytest.raises(BadUsage, match=r"outside \[0, 1\]"):
+        interval([0, 100], [1, 2])
 
 
 # --- protocols
@@ -175,7 +165,6 @@ REFUSED = [
     ({"benchmark": "videomme"}, "tiny_actions"),
     ({"benchmark": "egoschema", "tier": "paper"}, "egoschema_subset"),
     ({"limit": 0}, "limit=0"),
-    ({"tier": "speed"}, "tiny_ego (tiny)"),
     ({"model": "nowhere"}, "train-tiny"),
     ({"model": "/no/such/model", "tier": "paper", "benchmark": "mvbench"}, "model folder"),
 ]

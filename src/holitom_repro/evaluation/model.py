@@ -65,8 +65,8 @@ class Answer:
 
 class AnswerSheet:
     """The answers of one setting to one benchmark so far, and what its stages have done. folder: where they are also
-    kept on disk, batch by batch, in a file for each process; a killed run, whatever its number of processes, continues
-    at its question. (lmms-eval's own response cache keeps the texts, not what the reduction did.)"""
+    kept on disk, in a file for each process; a killed run, whatever its number of processes, continues with the next
+    ones. (lmms-eval's own response cache keeps the texts, not what the reduction did.)"""
 
     def __init__(self, reduction: Reduction, folder: Path | None = None) -> None:
         self.reduction, self.folder = reduction, folder
@@ -77,13 +77,13 @@ class AnswerSheet:
                 while True:
                     self._take(*pickle.load(file))
 
-    def add(self, answers: Sequence[Answer], calls: Counter[str], removed: Counter[str]) -> None:
-        """Take in a batch: how often each stage ran for it, and how many tokens it took away."""
-        self._take(answers, calls, removed)
+    def add(self, answers: Sequence[Answer], stats: RunStats) -> None:
+        """Take in answers and what the stages did for them."""
+        self._take(answers, stats.calls, stats.removed)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / _FILE).open("ab") as file:
-                pickle.dump((answers, calls, removed), file)
+                pickle.dump((answers, stats.calls, stats.removed), file)
 
     def _take(self, answers: Sequence[Answer], calls: Counter[str], removed: Counter[str]) -> None:
         self.answers |= {(answer.task, answer.doc_id): answer for answer in answers}
@@ -177,7 +177,8 @@ class ReducedVideoModel(lmms):
         for start in range(0, len(jobs), window):
             for sheet in self.sheets:
                 near = islice(jobs.values(), start, start + window)
-                self._fill(sheet, [job for job in near if job.key not in sheet.answers])
+                if left := [job for job in near if job.key not in sheet.answers]:
+                    self._fill(sheet, left)
         sheet, results = self.sheets[0], []
         if jobs:
             sheet.stats.check_acted()
@@ -214,7 +215,7 @@ class ReducedVideoModel(lmms):
 
     def _fill(self, sheet: AnswerSheet, jobs: Sequence[_Job]) -> None:
         """Answer questions with the setting of a sheet."""
-        reduction, said = sheet.reduction, []
+        reduction, said, answers = sheet.reduction, [], []
         if isinstance(reduction.outer, ForeignSaliency):  # the store has drawn it
             reduction = dataclasses.replace(reduction, outer=reduction.outer.outer)
         if self.protocol.dtype == "float16" and not sheet.answers:
@@ -223,13 +224,12 @@ class ReducedVideoModel(lmms):
         with torch.inference_mode(), reduce_tokens(self.model, reduction=reduction) as run:
             for batch in self._batches(jobs):
                 videos = [self._features(job, sheet.reduction) for job in batch]
-                seen = [(job, video) for job, video in zip(batch, videos, strict=True) if video is not None]
-                calls, removed, before = Counter(run.stats.calls), Counter(run.stats.removed), len(said)
-                answers = [self._without(job) for job, video in zip(batch, videos, strict=True) if video is None]
-                answers += self._answered(run, [job for job, _ in seen], [video for _, video in seen]) if seen else []
-                answers[-1] = dataclasses.replace(answers[-1], notes=(*answers[-1].notes, *said[before:]))
-                sheet.add(answers, run.stats.calls - calls, run.stats.removed - removed)
+                answers += [self._without(job) for job, video in zip(batch, videos, strict=True) if video is None]
+                if seen := [(job, video) for job, video in zip(batch, videos, strict=True) if video is not None]:
+                    answers += self._answered(run, *zip(*seen, strict=True))
                 self.on_progress(len(batch))
+        answers[0] = dataclasses.replace(answers[0], notes=(*answers[0].notes, *said))
+        sheet.add(answers, run.stats)
 
     def _batches(self, jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
         """Batches of one length limit each, questions of equal length together: a batch without padding needs no

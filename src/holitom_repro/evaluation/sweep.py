@@ -4,7 +4,7 @@ Cells of one model, benchmark and number of frames form a group: its videos are 
 settings. Nothing is measured in a notebook's kernel, because libraries that change global state stay out of it. The
 tiny tier's groups are shared out over processes of one thread each, its models being too small for threads; the paper
 tier starts its own (``paper_tier``). Stopping (ctrl-C, kill, a full disk) loses at most the cells that run in the tiny
-tier, and the question that runs in the paper tier."""
+tier, and the few questions that run in the paper tier."""
 
 import os
 import shutil
