@@ -67,9 +67,7 @@ def evaluate(
         setting: [_cell(setting, reduction, model, name, frames, limit, tier) for name in benchmarks]
         for setting, reduction in wanted.items()
     }
-    found = _measured([cell for part in cells.values() for cell in part], fresh, progress)
-    rows = [row for setting, part in cells.items() for row in _rows(setting, part, cells[ALL, 1.0], found)]
-    return pd.DataFrame(rows)
+    return _frame(cells, cells[ALL, 1.0], fresh, progress)
 
 
 def fewer_frames(
@@ -87,9 +85,8 @@ def fewer_frames(
     than were asked for; shares and differences are those to all tokens of ``frames`` frames."""
     bases = [_cell((ALL, 1.0), Reduction(ALL), model, name, frames, limit, tier) for name in benchmarks]
     few = {budget: math.ceil(round(budget * frames, 9)) for budget in budgets}
-    cells = {budget: [replace(cell, frames=count) for cell in bases] for budget, count in few.items()}
-    found = _measured([*bases, *(cell for part in cells.values() for cell in part)], fresh, progress)
-    return pd.DataFrame([row for budget in few for row in _rows((FEWER, budget), cells[budget], bases, found)])
+    cells = {(FEWER, budget): [replace(cell, frames=count) for cell in bases] for budget, count in few.items()}
+    return _frame(cells, bases, fresh, progress)
 
 
 @dataclass(frozen=True)
@@ -158,6 +155,12 @@ def _cell(setting: Setting, reduction: Reduction, model: str, *where: Any) -> Ce
     cell = Cell(key_of(*setting), reduction, model, *where)
     cell.check()
     return cell
+
+
+def _frame(cells: Mapping[Setting, Sequence[Cell]], bases: Sequence[Cell], fresh: bool, progress: bool) -> pd.DataFrame:
+    """The rows of every setting, measured where they are missing; bases: the unreduced model's cells."""
+    found = _measured([*bases, *(cell for part in cells.values() for cell in part)], fresh, progress)
+    return pd.DataFrame([row for setting, part in cells.items() for row in _rows(setting, part, bases, found)])
 
 
 def _measured(cells: Sequence[Cell], fresh: bool, progress: bool) -> dict[str, Finished]:

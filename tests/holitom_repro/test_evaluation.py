@@ -348,7 +348,7 @@ def asked(lm: ReducedVideoModel, count: int = 3, visual=None, **options) -> list
 
 def texts(lm: ReducedVideoModel, requests: list, *settings: Reduction) -> list[str]:
     lm.sheets = [AnswerSheet(setting) for setting in settings or (FULL,)]
-    return [result.text for result in lm.generate_until(requests)]
+    return lm.generate_until(requests)
 
 
 def test_answers_are_those_of_the_model_itself(lm: ReducedVideoModel) -> None:
@@ -382,12 +382,12 @@ def test_settings_share_a_pass_over_videos_that_do_not_fit_into_memory(lm, tmp_p
     monkeypatch.setattr("holitom_repro.evaluation.model._WINDOW", 1)
     lm.store.clear()
     lm.sheets = sheets = [AnswerSheet(setting, tmp_path / setting.name) for setting in (MERGE, random)]
-    together = [[result.text for result in lm.generate_until(requests)]]
+    together = [lm.generate_until(requests)]
     lm.sheets = sheets[1:]
-    together.append([result.text for result in lm.generate_until(requests)])
+    together.append(lm.generate_until(requests))
     assert together == alone and len(calls) == 3
     with next((tmp_path / "Random").iterdir()).open("ab") as file:
-        file.write(pickle.dumps([Answer("t", 0, "x", 1, "v")])[:20])  # what a kill leaves
+        file.write(pickle.dumps([Answer("t", 0, "x", "v")])[:20])  # what a kill leaves
     again = AnswerSheet(random, tmp_path / "Random")
     assert again.answers == sheets[1].answers and again.stats.removed
     assert vars(again.stats) == vars(sheets[1].stats)

@@ -19,7 +19,7 @@ from typing import Any
 from uuid import uuid4
 
 import torch
-from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
 from holitom import methods
@@ -57,7 +57,6 @@ class Answer:
     task: str
     doc_id: int
     text: str
-    tokens: int
     video: str
     notes: tuple[str, ...] = ()
     stats: SampleStats | None = None
@@ -111,8 +110,11 @@ class _Weighed(HoliTomMerge):
 
 @dataclass(frozen=True)
 class _Job:
+    """file: the video's folder and name, wherever it lies; length: of the question, in tokens."""
+
     key: Question
     video: str
+    file: str
     question: str
     length: int
     new_tokens: int
@@ -169,7 +171,7 @@ class ReducedVideoModel(lmms):
         self.on_progress: Callable[[int], object] = lambda questions: None
         self.skip_broken = skip_broken
 
-    def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
+    def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """Greedy answers of the first sheet. CannotRun if a stage of its reduction never ran, or never took a token
         away: the score would not mean what it says."""
         jobs = {job.key: job for job in map(self._job, requests)}
@@ -179,15 +181,11 @@ class ReducedVideoModel(lmms):
                 near = islice(jobs.values(), start, start + window)
                 if left := [job for job in near if job.key not in sheet.answers]:
                     self._fill(sheet, left)
-        sheet, results = self.sheets[0], []
+        sheet = self.sheets[0]
         if jobs:
             sheet.stats.check_acted()
-        for request in requests:
-            job = jobs[request.args[4], request.args[3]]
-            answer = sheet.answers[job.key]
-            counts = TokenCounts(answer.stats.prompt_after if answer.stats else 0, answer.tokens)
-            results.append(GenerationResult(_cut(answer.text, job.until if self.protocol.stops else ()), counts))
-        return results
+        asked = (jobs[request.args[4], request.args[3]] for request in requests)
+        return [_cut(sheet.answers[job.key].text, job.until if self.protocol.stops else ()) for job in asked]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> Any:
         raise CannotRun("the model holitom answers single questions by generating", fix="use generate_until tasks")
@@ -208,10 +206,10 @@ class ReducedVideoModel(lmms):
             fix = "the model holitom decodes greedily; override with --gen_kwargs"
             raise CannotRun(f"{task} asks for generation_kwargs {options}", fix=fix)
         until = options.get("until") or ()
-        new_tokens = max(self.protocol.new_tokens.get(task, 0), int(options.get("max_new_tokens") or 16))
-        length = len(self.processor.tokenizer(question)["input_ids"])
         until = (until,) if isinstance(until, str) else tuple(until)
-        return _Job((task, doc_id), str(visuals[0]), question, length, new_tokens, until)
+        new_tokens = max(self.protocol.new_tokens.get(task, 0), int(options.get("max_new_tokens") or 16))
+        video, length = str(visuals[0]), len(self.processor.tokenizer(question)["input_ids"])
+        return _Job((task, doc_id), video, "/".join(Path(video).parts[-2:]), question, length, new_tokens, until)
 
     def _fill(self, sheet: AnswerSheet, jobs: Sequence[_Job]) -> None:
         """Answer questions with the setting of a sheet."""
@@ -223,10 +221,7 @@ class ReducedVideoModel(lmms):
             reduction = dataclasses.replace(reduction, inner=tuple(stages))
         with torch.inference_mode(), reduce_tokens(self.model, reduction=reduction) as run:
             for batch in self._batches(jobs):
-                videos = [self._features(job, sheet.reduction) for job in batch]
-                answers += [self._without(job) for job, video in zip(batch, videos, strict=True) if video is None]
-                if seen := [(job, video) for job, video in zip(batch, videos, strict=True) if video is not None]:
-                    answers += self._answered(run, *zip(*seen, strict=True))
+                answers += self._answered(run, batch, sheet.reduction)
                 self.on_progress(len(batch))
         answers[0] = dataclasses.replace(answers[0], notes=(*answers[0].notes, *said))
         sheet.add(answers, run.stats)
@@ -259,34 +254,36 @@ class ReducedVideoModel(lmms):
             fix += BROKEN[self.protocol.broken]
             raise BadVideo(what, fix=fix) from error
 
-    def _answered(self, run: Any, jobs: Sequence[_Job], videos: Sequence[VideoFeatures]) -> list[Answer]:
+    def _answered(self, run: Any, jobs: Sequence[_Job], reduction: Reduction) -> list[Answer]:
         """One batch. The tower does not run here: the store has encoded each video once for all settings."""
+        videos = {job.key: self._features(job, reduction) for job in jobs}
+        answers = [self._without(job) for job in jobs if videos[job.key] is None]
+        jobs = [job for job in jobs if videos[job.key] is not None]
+        if not jobs:
+            return answers
         prompts = self.processor.prompts([job.question for job in jobs])
         inputs = {name: value.to(self.device) for name, value in prompts.items()}
         before = len(run.stats.samples)
-        run.provide(videos)
+        run.provide([videos[job.key] for job in jobs])
         texts = self._generated(inputs, jobs[0].new_tokens)
-        places = [("/".join(Path(job.video).parts[-2:]), self.store.notes[job.video]) for job in jobs]
-        samples = zip(jobs, texts, places, run.stats.samples[before:], strict=True)
-        return [Answer(*job.key, *text, *place, stats) for job, text, place, stats in samples]
+        for job, text, stats in zip(jobs, texts, run.stats.samples[before:], strict=True):
+            answers.append(Answer(*job.key, text, job.file, self.store.notes[job.video], stats))
+        return answers
 
     def _without(self, job: _Job) -> Answer:
         """A question about a video that cannot be read, as the protocol counts it."""
-        note, place = f"cannot be read: {job.video}", "/".join(Path(job.video).parts[-2:])
+        note = f"cannot be read: {job.video}"
         if self.protocol.broken == "sentence":
-            return Answer(*job.key, f"Video {job.video} can not load, check the source", 0, place, (note,))
+            return Answer(*job.key, f"Video {job.video} can not load, check the source", job.file, (note,))
         text = self.processor.conversation.replace("{video}\n", "").replace("{question}", job.question)
         inputs = self.processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")
         inputs = {name: inputs[name].to(self.device) for name in ("input_ids", "attention_mask")}
-        return Answer(*job.key, *self._generated(inputs, job.new_tokens)[0], place, (note,))
+        return Answer(*job.key, self._generated(inputs, job.new_tokens)[0], job.file, (note,))
 
-    def _generated(self, inputs: Mapping[str, torch.Tensor], new_tokens: int) -> list[tuple[str, int]]:
-        """Text and number of tokens of each answer."""
-        tokenizer = self.processor.tokenizer
+    def _generated(self, inputs: Mapping[str, torch.Tensor], new_tokens: int) -> list[str]:
         output = self.model.generate(**inputs, max_new_tokens=new_tokens, **GENERATION)
         written = output[:, inputs["input_ids"].shape[1] :]
-        texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-        return list(zip(texts, (written != tokenizer.pad_token_id).sum(1).tolist(), strict=True))
+        return self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
 
 
 def _setting(method: str, budget: float, preset: str | None, layers: int, fields: dict[str, Any]) -> Reduction:

@@ -84,7 +84,7 @@ def measure_tiny(cells: Sequence[Cell], show: bool = True) -> None:
     total = sum(cell.asked for cell in cells)
     count = max(1, min(machine.cores(), int(machine.available_gib() / GIB_EACH), total // STARTING))
     environment = OFFLINE | paths.caches() | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment |= {"PYTHONSAFEPATH": "1", "TQDM_DISABLE": "1", "HOLITOM_CODE": present_code()}  # others: new processes
+    environment |= {"PYTHONSAFEPATH": "1", "TQDM_DISABLE": "1", "HOLITOM_CODE": present_code()}  # edited: others
     executor = get_reusable_executor(count, timeout=180, env=environment, initializer=_start, initargs=(os.getpid(),))
     options, left = Options(runs=paths.runs()), set()
     try:
