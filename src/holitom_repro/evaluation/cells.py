@@ -203,16 +203,13 @@ def revision(model: str) -> str:
     if Path(place).is_dir():
         files = sorted({path for pattern in _WEIGHTS for path in Path(place).glob(pattern)})
         return _hash_of(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in files))
-    fetched = _fetched(place)
-    return f"{place}@{fetched.parent.name if fetched else _commit(place)}"
+    if fetched := _fetched(place):
+        return f"{place}@{fetched.parent.name}"
+    info = hub_info(place)
+    return f"{place}@{info.sha if info else 'main'}"
 
 
 @cache
-def _commit(repository: str) -> str:
-    info = hub_info(repository)
-    return info.sha or "main" if info else "main"
-
-
 def hub_info(repository: str, kind: str = "model", revision: str | None = None) -> Any:
     """What the hub says of a repository and its files; None where it cannot be asked, or will not say."""
     from huggingface_hub import HfApi
