@@ -39,7 +39,6 @@ def code_hash(stages: Iterable[Any], kit: Sequence[str] = ()) -> str:
     return _digest([*_named(found), *(part for cls in classes for part in _own_code(cls, seen))])
 
 
-@cache
 def present_code() -> str:
     """Sixteen hex digits over what can change a measurement: src/holitom and the files of MEASURING."""
     files = [*Path(holitom.__file__).parent.rglob("*.py"), *(Path(__file__).parent / name for name in MEASURING)]
@@ -81,26 +80,24 @@ def _with_parts(stages: Iterable[Any]) -> Iterable[Any]:
 
 def _own_code(thing: Any, seen: list[Any]) -> Iterable[str]:
     """What a class, function or constant of the user's says and does, and everything of the user's that it reaches."""
-    thing = getattr(thing, "__func__", getattr(thing, "fget", thing))
+    thing, parts = getattr(thing, "__func__", getattr(thing, "fget", thing)), ()
     if thing is None or isinstance(thing, (bool, int, float, str, bytes)):
         yield repr(thing)
     elif isinstance(thing, (tuple, list)):
-        for part in thing:
-            yield from _own_code(part, seen)
+        parts = thing
     elif isinstance(thing, CodeType):
         yield f"{thing.co_code.hex()} {thing.co_names}"
-        yield from _own_code(thing.co_consts, seen)
+        parts = thing.co_consts
     elif (inspect.isclass(thing) or inspect.isfunction(thing)) and thing not in seen and _users(thing.__module__):
         seen.append(thing)
         if inspect.isclass(thing):
             parts = [*thing.__bases__, *(value for _, value in sorted(vars(thing).items()))]
         else:
-            names = sorted(_names(thing.__code__) & set(thing.__globals__))
-            reached = [thing.__globals__[name] for name in names]
+            reached = [thing.__globals__[name] for name in sorted(_names(thing.__code__) & set(thing.__globals__))]
             reached += [cell.cell_contents for cell in thing.__closure__ or ()]
             parts = [thing.__code__, thing.__defaults__, *(thing.__kwdefaults__ or {}).values(), *reached]
-        for part in parts:
-            yield from _own_code(part, seen)
+    for part in parts:
+        yield from _own_code(part, seen)
 
 
 def _users(module: str | None) -> bool:

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,13 +78,13 @@ def measure_here(cells: Sequence[Cell], show: bool = True) -> None:
     name = hashlib.sha256("".join(sorted(cell.id for cell in cells)).encode()).hexdigest()[:16]
     path = write_atomic(paths.runs("paper", "plans", f"{name}.plan"), plan)
     store = Store("paper")
-    total = sum(cell.asked for cell in cells if not store.has(cell.id)) or None
+    total = sum(cell.asked for cell in cells if not store.load(cell.id)) or None
     with tempfile.TemporaryDirectory() as told, tqdm(total=total, unit="question", disable=not show) as bar:
         environment = {**os.environ, **paths.caches(), "HOLITOM_TOLD": told, "PYTHONSAFEPATH": "1"}
         process = subprocess.Popen(command(asked, [str(path), *words]), env=environment)
         try:
             while (code := process.poll()) is None:
-                bar.update(sum(one.stat().st_size for one in Path(told).glob("*.count")) - bar.n)
+                bar.update(sweep.answered(told) - bar.n)
                 time.sleep(0.5)
         except KeyboardInterrupt:
             process.wait()  # ctrl-C reached it as well: it stops and keeps what it has
@@ -94,8 +95,7 @@ def measure_here(cells: Sequence[Cell], show: bool = True) -> None:
             raise CannotRun(what, fix=fix)
     if code or asked.dry_run:
         what = "nothing was measured (--dry-run)" if asked.dry_run else f"the paper tier ended with exit code {code}"
-        fix = "run the same command again: what is finished is kept"
-        raise CannotRun(f"{what}; what it said stands above", fix=fix)
+        raise CannotRun(f"{what}; what it said stands above", fix="run it again: what is finished is kept")
 
 
 def command(asked: argparse.Namespace, words: Sequence[str]) -> list[str]:
@@ -125,7 +125,7 @@ def measure(cells: Sequence[Cell], asked: argparse.Namespace, progress: Callable
     first = os.environ.get("RANK", "0") == "0"
     full = [cell for cell in cells if unreduced(cell)]
     mine = [*full, *[cell for cell in cells if not unreduced(cell)][int(number) :: int(parts)]]
-    left = [cell for cell in mine if not store.has(cell.id)]
+    left = [cell for cell in mine if not store.load(cell.id)]
     for text in [*first_contact(cells), *(downloads(left) if left else [])] if first else ():
         print(text, file=sys.stderr)
     if asked.dry_run:
@@ -135,16 +135,15 @@ def measure(cells: Sequence[Cell], asked: argparse.Namespace, progress: Callable
     off: list[Baseline] = []
     for model in dict.fromkeys(cell.model for cell in cells):
         sweep.measure([cell for cell in left if cell.model == model and unreduced(cell)], progress, options)
-        judged = [
-            judge_baseline(cell, *store.load(cell.id)) for cell in full if cell.model == model and store.has(cell.id)
-        ]
+        there = [(cell, store.load(cell.id)) for cell in full if cell.model == model]
+        judged = [judge_baseline(cell, *found) for cell, found in there if found]
         for one in judged if first else ():
             print(f"gate   {one.cell.model}, {one.cell.benchmark}: {one.verdict} ({one.reason})", file=sys.stderr)
-        off += [one for one in judged if one.verdict == "NOT REPRODUCED"]
+        off += [one for one in judged if one.verdict == "NOT REPRODUCED" and not asked.no_gate]
         if not asked.gate_only:
-            require([] if asked.no_gate else off)
+            require(off)
             sweep.measure([cell for cell in left if cell.model == model and not unreduced(cell)], progress, options)
-    require([] if asked.no_gate else off)
+    require(off)
 
 
 def unreduced(cell: Cell) -> bool:
@@ -229,11 +228,7 @@ def _says(place: str, name: str, processor: Any) -> dict[str, Any]:
     if name == "preprocessor_config.json":
         return vars(processor.image_processor)
     if name == "config.json":
-        config = processor.config
-        text = vars(config.text_config) | (getattr(config.text_config, "rope_parameters", None) or {})
-        parts = {"vision_config.": vars(config.vision_config), "text_config.": text, "": vars(config)}
-        flat = {f"{part}{field}": value for part, fields in parts.items() for field, value in fields.items()}
-        return flat | {"dtype": str(config.dtype).removeprefix("torch.")}
+        return pd.json_normalize(processor.config.to_dict()).to_dict("records")[0]
     try:
         file = cached_file(place, name, _raise_exceptions_for_missing_entries=False)
     except OSError:
@@ -269,18 +264,16 @@ def first_question(cell: Cell, options: sweep.Options) -> str:
 
 def downloads(cells: Sequence[Cell]) -> list[str]:
     """What these cells fetch, a line each. CannotRun when it does not fit on the disk."""
-    models = {model_path(cell.model) for cell in cells}
-    wanted = [(place, "model", None, 1) for place in sorted(models) if not Path(place).is_dir()]
-    for name in sorted({cell.benchmark for cell in cells}):
-        if not _has_videos(name):  # archives stay beside what is unpacked from them
-            wanted.append((VIDEOS[name][0], "dataset", VIDEOS[name][1], 2))
-    lines, needed, home = [], 0.0, _home()
-    for repository, kind, revision, times in wanted:
-        gib = times * (_gib(repository, kind, revision) or 0)
+    wanted = {place: ("model", None) for cell in cells if not Path(place := model_path(cell.model)).is_dir()}
+    absent = [VIDEOS[name] for name in sorted({cell.benchmark for cell in cells}) if not _has_videos(name)]
+    wanted |= {repository: ("dataset", revision) for repository, revision, _ in absent}
+    lines, needed = [], 0.0
+    for repository, (kind, revision) in wanted.items():
+        gib = _gib(repository, kind, revision) * (2 if kind == "dataset" else 1)  # archives stay beside their files
         needed += gib
         lines.append(f"disk   {repository}: {f'{gib:.0f} GiB' if gib else 'the hub does not say how much'}")
-    free = machine.free_gib(home)
-    lines.append(f"disk   {needed:.0f} GiB and what is not known to fetch, {free:.0f} GiB free in {home}")
+    free = machine.free_gib(_home())
+    lines.append(f"disk   {needed:.0f} GiB and what is not known to fetch, {free:.0f} GiB free in {_home()}")
     if needed > free:
         fix = "set HF_HOME to a folder on a larger disk, and keep it set for later runs"
         raise CannotRun("\n".join(["the downloads do not fit on the disk", *lines]), fix=fix)
@@ -296,9 +289,10 @@ def _has_videos(benchmark: str) -> bool:
     return benchmark not in VIDEOS or (_home() / VIDEOS[benchmark][2]).exists()
 
 
-def _gib(repository: str, kind: str, revision: str | None) -> float | None:
+def _gib(repository: str, kind: str, revision: str | None) -> float:
+    """Its size, 0 where the hub does not say."""
     info = hub_info(repository, kind, revision)
-    return sum(file.size or 0 for file in info.siblings or ()) / 2**30 if info else None
+    return sum(file.size or 0 for file in info.siblings or ()) / 2**30 if info else 0.0
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -307,15 +301,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
     told, rank = os.environ.get("HOLITOM_TOLD"), os.environ.get("RANK", "0")
     asked = parser().parse_args(words)
-    bar = None if told else tqdm(unit="question", disable=rank != "0")
-
-    def progress(questions: int) -> None:
-        if bar is not None:
-            bar.update(questions)
-        else:
-            with open(Path(told) / f"{rank}.count", "ab") as file:
-                file.write(b"." * questions)
-
+    progress = partial(sweep.tell, told) if told else tqdm(unit="question", disable=rank != "0").update
     try:
         if asked.plan is None or not asked.plan.is_file():
             raise BadUsage(f"there is no plan {asked.plan}", fix="--dry-run of a notebook at the paper tier writes it")

@@ -3,19 +3,16 @@
 Files are written beside themselves and moved into place: a reader never meets half a file, and an interrupted run loses
 nothing that was finished."""
 
-import errno
 import json
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from holitom.errors import CannotRun
 from holitom_repro import paths
 
 UNREAD = "questions about videos that cannot be read"
@@ -63,33 +60,21 @@ class Record(BaseModel):
 
 class Store:
     """The finished cells of one tier: runs/<tier>/cells/<hash>.json, written after <hash>.samples.jsonl with a line for
-    each question. ``damaged`` lists files that could not be understood; their cells count as not finished."""
+    each question. A cell whose files are damaged counts as not finished."""
 
     def __init__(self, tier: str, runs: Path | None = None) -> None:
         self.folder = (runs or paths.runs()) / tier / "cells"
-        self.damaged: list[Path] = []
-
-    def has(self, cell: str) -> bool:
-        """Whether the cell is finished, without reading it."""
-        return (self.folder / f"{cell}.json").is_file() and (self.folder / f"{cell}.samples.jsonl").is_file()
 
     def load(self, cell: str) -> tuple[Record, list[Sample]] | None:
-        """A finished cell; None where there is none, or where its files are damaged. CannotRun for files that may not
-        be read."""
-        if not self.has(cell):
-            return None
+        """A finished cell, None where there is none."""
         try:
             record = Record.model_validate_json((self.folder / f"{cell}.json").read_bytes())
-            lines = (self.folder / f"{cell}.samples.jsonl").read_bytes().split(b"\n")
-            samples = json.loads(b"[" + b",".join(lines[:-1]) + b"]")
-            if lines[-1] or len(samples) != record.n or not all("correct" in sample for sample in samples):
-                raise ValueError("not the questions of its record")
-        except OSError as error:
-            raise _refused(self.folder, error, "read") from error
-        except (ValidationError, ValueError, TypeError):
-            self.damaged.append(self.folder / f"{cell}.json")
+            lines = (self.folder / f"{cell}.samples.jsonl").read_bytes().splitlines()
+            samples = [json.loads(line) for line in lines]
+        except (FileNotFoundError, ValueError):  # also pydantic's ValidationError
             return None
-        return record, samples
+        whole = len(samples) == record.n and all("correct" in sample for sample in samples)
+        return (record, samples) if whole else None
 
     def forget(self, cell: str) -> None:
         """Remove a cell, also what is answered of an unfinished one."""
@@ -98,7 +83,7 @@ class Store:
         shutil.rmtree(self.folder / f"{cell}.part", ignore_errors=True)
 
     def save(self, cell: str, record: Record, samples: Sequence[Sample]) -> None:
-        """Samples first: the record's file says that the cell is finished. CannotRun on a full disk."""
+        """Samples first: the record's file says that the cell is finished."""
         lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
         write_atomic(self.folder / f"{cell}.samples.jsonl", lines)
         write_atomic(self.folder / f"{cell}.json", record.model_dump_json(indent=1) + "\n")
@@ -106,30 +91,15 @@ class Store:
 
 def write_atomic(path: Path, content: str | bytes) -> Path:
     """Replace a file as a whole, text as UTF-8: written under another name in the same folder, flushed to disk, moved
-    into place. CannotRun on a full disk and in a folder that cannot be written."""
+    into place. OSError on a full disk and in a folder that cannot be written; the old file is kept."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
-    except OSError as error:
-        raise _refused(path, error, "written") from error
     finally:
-        with suppress(OSError):
-            draft.unlink()
+        draft.unlink(missing_ok=True)
     return path
-
-
-def _refused(path: Path, error: OSError, what: str) -> CannotRun:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CannotRun(
-            f"the disk is full: {path} could not be written. Everything finished before it is kept",
-            fix="free some space and run the same command again, it continues where it stopped",
-        )
-    return CannotRun(
-        f"{path} cannot be {what} ({error.strerror or error})",
-        fix=f"use a checkout of your own, or give {paths.runs()} to the user who runs this",
-    )

@@ -59,17 +59,15 @@ def evaluate(
     off_per_frame: tokens per frame kept beyond what was asked; flops_pct: of the unreduced model's, by the papers'
     formula; n, videos; answers: the share of each answer, as JSON; cell: the hash that names its files; notes.
 
-    Raises BadUsage (benchmark, tier, limit), CannotRun (no weights, full disk, a method that did not act, a baseline
-    off its printed score) and whatever a method of yours raises.
+    Raises BadUsage (benchmark, tier, limit), CannotRun (no weights, a method that did not act, a baseline off its
+    printed score), OSError (full disk) and whatever a method of yours raises.
     """
     wanted = {(ALL, 1.0): Reduction(ALL), **settings}
     cells = {
         setting: [_cell(setting, reduction, model, name, frames, limit, tier) for name in benchmarks]
         for setting, reduction in wanted.items()
     }
-    found = _measured([cell for part in cells.values() for cell in part], fresh, progress)
-    rows = [row for setting, part in cells.items() for row in _rows(setting, part, cells[ALL, 1.0], found)]
-    return pd.DataFrame(rows)
+    return _frame(cells, cells[ALL, 1.0], fresh, progress)
 
 
 def fewer_frames(
@@ -87,9 +85,8 @@ def fewer_frames(
     than were asked for; shares and differences are those to all tokens of ``frames`` frames."""
     bases = [_cell((ALL, 1.0), Reduction(ALL), model, name, frames, limit, tier) for name in benchmarks]
     few = {budget: math.ceil(round(budget * frames, 9)) for budget in budgets}
-    cells = {budget: [replace(cell, frames=count) for cell in bases] for budget, count in few.items()}
-    found = _measured([*bases, *(cell for part in cells.values() for cell in part)], fresh, progress)
-    return pd.DataFrame([row for budget in few for row in _rows((FEWER, budget), cells[budget], bases, found)])
+    cells = {(FEWER, budget): [replace(cell, frames=count) for cell in bases] for budget, count in few.items()}
+    return _frame(cells, bases, fresh, progress)
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ def samples(scores: pd.DataFrame) -> pd.DataFrame:
     """The questions behind the rows of a frame, a row for each setting and question: key, benchmark, doc_id, video,
     kind, question, target, answer, correct, kept, task."""
     parts = [
-        pd.DataFrame(_load(row.tier, row.cell)).assign(key=row.key, benchmark=row.benchmark)
+        pd.DataFrame(_load(row.tier, row.cell)[1]).assign(key=row.key, benchmark=row.benchmark)
         for row in scores[scores["benchmark"] != AVERAGE].itertuples()
     ]
     return pd.concat(parts, ignore_index=True)
@@ -160,6 +157,12 @@ def _cell(setting: Setting, reduction: Reduction, model: str, *where: Any) -> Ce
     return cell
 
 
+def _frame(cells: Mapping[Setting, Sequence[Cell]], bases: Sequence[Cell], fresh: bool, progress: bool) -> pd.DataFrame:
+    """The rows of every setting, measured where they are missing; bases: the unreduced model's cells."""
+    found = _measured([*bases, *(cell for part in cells.values() for cell in part)], fresh, progress)
+    return pd.DataFrame([row for setting, part in cells.items() for row in _rows(setting, part, bases, found)])
+
+
 def _measured(cells: Sequence[Cell], fresh: bool, progress: bool) -> dict[str, Finished]:
     """Every cell's record and samples by its id, measured where they are missing. Settings may share a cell."""
     tier, known = cells[0].tier, {cell.id: cell for cell in cells}
@@ -167,20 +170,12 @@ def _measured(cells: Sequence[Cell], fresh: bool, progress: bool) -> dict[str, F
     for name in known if fresh else ():
         store.forget(name)
     found = {name: finished for name in known if (finished := store.load(name))}
-    if store.damaged:
-        damaged = ", ".join(path.name for path in store.damaged)
-        for path in store.damaged:
-            store.forget(path.stem)
-        print(f"{len(store.damaged)} damaged cells are measured again: {damaged}", file=sys.stderr)
     left = [cell for name, cell in known.items() if name not in found]
     if left and tier == "tiny":
         sweep.measure_tiny(left, progress)
     elif left:
         paper_tier.measure_here(list(known.values()), progress)
-    for cell in left:
-        if (finished := store.load(cell.id)) is None:
-            raise CannotRun(f"{store.folder}/{cell.id}.json was not written", fix="run the same command again")
-        found[cell.id] = finished
+    found |= {cell.id: _load(tier, cell.id) for cell in left}
     said = [f"{record.benchmark}: {note}" for record, _ in found.values() for note in record.notes if UNREAD in note]
     for note in dict.fromkeys(said):
         print(note, file=sys.stderr)
@@ -259,14 +254,13 @@ def _answers(scores: pd.DataFrame, key: str, benchmark: str) -> pd.DataFrame:
         what = "is not among these scores" if rows.empty else "stands for several cells of a benchmark"
         keys = ", ".join(scores["key"].unique())
         raise BadUsage(f"{key!r} {what}", fix=f"filter the frame by model, frames and benchmark; it has {keys}")
-    return pd.concat([_questions(_load(row.tier, row.cell), row.benchmark) for row in rows.itertuples()])
+    return pd.concat([_questions(_load(row.tier, row.cell)[1], row.benchmark) for row in rows.itertuples()])
 
 
-def _load(tier: str, cell: str) -> list[Sample]:
-    found = Store(tier).load(cell)
-    if found is None:
-        raise CannotRun(f"the cell {cell} is no longer in runs/{tier}/cells", fix="call evaluate again")
-    return found[1]
+def _load(tier: str, cell: str) -> Finished:
+    if (found := Store(tier).load(cell)) is None:
+        raise CannotRun(f"the cell {cell} is not in runs/{tier}/cells", fix="call evaluate again")
+    return found
 
 
 def _questions(lines: Sequence[Sample], benchmark: str) -> pd.DataFrame:

@@ -17,16 +17,7 @@ from holitom.types import Reduction
 from holitom_repro import machine, paper_tier
 from holitom_repro.evaluation import sweep
 from holitom_repro.evaluation.cells import HUB, Cell
-from holitom_repro.paper_tier import (
-    OPTIONS,
-    command,
-    downloads,
-    first_contact,
-    judge_baseline,
-    measure,
-    parser,
-    require,
-)
+from holitom_repro.paper_tier import OPTIONS, command, downloads, first_contact, judge_baseline, measure, require
 from holitom_repro.records import Store
 from holitom_repro.scores import evaluate
 
@@ -39,7 +30,7 @@ def cell(benchmark: str = "videomme", reduction: Reduction = FULL, **more) -> Ce
 
 
 def options(words: str = "") -> Namespace:
-    return parser().parse_args(words.split())
+    return paper_tier.parser().parse_args(words.split())
 
 
 def answers(right: int, n: int = 1000) -> list[dict]:
@@ -108,7 +99,7 @@ def test_parts_are_disjoint_and_complete_and_the_gate_can_run_alone(swept: list)
     for part in ("0/2", "1/2"):
         measure([cell(), *MANY], options(f"--no-gate --part {part}"), print)
     assert sorted(len(keys) for keys in swept if keys[:1] == ["HoliTom"]) == [1, 2]
-    assert all(Store("paper").has(one.id) for one in [cell(), *MANY])
+    assert all(Store("paper").load(one.id) for one in [cell(), *MANY])
     for wrong in ("2/2", "x", "-1/3"):
         with pytest.raises(BadUsage, match="0/4"):
             measure([cell()], options(f"--part={wrong}"), print)
@@ -131,7 +122,7 @@ def test_downloads_are_said_and_must_fit(tmp_path: Path, monkeypatch: pytest.Mon
     text = "\n".join(downloads([cell(), cell("mvbench")]))
     assert f"{HUB['ov-7b']}: 3 GiB" in text and "Video-MME: 6 GiB" in text, "archives, and what is unpacked from them"
     assert "MVBench" not in text and "9 GiB" in text
-    monkeypatch.setattr(paper_tier, "_gib", lambda *question: None)
+    monkeypatch.setattr(paper_tier, "_gib", lambda *question: 0.0)
     assert "the hub does not say" in "\n".join(downloads([cell()]))
     monkeypatch.setattr(machine, "free_gib", lambda folder: 1.0)
     monkeypatch.setattr(paper_tier, "_gib", lambda *question: 3.0)
@@ -274,17 +265,13 @@ def test_the_published_checkpoints_in_small_on_every_benchmark(offline, runs: Pa
             assert lines == others and record.tokens == again.tokens and record.value == again.value
 
 
-def test_a_dry_run_measures_nothing_and_says_so(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_measures_nothing_and_the_tier_needs_a_gpu(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(OPTIONS, "--cpu --dry-run")
     monkeypatch.setattr(paper_tier, "command", lambda *given: [sys.executable, "-c", ""])
     with pytest.raises(CannotRun, match="nothing was measured"):
         paper_tier.measure_here([cell()])
-
-
-def test_the_tier_needs_a_gpu(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(OPTIONS, raising=False)
+    monkeypatch.delenv(OPTIONS)
     monkeypatch.setattr(machine, "gpu", lambda: machine.Answer(False, "no NVIDIA GPU"))
     monkeypatch.setattr(machine, "hub", lambda: machine.Answer(True, ""))
     with pytest.raises(CannotRun, match="needs a CUDA GPU"):
         paper_tier.measure_here([cell()])
-    assert isinstance(options(), Namespace)

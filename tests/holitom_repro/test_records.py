@@ -9,13 +9,11 @@ import types
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
 import holitom
-from holitom.errors import CannotRun
 from holitom.methods import FastV, HoliTom, VisionZip
 from holitom_repro import code
-from holitom_repro.code import code_hash, meaning
+from holitom_repro.code import MEASURING, code_hash, meaning
 from holitom_repro.machine import provenance
 from holitom_repro.records import Record, Store, write_atomic
 
@@ -34,16 +32,10 @@ def record(**more) -> Record:
 
 def test_a_finished_cell_is_read_as_it_was_written(tmp_path: Path) -> None:
     store = Store("tiny", tmp_path)
-    assert store.load("abc") is None and not store.has("abc")
+    assert store.load("abc") is None
     store.save("abc", record(notes=("caf\u00e9",)), SAMPLES)
     assert store.load("abc") == (record(notes=("caf\u00e9",)), SAMPLES)
-    assert not store.damaged and not list(store.folder.glob(".*"))
-
-
-@pytest.mark.parametrize("wrong", [{"value": float("nan")}, {"tier": "toy"}, {"surprise": 1}, {"frames": "many"}])
-def test_a_record_refuses_what_it_does_not_know(wrong: dict) -> None:
-    with pytest.raises(ValidationError):
-        record(**wrong)
+    assert not list(store.folder.glob(".*"))
 
 
 def cut(file: Path) -> None:
@@ -54,50 +46,25 @@ def cut(file: Path) -> None:
 @pytest.mark.parametrize(
     "harm", [cut, lambda f: f.write_text("[]\n"), lambda f: f.write_bytes(b"\xff\xfe"), lambda f: f.write_text("")]
 )
-def test_a_damaged_cell_is_listed_and_counts_as_not_finished(tmp_path: Path, suffix: str, harm) -> None:
+def test_a_damaged_cell_counts_as_not_finished(tmp_path: Path, suffix: str, harm) -> None:
     store = Store("tiny", tmp_path)
     store.save("abc", record(), SAMPLES)
     harm(store.folder / f"abc.{suffix}")
     assert store.load("abc") is None
-    assert store.damaged == [store.folder / "abc.json"]
     store.forget("abc")
     assert not list(store.folder.iterdir())
 
 
-FULL, READ_ONLY = (OSError(number, os.strerror(number)) for number in (errno.ENOSPC, errno.EROFS))
-
-
-@pytest.mark.parametrize(
-    ("error", "told", "words"),
-    [
-        (FULL, CannotRun, "disk is full"),
-        (READ_ONLY, CannotRun, "checkout of your own"),
-        (KeyboardInterrupt(), None, None),
-    ],
-)
-def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch, error, told, words) -> None:
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()])
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch, error) -> None:
     def fails(descriptor: int) -> None:
         raise error
 
     file = write_atomic(tmp_path / "a.json", "old")
     monkeypatch.setattr(os, "fsync", fails)
-    with pytest.raises(told or KeyboardInterrupt, match=words) as caught:
+    with pytest.raises(type(error)):
         write_atomic(file, "new")
-    assert told is None or str(file) in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"] and file.read_text() == "old"
-
-
-def test_a_cell_of_another_user_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store("tiny", tmp_path)
-    store.save("abc", record(), SAMPLES)
-
-    def denied(self: Path) -> bytes:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-    monkeypatch.setattr(Path, "read_bytes", denied)
-    with pytest.raises(CannotRun, match="cannot be read") as told:
-        store.load("abc")
-    assert "user who runs this" in told.value.fix
 
 
 def test_provenance_names_no_person_and_no_place() -> None:
@@ -137,10 +104,7 @@ def test_the_hash_covers_the_sources_that_a_setting_uses(package: Path) -> None:
     assert after[0] != before[0] and after[1] == before[1]
     (package / "errors.py").open("a").write("x = 1\n")
     assert code_hash(others) != before[1]
-
-
-def test_what_asks_and_scores_belongs_to_the_hash() -> None:
-    assert code_hash((), ("evaluation/scoring.py",)) != code_hash(())
+    assert code_hash((), MEASURING) != code_hash(())
 
 
 NOTEBOOK = """

@@ -97,17 +97,14 @@ class Cell:
 
     def check(self) -> None:
         """Raises BadUsage for a cell that cannot exist, and CannotRun for a model folder that is not there."""
-        known = [name for name, one in BENCHMARKS.items() if one.tier == self.tier]
         for what, number in (("frames", self.frames), ("limit", self.limit)):
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+            if number is not None and (not isinstance(number, int) or number < 1):
                 raise BadUsage(f"{what}={number!r}", fix="give a whole number, 1 or more")
-        if self.tier not in ("tiny", "paper"):
-            raise BadUsage(f"benchmarks cannot be run at tier {self.tier!r}", fix="use tiny or paper")
         if self.benchmark in UNJUDGED:
             fix = f"use {UNJUDGED[self.benchmark]}"
             raise BadUsage(f"the answers of {self.benchmark} are not public, its server judges them", fix=fix)
         if self.kind.tier != self.tier:
-            fix = f"choose from {', '.join(known)}"
+            fix = f"choose from {', '.join(f'{name} ({one.tier})' for name, one in BENCHMARKS.items())}"
             raise BadUsage(f"{self.benchmark} is no benchmark of the {self.tier} tier", fix=fix)
         looks_local = self.tier == "tiny" or Path(self.model).is_absolute() or self.model.startswith((".", "data/"))
         if looks_local and not Path(model_path(self.model)).is_dir():
@@ -206,16 +203,13 @@ def revision(model: str) -> str:
     if Path(place).is_dir():
         files = sorted({path for pattern in _WEIGHTS for path in Path(place).glob(pattern)})
         return _hash_of(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in files))
-    fetched = _fetched(place)
-    return f"{place}@{fetched.parent.name if fetched else _commit(place)}"
+    if fetched := _fetched(place):
+        return f"{place}@{fetched.parent.name}"
+    info = hub_info(place)
+    return f"{place}@{info.sha if info else 'main'}"
 
 
 @cache
-def _commit(repository: str) -> str:
-    info = hub_info(repository)
-    return info.sha or "main" if info else "main"
-
-
 def hub_info(repository: str, kind: str = "model", revision: str | None = None) -> Any:
     """What the hub says of a repository and its files; None where it cannot be asked, or will not say."""
     from huggingface_hub import HfApi

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import torch
-from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
 from holitom import methods
@@ -30,10 +31,10 @@ from holitom.models import adapter_for
 from holitom.models.inputs import VideoProcessor, load_model
 from holitom.types import Reduction, VideoFeatures
 from holitom.video import load_frames
-from holitom_repro.evaluation.features import FeatureStore
+from holitom_repro.evaluation.features import FeatureStore, ForeignSaliency
 from holitom_repro.evaluation.protocols import BROKEN, GENERATION, PROTOCOLS, Protocol
 
-_WINDOW = 16  # batches whose questions are sorted by length together; videos stay close enough to be kept
+_WINDOW = 16  # batches that are asked with one setting after the other: few enough that their videos are kept
 _PATIENCE = timedelta(hours=24)  # processes wait for each other over a download or a share of long videos
 _GREEDY = {"max_new_tokens", "until", "do_sample", "temperature", "top_p", "num_beams"}
 _FILE = f"{uuid4().hex}.answers"  # of this process
@@ -56,53 +57,38 @@ class Answer:
     task: str
     doc_id: int
     text: str
-    tokens: int
     video: str
     notes: tuple[str, ...] = ()
     stats: SampleStats | None = None
 
 
-@dataclass
 class AnswerSheet:
-    """The answers of one setting to one benchmark so far, and how often each stage ran and took tokens away. folder:
-    where they are also kept on disk, batch by batch, in a file for each process, so that a killed run continues at its
-    question. (lmms-eval's own response cache keeps the texts, not what the reduction did.) said: by its stages."""
+    """The answers of one setting to one benchmark so far, and what its stages have done. folder: where they are also
+    kept on disk, in a file for each process; a killed run, whatever its number of processes, continues with the next
+    ones. (lmms-eval's own response cache keeps the texts, not what the reduction did.)"""
 
-    reduction: Reduction
-    folder: Path | None = None
-    answers: dict[Question, Answer] = field(default_factory=dict)
-    calls: Counter[str] = field(default_factory=Counter)
-    removed: Counter[str] = field(default_factory=Counter)
-    said: list[str] = field(default_factory=list)
-
-    def read(self) -> None:
-        """What earlier runs left, whatever their number of processes. What a kill has cut short is left out."""
-        for path in sorted(self.folder.glob("*.answers")) if self.folder else ():
-            with path.open("rb") as file, suppress(EOFError, pickle.UnpicklingError):
+    def __init__(self, reduction: Reduction, folder: Path | None = None) -> None:
+        self.reduction, self.folder = reduction, folder
+        self.answers: dict[Question, Answer] = {}
+        self.stats = RunStats(reduction)
+        for path in sorted(folder.glob("*.answers")) if folder else ():
+            with path.open("rb") as file, suppress(EOFError, pickle.UnpicklingError):  # a kill may cut the last one
                 while True:
                     self._take(*pickle.load(file))
 
-    def add(self, *batch: Any) -> None:
-        """Take in answers, calls and removed tokens of a batch."""
-        self._take(*batch)
+    def add(self, answers: Sequence[Answer], stats: RunStats) -> None:
+        """Take in answers and what the stages did for them."""
+        self._take(answers, stats.calls, stats.removed)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / _FILE).open("ab") as file:
-                pickle.dump(batch, file)
+                pickle.dump((answers, stats.calls, stats.removed), file)
 
-    def check_acted(self) -> None:
-        """CannotRun if a stage of the reduction never ran, or never took a token away."""
-        stats = RunStats(self.reduction)
-        stats.calls.update(self.calls)
-        stats.removed.update(self.removed)
-        stats.samples += [answer.stats for answer in self.answers.values() if answer.stats]
-        if self.answers:
-            stats.check_acted()
-
-    def _take(self, answers: Sequence[Answer], calls: Mapping[str, int], removed: Mapping[str, int]) -> None:
+    def _take(self, answers: Sequence[Answer], calls: Counter[str], removed: Counter[str]) -> None:
         self.answers |= {(answer.task, answer.doc_id): answer for answer in answers}
-        self.calls.update(calls)
-        self.removed.update(removed)
+        self.stats.samples += [answer.stats for answer in answers if answer.stats]
+        self.stats.calls.update(calls)
+        self.stats.removed.update(removed)
 
 
 @dataclass(frozen=True)
@@ -124,8 +110,11 @@ class _Weighed(HoliTomMerge):
 
 @dataclass(frozen=True)
 class _Job:
+    """file: the video's folder and name, wherever it lies; length: of the question, in tokens."""
+
     key: Question
     video: str
+    file: str
     question: str
     length: int
     new_tokens: int
@@ -137,9 +126,8 @@ class ReducedVideoModel(lmms):
 
     pretrained: folder or hub id; preset: "table1:HoliTom:0.10", or method: a class of ``holitom.methods``, budget and
     the class's fields; frames: per video; protocol: one of evaluation.protocols, or its name; cache_gb: memory for
-    features. A sweep sets ``sheets``: the first one is the setting that lmms-eval asks for, the others are answered on
-    the way where the videos do not all fit into the memory. skip_broken: videos that cannot be read are counted as the
-    protocol says.
+    features; skip_broken: videos that cannot be read are counted as the protocol says. A sweep sets ``sheets``: the
+    first one is the setting that lmms-eval asks for, the others are answered on the way.
     """
 
     is_simple = True
@@ -183,29 +171,26 @@ class ReducedVideoModel(lmms):
         self.on_progress: Callable[[int], object] = lambda questions: None
         self.skip_broken = skip_broken
 
-    def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
+    def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """Greedy answers of the first sheet. CannotRun if a stage of its reduction never ran, or never took a token
         away: the score would not mean what it says."""
         jobs = {job.key: job for job in map(self._job, requests)}
-        left = [job for job in jobs.values() if any(job.key not in sheet.answers for sheet in self.sheets)]
-        for videos in self._portions(left):
-            for sheet in self.sheets if len(videos) < len({job.video for job in left}) else self.sheets[:1]:
-                self._fill(sheet, [job for job in left if job.video in videos and job.key not in sheet.answers])
+        window = _WINDOW * self.batch_size
+        for start in range(0, len(jobs), window):
+            for sheet in self.sheets:
+                near = islice(jobs.values(), start, start + window)
+                if left := [job for job in near if job.key not in sheet.answers]:
+                    self._fill(sheet, left)
         sheet = self.sheets[0]
-        sheet.check_acted()
-        results = []
-        for request in requests:
-            job = jobs[request.args[4], request.args[3]]
-            answer = sheet.answers[job.key]
-            counts = TokenCounts(answer.stats.prompt_after if answer.stats else 0, answer.tokens)
-            results.append(GenerationResult(_cut(answer.text, job.until if self.protocol.stops else ()), counts))
-        return results
+        if jobs:
+            sheet.stats.check_acted()
+        asked = (jobs[request.args[4], request.args[3]] for request in requests)
+        return [_cut(sheet.answers[job.key].text, job.until if self.protocol.stops else ()) for job in asked]
 
-    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        raise CannotRun("the model holitom answers by generating, not by likelihood", fix="use generate_until tasks")
+    def loglikelihood(self, requests: Sequence[Instance]) -> Any:
+        raise CannotRun("the model holitom answers single questions by generating", fix="use generate_until tasks")
 
-    def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
-        raise CannotRun("the model holitom answers one question at a time", fix="use single-round tasks")
+    generate_until_multi_round = loglikelihood
 
     def clean(self) -> None:
         """lmms-eval calls this after a run and would delete the model; the next run needs it again."""
@@ -221,60 +206,41 @@ class ReducedVideoModel(lmms):
             fix = "the model holitom decodes greedily; override with --gen_kwargs"
             raise CannotRun(f"{task} asks for generation_kwargs {options}", fix=fix)
         until = options.get("until") or ()
-        new_tokens = max(self.protocol.new_tokens.get(task, 0), int(options.get("max_new_tokens") or 16))
-        length = len(self.processor.tokenizer(question)["input_ids"])
         until = (until,) if isinstance(until, str) else tuple(until)
-        return _Job((task, doc_id), str(visuals[0]), question, length, new_tokens, until)
-
-    def _portions(self, jobs: Sequence[_Job]) -> Iterator[set[str]]:
-        """The videos in portions whose features fit into the memory together, in the order of the questions."""
-        videos = list(dict.fromkeys(job.video for job in jobs))
-        size = len(videos)
-        for video in videos:
-            try:
-                size = self.store.videos_at_once(video)
-                break
-            except BadVideo:  # told, or counted, when it is asked about
-                continue
-        for start in range(0, len(videos), max(1, size)):
-            yield set(videos[start : start + size])
+        new_tokens = max(self.protocol.new_tokens.get(task, 0), int(options.get("max_new_tokens") or 16))
+        video, length = str(visuals[0]), len(self.processor.tokenizer(question)["input_ids"])
+        return _Job((task, doc_id), video, "/".join(Path(video).parts[-2:]), question, length, new_tokens, until)
 
     def _fill(self, sheet: AnswerSheet, jobs: Sequence[_Job]) -> None:
         """Answer questions with the setting of a sheet."""
-        if not jobs:
-            return
-        reduction, said = sheet.reduction, sheet.said
-        if self.protocol.dtype == "float16":
+        reduction, said, answers = sheet.reduction, [], []
+        if isinstance(reduction.outer, ForeignSaliency):  # the store has drawn it
+            reduction = dataclasses.replace(reduction, outer=reduction.outer.outer)
+        if self.protocol.dtype == "float16" and not sheet.answers:
             stages = (_Weighed(**vars(s), said=said) if type(s) is HoliTomMerge else s for s in reduction.inner)
             reduction = dataclasses.replace(reduction, inner=tuple(stages))
         with torch.inference_mode(), reduce_tokens(self.model, reduction=reduction) as run:
             for batch in self._batches(jobs):
-                videos = [self._features(job, reduction) for job in batch]
-                seen = [(job, video) for job, video in zip(batch, videos, strict=True) if video is not None]
-                calls, removed, before = Counter(run.stats.calls), Counter(run.stats.removed), len(said)
-                answers = [self._without(job) for job, video in zip(batch, videos, strict=True) if video is None]
-                answers += self._answered(run, [job for job, _ in seen], [video for _, video in seen]) if seen else []
-                answers[-1] = dataclasses.replace(answers[-1], notes=(*answers[-1].notes, *said[before:]))
-                sheet.add(answers, run.stats.calls - calls, run.stats.removed - removed)
+                answers += self._answered(run, batch, sheet.reduction)
                 self.on_progress(len(batch))
+        answers[0] = dataclasses.replace(answers[0], notes=(*answers[0].notes, *said))
+        sheet.add(answers, run.stats)
 
     def _batches(self, jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
-        """Batches of one length limit each; questions of one video stay near, and questions of equal length together:
-        a batch without padding needs no attention mask, which halves the work of attention."""
+        """Batches of one length limit each, questions of equal length together: a batch without padding needs no
+        attention mask, which halves the work of attention."""
         groups: dict[int, list[_Job]] = defaultdict(list)
-        for job in jobs:
+        for job in sorted(jobs, key=lambda job: job.length):
             groups[job.new_tokens].append(job)
-        window = _WINDOW * self.batch_size
         for group in groups.values():
-            for start in range(0, len(group), window):
-                batch: list[_Job] = []
-                for job in sorted(group[start : start + window], key=lambda job: job.length):
-                    longer = bool(batch) and job.length > batch[-1].length and 2 * len(batch) >= self.batch_size
-                    if len(batch) == self.batch_size or longer:
-                        yield batch
-                        batch = []
-                    batch.append(job)
-                yield batch
+            batch: list[_Job] = []
+            for job in group:
+                longer = bool(batch) and job.length > batch[-1].length and 2 * len(batch) >= self.batch_size
+                if len(batch) == self.batch_size or longer:
+                    yield batch
+                    batch = []
+                batch.append(job)
+            yield batch
 
     def _features(self, job: _Job, reduction: Reduction) -> VideoFeatures | None:
         """The features of the job's video; None where it cannot be read and may be skipped."""
@@ -288,34 +254,36 @@ class ReducedVideoModel(lmms):
             fix += BROKEN[self.protocol.broken]
             raise BadVideo(what, fix=fix) from error
 
-    def _answered(self, run: Any, jobs: Sequence[_Job], videos: Sequence[VideoFeatures]) -> list[Answer]:
+    def _answered(self, run: Any, jobs: Sequence[_Job], reduction: Reduction) -> list[Answer]:
         """One batch. The tower does not run here: the store has encoded each video once for all settings."""
+        videos = {job.key: self._features(job, reduction) for job in jobs}
+        answers = [self._without(job) for job in jobs if videos[job.key] is None]
+        jobs = [job for job in jobs if videos[job.key] is not None]
+        if not jobs:
+            return answers
         prompts = self.processor.prompts([job.question for job in jobs])
         inputs = {name: value.to(self.device) for name, value in prompts.items()}
         before = len(run.stats.samples)
-        run.provide(videos)
+        run.provide([videos[job.key] for job in jobs])
         texts = self._generated(inputs, jobs[0].new_tokens)
-        places = [("/".join(Path(job.video).parts[-2:]), self.store.notes[job.video]) for job in jobs]
-        samples = zip(jobs, texts, places, run.stats.samples[before:], strict=True)
-        return [Answer(*job.key, *text, *place, stats) for job, text, place, stats in samples]
+        for job, text, stats in zip(jobs, texts, run.stats.samples[before:], strict=True):
+            answers.append(Answer(*job.key, text, job.file, self.store.notes[job.video], stats))
+        return answers
 
     def _without(self, job: _Job) -> Answer:
         """A question about a video that cannot be read, as the protocol counts it."""
-        note, place = f"cannot be read: {job.video}", "/".join(Path(job.video).parts[-2:])
+        note = f"cannot be read: {job.video}"
         if self.protocol.broken == "sentence":
-            return Answer(*job.key, f"Video {job.video} can not load, check the source", 0, place, (note,))
+            return Answer(*job.key, f"Video {job.video} can not load, check the source", job.file, (note,))
         text = self.processor.conversation.replace("{video}\n", "").replace("{question}", job.question)
         inputs = self.processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")
         inputs = {name: inputs[name].to(self.device) for name in ("input_ids", "attention_mask")}
-        return Answer(*job.key, *self._generated(inputs, job.new_tokens)[0], place, (note,))
+        return Answer(*job.key, self._generated(inputs, job.new_tokens)[0], job.file, (note,))
 
-    def _generated(self, inputs: Mapping[str, torch.Tensor], new_tokens: int) -> list[tuple[str, int]]:
-        """Text and number of tokens of each answer."""
-        tokenizer = self.processor.tokenizer
+    def _generated(self, inputs: Mapping[str, torch.Tensor], new_tokens: int) -> list[str]:
         output = self.model.generate(**inputs, max_new_tokens=new_tokens, **GENERATION)
         written = output[:, inputs["input_ids"].shape[1] :]
-        texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-        return list(zip(texts, (written != tokenizer.pad_token_id).sum(1).tolist(), strict=True))
+        return self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
 
 
 def _setting(method: str, budget: float, preset: str | None, layers: int, fields: dict[str, Any]) -> Reduction:

@@ -29,8 +29,9 @@ _TEMPLATE = {"chat_template": None}
 EXPECTED: dict[str, dict[str, Any]] = {
     "config.json": {
         **{"vision_feature_layer": -1, "vision_feature_select_strategy": "full", "vision_config.image_size": 384},
-        **{"vision_config.patch_size": 14, "vision_config.num_hidden_layers": 26, "text_config.rope_theta": 1e6},
-        **{"text_config.rope_type": "default", "text_config.use_sliding_window": False},
+        **{"vision_config.patch_size": 14, "vision_config.num_hidden_layers": 26},
+        **{"text_config.rope_parameters.rope_theta": 1e6, "text_config.rope_parameters.rope_type": "default"},
+        **{"text_config.use_sliding_window": False},
     },
     "preprocessor_config.json": {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3, "resample": 3},
     "generation_config.json": GENERATION,

@@ -45,7 +45,7 @@ def interval(correct: Scores, groups: Groups, weights: Scores | None = None) -> 
     effective size is computed with two imaginary videos of average length added, one all right and one all wrong;
     at 100 % a video thus counts as about one observation. One video alone: [0, 100].
     """
-    y, ids, w = _checked(correct, groups, weights)
+    y, ids, w = _arrays(correct, groups, weights)
     if y.min() < 0 or y.max() > 1:
         raise BadUsage("an answer scores outside [0, 1]", fix="give 0, 1, or a partial credit between")
     clusters, share = int(ids.max()) + 1, float(w @ y / w.sum())
@@ -69,7 +69,7 @@ def paired_difference(a: Scores, b: Scores, groups: Groups, weights: Scores | No
     permutation test over videos (under the null, swapping a and b within a video changes nothing), exact for up to
     EXACT_UP_TO differing videos.
     """
-    (x, ids, w), (y, _, _) = _checked(a, groups, weights), _checked(b, groups, weights)
+    (x, ids, w), (y, _, _) = _arrays(a, groups, weights), _arrays(b, groups, weights)
     d = w * (x - y)
     half = _half_width(d - d.mean(), ids, float(len(d)))
     low, high = max(-100.0, 100 * (d.mean() - half)), min(100.0, 100 * (d.mean() + half))
@@ -82,7 +82,7 @@ def retained_share(a: Scores, b: Scores, groups: Groups, weights: Scores | None 
     interval: a ratio of means, linearised, cluster-robust, with the same two imaginary videos as
     ``paired_difference``. BadUsage when b answers nothing right.
     """
-    (x, ids, w), (y, _, _) = _checked(a, groups, weights), _checked(b, groups, weights)
+    (x, ids, w), (y, _, _) = _arrays(a, groups, weights), _arrays(b, groups, weights)
     whole = float(w @ y)
     if whole <= 0:
         raise BadUsage("the baseline answers nothing right, so no share of it can be retained", fix="check it")
@@ -158,13 +158,9 @@ def _t_quantile(df: int, probability: float = 0.975) -> float:
     return float(z + z * sum(terms))
 
 
-def _checked(values: Scores, groups: Groups, weights: Scores | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _arrays(values: Scores, groups: Groups, weights: Scores | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores [n], the number of each one's cluster [n], weights [n]."""
     y = np.asarray(list(values), dtype=np.float64)
     w = np.ones(len(y)) if weights is None else np.asarray(list(weights), dtype=np.float64)
-    if y.ndim != 1 or not len(y):
-        raise BadUsage("there are no answers to judge", fix="give one score per question")
-    if not np.isfinite(y).all():
-        raise BadUsage("an answer's score is not a number", fix="score every question 0 or 1")
     numbering: dict[Hashable, int] = {}
     return y, np.asarray([numbering.setdefault(group, len(numbering)) for group in groups]), w

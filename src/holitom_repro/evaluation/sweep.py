@@ -1,12 +1,11 @@
 """Measure cells through lmms-eval, and never a finished one again.
 
 Cells of one model, benchmark and number of frames form a group: its videos are decoded and encoded once for all of its
-settings. The tiny tier's groups are shared out over processes of one thread each, its models being too small for
-threads, and libraries that change global state stay out of a notebook's kernel. Fewer than ``ALONE`` questions are
-asked in the kernel itself, and its global state is put back. Stopping (ctrl-C, kill, a full disk) loses at most the
-cells that run in the tiny tier, and the question that runs in the paper tier."""
+settings. Nothing is measured in a notebook's kernel, because libraries that change global state stay out of it. The
+tiny tier's groups are shared out over processes of one thread each, its models being too small for threads; the paper
+tier starts its own (``paper_tier``). Stopping (ctrl-C, kill, a full disk) loses at most the cells that run in the tiny
+tier, and the few questions that run in the paper tier."""
 
-import io
 import os
 import shutil
 import signal
@@ -14,24 +13,21 @@ import sys
 import tempfile
 import threading
 import time
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from tqdm import tqdm
 
-import holitom
 from holitom.errors import CannotRun
 from holitom_repro import machine, paths
-from holitom_repro.code import MEASURING, code_hash
-from holitom_repro.evaluation.cells import Benchmark, Cell, device_kind, model_name, model_path, revision
+from holitom_repro.code import present_code
+from holitom_repro.evaluation.cells import Benchmark, Cell, device_kind, model_name, model_path, register, revision
 from holitom_repro.evaluation.protocols import BROKEN
 from holitom_repro.machine import provenance
 from holitom_repro.records import UNREAD, Record, Sample, Store
@@ -40,10 +36,6 @@ GIB_EACH = 1.5
 """Free memory wanted for a process of the tiny tier: 0.9 GB at its peak with 32 frames, 1.2 GB with 64."""
 STARTING = 400
 """What starting one more process costs, in questions of the tiny tier."""
-ALONE = 300
-"""Fewer questions are asked in this process: the first other one would take longer to start."""
-READ = time.time()
-"""When this process had read the sources."""
 SKIP = "HOLITOM_SKIP_BROKEN"
 """The variable by which --skip-broken reaches every process."""
 ENCODING = 7
@@ -80,9 +72,9 @@ def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def measure_tiny(cells: Sequence[Cell], show: bool = True) -> None:
-    """Measure and store cells of the tiny tier in processes of one thread each; a few questions in this one. Raises
-    what a process raised; CannotRun when one of them was killed. None of them goes on after an error or ctrl-C;
-    finished cells are kept."""
+    """Measure and store cells of the tiny tier in processes of one thread each. Raises what a process raised; CannotRun
+    when one of them was killed. None of them goes on after an error or ctrl-C; finished cells are kept. For three
+    minutes they wait for more cells, unless the sources are edited meanwhile."""
     from joblib.externals.loky import get_reusable_executor, wait
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
@@ -90,57 +82,36 @@ def measure_tiny(cells: Sequence[Cell], show: bool = True) -> None:
         if (prepare := group[0].kind.prepare) is not None:
             prepare(group[0].limit, show)
     total = sum(cell.asked for cell in cells)
-    if total < ALONE and not _edited():
-        with tqdm(total=total, unit="question", disable=not show) as bar, _as_a_process():
-            measure(cells, bar.update, Options())
-        return
-    count = min(machine.cores(), int(machine.available_gib() / GIB_EACH), max(_own.get("count", 1), total // STARTING))
-    _own["count"] = count = max(1, count)
-    environment = OFFLINE | paths.caches() | {"TQDM_DISABLE": "1", "PYTHONSAFEPATH": "1"}
-    environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment |= {name: value for name, value in os.environ.items() if name == SKIP}  # or older processes are taken
+    count = max(1, min(machine.cores(), int(machine.available_gib() / GIB_EACH), total // STARTING))
+    environment = OFFLINE | paths.caches() | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment |= {"PYTHONSAFEPATH": "1", "TQDM_DISABLE": "1", "HOLITOM_CODE": present_code()}  # edited: others
     executor = get_reusable_executor(count, timeout=180, env=environment, initializer=_start, initargs=(os.getpid(),))
-    code, left = code_hash((), MEASURING), set()
+    options, left = Options(runs=paths.runs()), set()
     try:
         with tempfile.TemporaryDirectory() as told, tqdm(total=total, unit="question", disable=not show) as bar:
-            counts = [Path(told) / str(number) for number in range(len(cells))]
-            for group, path in zip(shared(groups(cells), count), counts, strict=False):
-                left.add(executor.submit(_work, group, group[0].kind, str(paths.runs()), str(path), code))
+            for group in shared(groups(cells), count):
+                left.add(executor.submit(_work, group, group[0].kind, options, told))
             while left:
                 done, left = wait(left, timeout=0.3, return_when="FIRST_COMPLETED")
-                answered = sum(path.stat().st_size for path in counts if path.exists())
-                if answered > bar.n:
-                    bar.update(answered - bar.n)
+                bar.update(answered(told) - bar.n)
                 for one in done:
                     one.result()
     except TerminatedWorkerError as error:
         raise CannotRun("a process of the sweep was ended from outside, as happens without memory", fix=_FIX) from error
     finally:
-        if not all(one.done() for one in left):
+        if left:
             executor.shutdown(wait=True, kill_workers=True)
 
 
-def _edited() -> bool:
-    """Whether this process may have read other sources than are there now."""
-    folders = Path(holitom.__file__).parent, Path(__file__).parents[1]
-    return any(path.stat().st_mtime >= READ for folder in folders for path in folder.rglob("*.py"))
+def tell(folder: str, questions: int) -> None:
+    """Tell another process, which looks into this folder, that so many more questions are answered."""
+    with open(Path(folder) / f"{os.getpid()}.count", "ab") as file:
+        file.write(b"." * questions)
 
 
-@contextmanager
-def _as_a_process() -> Iterator[None]:
-    """One thread; what lmms-eval changes, the environment and which warnings are shown, is as before afterwards."""
-    import torch
-
-    environment, threads = dict(os.environ), torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with warnings.catch_warnings():
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        for name in set(os.environ) - set(environment):
-            del os.environ[name]
-        os.environ.update(environment)
+def answered(folder: str) -> int:
+    """How many questions all processes have told of."""
+    return sum(one.stat().st_size for one in Path(folder).glob("*.count"))
 
 
 def shared(parts: list[list[Cell]], processes: int) -> list[list[Cell]]:
@@ -159,7 +130,8 @@ def shared(parts: list[list[Cell]], processes: int) -> list[list[Cell]]:
 
 
 def _start(parent: int) -> None:
-    """A process of the sweep begins: ctrl-C is for its parent, and it ends when that is gone."""
+    """A process of the sweep begins: ctrl-C is for its parent, it ends when that is gone, and what lmms-eval logs is
+    not shown (errors are raised in the parent)."""
     import torch
 
     def watch() -> None:
@@ -170,58 +142,44 @@ def _start(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()
     torch.set_num_threads(1)
+    sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
 
 
-_own: dict[str, Any] = {}
-"""What a process of the sweep keeps between groups, the model that it has loaded; of its parent: how many there are."""
-
-
-def _work(cells: list[Cell], kind: Benchmark, runs: str, told: str, code: str) -> None:
-    if "code" not in _own:
-        _own["code"] = code_hash((), MEASURING)
-    if _own["code"] != code:
-        raise CannotRun(
-            "the sources were edited after this python had read them", fix="restart it (in a notebook: its kernel)"
-        )
-
-    def progress(questions: int) -> None:
-        with open(told, "ab") as file:
-            file.write(b"." * questions)
-
+def _work(cells: list[Cell], kind: Benchmark, options: Options, told: str) -> None:
+    register(kind)
     try:
-        _measure_group(cells, progress, Options(runs=Path(runs)), kind)
+        measure(cells, partial(tell, told), options)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
             raise CannotRun("a process of the sweep has no memory left. Finished cells are kept", fix=_FIX) from error
         raise
 
 
-def _measure_group(
-    cells: list[Cell], progress: Callable[[int], object], options: Options, kind: Benchmark | None = None
-) -> None:
-    """Measure the settings of one group with one pass over its videos."""
+def _measure_group(cells: Sequence[Cell], progress: Callable[[int], object], options: Options) -> None:
+    """Measure the settings of one group with one pass over its videos. In the tiny tier they are all kept in memory and
+    a cell takes seconds; elsewhere a few videos are, and all settings are asked about them, with answers on disk."""
     from holitom_repro.evaluation.model import AnswerSheet
 
-    first = cells[0]
-    kind, store, lm = kind or first.kind, Store(first.tier, options.runs), _loaded(first, options)
+    first, on_disk = cells[0], cells[0].tier != "tiny"
+    store, lm = Store(first.tier, options.runs), _loaded(first, options)
     lm.frames, lm.on_progress, lm.skip_broken = first.frames, progress, options.skip_broken
     outers = [cell.reduction.outer for cell in cells]
     lm.store.clear()
     lm.store.requires = frozenset().union(*(outer.requires for outer in outers if outer is not None))
-    on_disk = first.tier != "tiny"  # answers, question by question: a tiny cell takes seconds
     sheets = [AnswerSheet(cell.reduction, store.folder / f"{cell.id}.part" if on_disk else None) for cell in cells]
-    for sheet in sheets:
-        sheet.read()
-        progress(len(sheet.answers))
-    for number, (cell, sheet) in enumerate(zip(cells, sheets, strict=True)):
-        lm.sheets = sheets[number:]
-        record, samples = _evaluated(lm, cell, sheet, task_manager(kind.folder, options.tasks, first.protocol.variant))
+    progress(sum(len(sheet.answers) for sheet in sheets))
+    for cell in cells:
+        lm.sheets = sheets if on_disk else sheets[:1]
+        record, samples = _evaluated(lm, cell, options)
         if lm.rank == 0:
             store.save(cell.id, record, samples)
         lm.accelerator.wait_for_everyone()
-        if sheet.folder is not None and lm.rank == 0:
-            shutil.rmtree(sheet.folder, ignore_errors=True)
-        sheet.answers.clear()
+        if (folder := sheets.pop(0).folder) is not None and lm.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+_own: dict[str, Any] = {}
+"""The model that this process has loaded."""
 
 
 def _loaded(cell: Cell, options: Options) -> Any:
@@ -249,7 +207,7 @@ def task_manager(folder: str, before: tuple[str, ...], variant: str) -> Any:
     )
 
 
-def _evaluated(lm: Any, cell: Cell, sheet: Any, tasks: Any) -> tuple[Record, list[Sample]]:
+def _evaluated(lm: Any, cell: Cell, options: Options) -> tuple[Record, list[Sample]]:
     """One setting through lmms-eval's evaluator, scored per question; only the first process has the samples."""
     from accelerate.utils import gather_object
     from lmms_eval import evaluator
@@ -257,18 +215,17 @@ def _evaluated(lm: Any, cell: Cell, sheet: Any, tasks: Any) -> tuple[Record, lis
     from holitom_repro.evaluation.scoring import compared, line
 
     start = time.perf_counter()
-    with quiet() if cell.tier == "tiny" else nullcontext():  # elsewhere downloads are worth watching
-        results = evaluator.simple_evaluate(
-            model=lm,
-            tasks=[cell.benchmark],
-            task_manager=tasks,
-            batch_size=lm.batch_size,
-            limit=cell.limit,
-            bootstrap_iters=0,
-            log_samples=True,
-            process_docs_parallel=1,
-        )
-    answers = dict(gather_object(list(sheet.answers.items())))
+    results = evaluator.simple_evaluate(
+        model=lm,
+        tasks=[cell.benchmark],
+        task_manager=task_manager(cell.kind.folder, options.tasks, cell.protocol.variant),
+        batch_size=lm.batch_size,
+        limit=cell.limit,
+        bootstrap_iters=0,
+        log_samples=True,
+        process_docs_parallel=1,
+    )
+    answers = dict(gather_object(list(lm.sheets[0].answers.items())))
     logged = (results or {}).get("samples") or {}
     samples = []
     for task, lines in logged.items():
@@ -318,32 +275,9 @@ def spent(stats: Sequence[Any]) -> dict[str, float]:
         raise CannotRun("no video could be read, so there is nothing to record", fix="check the benchmark's videos")
     names = {"asked_share": "budget", "asked_tokens": "requested", "full_tokens": "full", "kept_tokens": "kept"}
     names |= {"kept_newlines": "newlines"} | {name: name for name in ("full_newlines", "frames", "off_per_frame")}
-    layers = {"layer_tokens": "per_layer", "layer_newlines": "newlines_per_layer"}
     return {
         **{name: fmean(getattr(one, own) for one in stats) for name, own in names.items()},
-        **{name: fmean(fmean(getattr(one, own)) for one in stats) for name, own in layers.items()},
+        "layer_tokens": fmean(fmean(one.per_layer) for one in stats),
+        "layer_newlines": fmean(fmean(one.newlines_per_layer) for one in stats),
         "farthest_off": max((one.off_per_frame for one in stats), key=abs),
     }
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """lmms-eval says nothing inside the block, and what else is said comes without progress bars."""
-    from loguru import logger
-
-    logger.disable("lmms_eval")
-    try:
-        with redirect_stderr(_WithoutBars(sys.stderr)):
-            yield
-    finally:
-        logger.enable("lmms_eval")
-
-
-class _WithoutBars(io.TextIOBase):
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        if "\r" not in text and text.strip():
-            self.stream.write(text)
-        return len(text)
