@@ -6,12 +6,15 @@ the tiny model. A measurement is judged in the notebook that made it (``judged``
 notebooks left here, or what the repository has recorded.
 """
 
-import json as jsonlib
+import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from holitom.errors import CannotRun
 from holitom_repro import paths
@@ -34,9 +37,9 @@ def judged(notebook: str, scores: pd.DataFrame | None = None, times: pd.DataFram
     measured = next((frame for frame in (scores, times) if frame is not None and len(frame)), None)
     tier = "tiny" if measured is None else str(measured["tier"].iloc[0])
     mine = [c for c in load() if c.notebook == notebook and (c.kind in ("checked", "time") or TIER[c.kind] == tier)]
-    found = _corrected([judge(claim, scores, times) for claim in mine], _kept())
+    found = _corrected([judge(claim, scores, times) for claim in mine], _kept().values())
     path = paths.runs(tier, "verdicts", f"{notebook}.json")
-    decided = {one.id: one for one in (*_read(path), *found) if one.verdict != "NOT RUN"}
+    decided = {one.id: one for one in (*read(path), *found) if one.verdict != "NOT RUN"}
     _write(path, now=found, decided=decided.values())
     interval = ["" if one.low is None else f"[{one.low:z.2f}, {one.high:z.2f}]" for one in found]
     rows = [
@@ -44,6 +47,15 @@ def judged(notebook: str, scores: pd.DataFrame | None = None, times: pd.DataFram
         for claim, one, between in zip(mine, found, interval, strict=True)
     ]
     return pd.DataFrame(rows, columns=["id", "claim", "printed", "ours", "interval", "verdict", "expected", "why"])
+
+
+def read(path: Path, part: str = "decided") -> list[Verdict]:
+    """What a file of verdicts holds; nothing where there is none. CannotRun for a damaged one."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))[part] if path.is_file() else []
+        return [Verdict(**one) for one in held]
+    except (ValueError, TypeError, KeyError) as error:
+        raise CannotRun(f"{path} holds no verdicts, it is damaged", fix="delete it, or restore it from git") from error
 
 
 def ledger() -> list[tuple[Claim, Verdict]]:
@@ -58,83 +70,79 @@ def record() -> Path:
     """Keep what notebooks decided here with the present code as the recorded verdicts. CannotRun when a recorded one of
     a kind that was measured here would stay as another code left it."""
     here, path, kinds = _kept(recorded=False), paths.data("measured", "verdicts.json"), {c.id: c.kind for c in load()}
-    before = {one.id: one for one in _read(path) if one.id in kinds}
+    before = {one.id: one for one in read(path) if one.id in kinds}
     measured = {kinds[name] for name in here}
     if lost := [name for name in before if name not in here and kinds[name] in measured]:
         raise CannotRun(f"not measured with the present code: {', '.join(lost)}", fix="run ./reproduce.sh all first")
     return _write(path, decided=(before | here).values())
 
 
-def claims_command(json: bool = False, strict: bool = False) -> int:
-    """The target ``claims``: print the ledger, as a list of objects with ``json``. The exit code: 1 with ``strict``
+def claims_command(as_json: bool = False, strict: bool = False) -> int:
+    """The target ``claims``: print the ledger, as a list of objects with ``as_json``. The exit code: 1 with ``strict``
     when a verdict is not the expected one, else 0."""
     pairs = ledger()
-    odd = [
-        f"{claim.id}: {one.verdict}, expected {claim.expected}" for claim, one in pairs if one.verdict != claim.expected
-    ]
-    if json:
+    odd = unexpected(one for _, one in pairs)
+    if as_json:
         names = ("id", "paper", "kind", "statement", "verdict", "expected")
         rows = [{**claim.model_dump(), "verdict": one.verdict} for claim, one in pairs]
-        print(jsonlib.dumps([{name: row[name] for name in names} for row in rows], indent=1, ensure_ascii=False))
+        print(json.dumps([{name: row[name] for name in names} for row in rows], indent=1, ensure_ascii=False))
     else:
-        _show(pairs, odd)
+        for kind in WORDS:
+            mine = [one for claim, one in pairs if claim.kind == kind]
+            Console().print(table(mine, f"{kind}: {counted(mine)}"), "")
+        print("\n".join(odd))
     return int(strict and bool(odd))
 
 
-def _show(pairs: Sequence[tuple[Claim, Verdict]], odd: Sequence[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    for kind, words in WORDS.items():
-        mine = [(claim, one) for claim, one in pairs if claim.kind == kind]
-        counts = Counter(one.verdict for _, one in mine)
-        title = f"{kind}: {', '.join(f'{counts[word]} {word}' for word in words if counts[word])}"
-        table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
-        for claim, one in mine:
-            glyph, colour = VERDICTS[one.verdict]
-            said = Text(f"{claim.id}: {claim.statement}\n").append(one.why, "dim")
-            table.add_row(Text(f"{glyph} {one.verdict}", colour, no_wrap=True), said)
-        console.print(table, "")
-    for line in odd:
-        console.print(line, markup=False)
+def table(verdicts: Iterable[Verdict], title: str | None = None) -> Table:
+    """Verdicts for a terminal: the word, the claim, and why."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
+    for one in verdicts:
+        glyph, colour = VERDICTS[one.verdict]
+        said = Text(f"{one.id}: {one.statement}\n").append(one.why, "dim")
+        made.add_row(Text(f"{glyph} {one.verdict}", colour, no_wrap=True), said)
+    return made
 
 
-def _corrected(verdicts: Sequence[Verdict], others: Mapping[str, Verdict] | None = None) -> list[Verdict]:
+def counted(verdicts: Iterable[Verdict]) -> str:
+    """ "18 HOLDS, 13 OPEN"."""
+    counts = Counter(one.verdict for one in verdicts)
+    return ", ".join(f"{counts[word]} {word}" for word in VERDICTS if word in counts)
+
+
+def unexpected(verdicts: Iterable[Verdict]) -> list[str]:
+    """A line for each verdict that is not the one that the ledger expects."""
+    expected = {claim.id: claim.expected for claim in load()}
+    odd = [one for one in verdicts if one.verdict != expected[one.id]]
+    return [f"{one.id}: {one.verdict}, expected {expected[one.id]}" for one in odd]
+
+
+def _corrected(verdicts: Iterable[Verdict], others: Iterable[Verdict] = ()) -> list[Verdict]:
     """Trends after Holm's correction over all trends of the ledger that can be decided. others: what was reached
     elsewhere; a trend that nobody measured counts with p = 1."""
-    known = {**(others or {}), **{one.id: one for one in verdicts}}
+    found = list(verdicts)
+    known = {one.id: one.p for one in (*others, *found) if one.p is not None}
     family = [claim.id for claim in load() if claim.kind == "trend" and not claim.undecided]
-    p = [one.p if (one := known.get(name)) and one.p is not None else 1.0 for name in family]
-    adjusted = dict(zip(family, holm(p), strict=True))
-
-    def after(one: Verdict) -> Verdict:
-        said = f"p = {one.p:.2g}, {adjusted[one.id]:.2g} after Holm's correction for {len(family)} trends"
-        word = one.leans if adjusted[one.id] < 0.05 else "OPEN"
-        return one.model_copy(update={"verdict": word, "why": f"{one.why.partition('; p = ')[0]}; {said}"})
-
-    return [one if one.p is None else after(one) for one in verdicts]
+    adjusted = dict(zip(family, holm([known.get(name, 1.0) for name in family]), strict=True))
+    for number, one in enumerate(found):
+        if one.p is not None:
+            said = f"p = {one.p:.2g}, {adjusted[one.id]:.2g} after Holm's correction for {len(family)} trends"
+            word = one.leans if adjusted[one.id] < 0.05 else "OPEN"
+            why = f"{one.why.partition('; p = ')[0]}; {said}"
+            found[number] = one.model_copy(update={"verdict": word, "why": why})
+    return found
 
 
 def _kept(recorded: bool = True) -> dict[str, Verdict]:
     """What notebooks decided here with the present code, else what is recorded, on claims worded as they are now."""
     found = {}
-    for one in _read(paths.data("measured", "verdicts.json")) if recorded else ():
+    for one in read(paths.data("measured", "verdicts.json")) if recorded else ():
         found[one.id] = one.model_copy(update={"why": f"recorded {one.day}, code {one.code[:8]}: {one.why}"})
     for path in sorted(paths.runs().glob("*/verdicts/*.json")):
-        found |= {one.id: one for one in _read(path) if one.code == present_code()}
+        found |= {one.id: one for one in read(path) if one.code == present_code()}
     return {claim.id: one for claim in load() if (one := found.get(claim.id)) and one.statement == claim.statement}
-
-
-def _read(path: Path) -> list[Verdict]:
-    try:
-        held = jsonlib.loads(path.read_text(encoding="utf-8"))["decided"] if path.is_file() else []
-        return [Verdict(**one) for one in held]
-    except (ValueError, TypeError, KeyError) as error:
-        raise CannotRun(f"{path} holds no verdicts, it is damaged", fix="delete it, or restore it from git") from error
 
 
 def _write(path: Path, **lists: Iterable[Verdict]) -> Path:
     held = {name: [one.model_dump() for one in verdicts] for name, verdicts in lists.items()}
-    return write_atomic(path, jsonlib.dumps(held, indent=1, ensure_ascii=False) + "\n")
+    return write_atomic(path, json.dumps(held, indent=1, ensure_ascii=False) + "\n")
