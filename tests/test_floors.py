@@ -26,7 +26,7 @@ FLOORS = {
         ["scores"],
         ["style", "judging"],
         ["claims", "tables"],
-        ["method_page", "explore", "report", "convert", "demo", "notebooks", "doctor", "serving"],
+        ["method_page", "explore", "report", "convert", "demo", "notebooks", "serving"],
         ["__main__", "__init__"],
     ],
 }
