@@ -25,7 +25,7 @@ from holitom.errors import BadUsage, CannotRun
 from holitom_repro import paths
 
 if TYPE_CHECKING:
-    from holitom_repro.judging import Verdict
+    from holitom_repro.claims import Verdict
 
 HARDWARE = {"tiny": "2 CPU cores", "speed": "1 GPU (H200)", "paper": "1 GPU of 80 GB, more for 72B (estimates)"}
 """Tier -> what its minutes are for. Nobody has run the paper tier yet."""

@@ -35,6 +35,8 @@ MODELS = {
     "video-7b": "LLaVA-Video-7B",
     "ov-0.5b": "LLaVA-OneVision-0.5B",
 }
+STANDS_FOR = {"onevision": "ov-7b", "onevision-seed1": "ov-7b", "video": "video-7b"}
+"""Tiny model -> the model whose presets it takes."""
 NAMES = ("table1", "table2", "fig_inference", "fig_inner", "fig_frames", "hieravid", "mmg_vid", "other_reports")
 _BUDGET = {"fig_inner": "base_retained_pct", "fig_inference": "implied_retained_pct"}
 """The column that holds the retained share in per cent, where it is not ``retained_pct``."""

@@ -10,7 +10,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from holitom_repro import papers
-from holitom_repro.judging import STANDS_FOR
+from holitom_repro.papers import STANDS_FOR
 from holitom_repro.records import UNREAD, write_atomic
 from holitom_repro.style import BAD, VERDICTS, flattened, folder, write_csv
 
