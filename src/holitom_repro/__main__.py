@@ -206,7 +206,7 @@ def explore(more: Rest = None) -> int:
 
 def _lab(name: str, more: list[str]) -> int:
     """Replaces this process, so that ctrl-C is JupyterLab's own."""
-    root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    root = ["--allow-root"] if os.geteuid() == 0 else []
     words = [str(notebooks.source(name)), f"--ServerApp.root_dir={paths.root()}", *root, *more]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *words])
