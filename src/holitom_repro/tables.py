@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -152,16 +153,22 @@ def styled(table: pd.DataFrame, caption: str = "") -> Styler:
     that share it, in bold."""
 
     def look(column: pd.Series) -> list[str]:
-        if column.name == USUAL:
+        name = _parts(column.name)
+        if name == USUAL:
             return [f"color:{BAD};font-weight:700" if share > 90 else "" for share in column]
-        plain = LOOK.get(_last(column.name), "")
-        best = _best(column) if column.name == ("average", "measured") else [False] * len(column)
+        plain = LOOK.get(name[-1], "")
+        best = _best(column) if name == ("average", "measured") else [False] * len(column)
         return [f"{plain};font-weight:700" if bold else plain for bold in best]
 
-    few = {column: "{:.3f}" for column in table.columns if _last(column).startswith("p (")}
+    few = {name: "{:.3f}" for name in table.columns if str(_parts(name)[-1]).startswith("p (")}
     made = table.style.apply(look).format(few, precision=1, na_rep="–", escape="html")
     made = made.format_index(precision=1, escape="html")
     return made.set_caption(escape("; ".join(filter(None, (caption, table.attrs.get("below"))))))
+
+
+def _parts(name: Any) -> tuple[Any, ...]:
+    """A column's name, of one level or of several."""
+    return name if isinstance(name, tuple) else (name,)
 
 
 def _best(column: pd.Series) -> list[bool]:
@@ -172,10 +179,6 @@ def _best(column: pd.Series) -> list[bool]:
         return [False] * len(value)
     by = value.groupby(group)
     return list(value.notna() & value.eq(by.transform("max")) & by.transform("count").gt(1))
-
-
-def _last(name: object) -> str:
-    return str(name[-1] if isinstance(name, tuple) else name)
 
 
 def save(table: pd.DataFrame, name: str, tier: str = "tiny", out: str | Path = "") -> Path:
