@@ -134,12 +134,9 @@ def judged(notebook: str, scores: pd.DataFrame | None = None, times: pd.DataFram
 
 
 def read(path: Path, part: str = "decided") -> list[Verdict]:
-    """What a file of verdicts holds; nothing where there is none. CannotRun for a damaged one."""
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))[part] if path.is_file() else []
-        return [Verdict(**one) for one in held]
-    except (ValueError, TypeError, KeyError) as error:
-        raise CannotRun(f"{path} holds no verdicts, it is damaged", fix="delete it, or restore it from git") from error
+    """What a file of verdicts holds; nothing where there is none."""
+    held = json.loads(path.read_text(encoding="utf-8"))[part] if path.is_file() else []
+    return [Verdict(**one) for one in held]
 
 
 def ledger() -> list[tuple[Claim, Verdict]]:

@@ -21,6 +21,7 @@ import psutil
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from holitom import errors
 from holitom.errors import BadUsage, CannotRun
 from holitom_repro import paths
 
@@ -84,11 +85,8 @@ def own_surroundings() -> None:
 
 
 def source(name: str, folder: Path | None = None) -> Path:
-    """The file of a notebook. CannotRun where it is missing."""
-    path = (folder or paths.root() / "notebooks") / f"{name}.ipynb"
-    if not path.is_file():
-        raise CannotRun(f"{path} is missing", fix="restore it: git checkout -- notebooks")
-    return path
+    """The file of a notebook."""
+    return (folder or paths.root() / "notebooks") / f"{name}.ipynb"
 
 
 def parameters(notebook: Path) -> dict[str, tuple[str, str]]:
@@ -228,10 +226,10 @@ def _explained(error: Any, notebook: Path, copy: Path) -> BaseException:
     if error.ename == "KeyboardInterrupt":
         return KeyboardInterrupt()
     plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error.evalue)).strip().rstrip(".") or "no message"
-    own = error.ename in ("BadUsage", "CannotRun", "BadVideo", "UnsupportedModel")
-    said = plain if own else f"{error.ename}: {plain.splitlines()[0]}"
-    kind = BadUsage if error.ename == "BadUsage" else CannotRun
-    return kind(f"{notebook.name}, cell [{error.exec_count}]: {said}", fix=f"the traceback stands in {copy}")
+    own = getattr(errors, error.ename, None)
+    what = plain if own else f"{error.ename}: {plain.splitlines()[0]}"
+    made = own or CannotRun
+    return made(f"{notebook.name}, cell [{error.exec_count}]: {what}", fix=f"the traceback stands in {copy}")
 
 
 class _Stop:

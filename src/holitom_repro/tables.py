@@ -68,13 +68,13 @@ def beside_printed(
     takes, another one beside ``like`` (default: the table's first); printed models that were not measured stay alone.
     """
     columns = columns or {"avg": "average"}
-    first = like if like in set(printed["model"]) else printed["model"].iloc[0]
+    known = list(printed["model"].unique())
+    first = like if like in known else known[0]
     stands_for = {model: STANDS_FOR.get(model, model) for model in scores["model"].unique()}
-    stands_for = {model: of if of in set(printed["model"]) else first for model, of in stands_for.items()}
+    stands_for = {model: of if of in known else first for model, of in stands_for.items()}
+    stands_for |= {name: name for name in known if name not in stands_for.values()}
     blocks = [_block(scores[scores["model"] == model], printed, of, columns) for model, of in stands_for.items()]
-    rest = [name for name in printed["model"].unique() if name not in stands_for.values()]
-    blocks += [_block(scores.iloc[:0], printed, of, columns) for of in rest]
-    labels = [model if model == of else f"{model} for {of}" for model, of in stands_for.items()] + rest
+    labels = [model if model == of else f"{model} for {of}" for model, of in stands_for.items()]
     table = pd.concat(blocks, keys=labels, names=["model"]) if len(blocks) > 1 else blocks[0]
     table.attrs |= {"trial": bool(scores["limit"].notna().any()), "below": unread(scores)}
     return table

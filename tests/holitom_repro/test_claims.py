@@ -405,14 +405,6 @@ def test_recorded_verdicts_stand_where_nothing_was_measured(world):
         claims.record()
 
 
-def test_a_damaged_file_is_named(world):
-    path = paths.runs("tiny", "verdicts", "table1.json")
-    path.parent.mkdir(parents=True)
-    path.write_text("{", encoding="utf-8")
-    with pytest.raises(CannotRun, match=r"table1\.json"):
-        ledger()
-
-
 def test_the_command(world, capsys, monkeypatch):
     assert claims.claims_command(as_json=True) == 0
     rows = json.loads(capsys.readouterr().out)

@@ -145,11 +145,6 @@ def test_what_a_cell_raises_is_told_in_one_line(kit, code, kind, said):
     assert "died" in said or paths.runs("tiny", "notebooks", "bad.ipynb").is_file(), "the copy with the traceback"
 
 
-def test_a_missing_notebook_is_named(kit):
-    with pytest.raises(CannotRun, match=r"absent\.ipynb is missing\. Restore it"):
-        notebooks.run("absent", {})
-
-
 def test_a_folder_that_may_not_be_written_is_said_before_any_work(kit):
     kit("one", "raise ValueError('it ran')")
     with pytest.raises(OSError, match="/proc/self"):
