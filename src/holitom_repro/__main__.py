@@ -192,24 +192,17 @@ def doctor() -> int:
     return machine.doctor()
 
 
-@app.command(context_settings=MORE)
-def lab(more: Rest = None) -> int:
-    """JupyterLab on the notebooks. Its own options may follow."""
-    return _lab("00_start_here", more or [])
+def _jupyter(name: str, notebook: str, about: str) -> None:
+    @app.command(name, help=f"{about} Options of jupyter lab may follow.", context_settings=MORE)
+    def command(more: Rest = None) -> None:
+        root = ["--allow-root"] if os.geteuid() == 0 else []
+        words = [str(notebooks.source(notebook)), f"--ServerApp.root_dir={paths.root()}", *root, *(more or [])]
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *words])  # so that ctrl-C is JupyterLab's own
 
 
-@app.command(context_settings=MORE)
-def explore(more: Rest = None) -> int:
-    """JupyterLab on the explorer: two methods side by side on any clip. Options of jupyter lab may follow."""
-    return _lab("explore", more or [])
-
-
-def _lab(name: str, more: list[str]) -> int:
-    """Replaces this process, so that ctrl-C is JupyterLab's own."""
-    root = ["--allow-root"] if os.geteuid() == 0 else []
-    words = [str(notebooks.source(name)), f"--ServerApp.root_dir={paths.root()}", *root, *more]
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *words])
+_jupyter("lab", "00_start_here", "JupyterLab on the notebooks.")
+_jupyter("explore", "explore", "JupyterLab on the explorer: two methods side by side on any clip.")
 
 
 def _tool(name: str, module: str, about: str) -> None:

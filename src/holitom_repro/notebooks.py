@@ -1,7 +1,5 @@
 """The notebooks: what each asks and takes, and how one is run from a terminal, in a kernel of this very Python."""
 
-from __future__ import annotations
-
 import ast
 import json
 import logging
@@ -15,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import yaml
@@ -24,9 +22,6 @@ from pydantic import TypeAdapter, ValidationError
 from holitom import errors
 from holitom.errors import BadUsage, CannotRun
 from holitom_repro import paths
-
-if TYPE_CHECKING:
-    from holitom_repro.claims import Verdict
 
 HARDWARE = {"tiny": "2 CPU cores", "speed": "1 GPU (H200)", "paper": "1 GPU of 80 GB, more for 72B (estimates)"}
 """Tier -> what its minutes are for. Nobody has run the paper tier yet."""
@@ -133,14 +128,14 @@ def _no_pattern(path: Path) -> str:
 @dataclass(frozen=True)
 class Finished:
     """One executed notebook: its copy with the results, whether it was a trial (a limit, changed parameters), the files
-    that it wrote, and its verdicts as ``claims.judged`` left them."""
+    that it wrote, and each claims.Verdict that ``claims.judged`` left."""
 
     notebook: Path
     copy: Path
     trial: bool
     seconds: float
     files: list[Path]
-    verdicts: list[Verdict]
+    verdicts: list[Any]
 
 
 def run(name: str, given: Mapping[str, Any], folder: Path | None = None) -> Finished:
