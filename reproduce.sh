@@ -83,7 +83,7 @@ set_up() {
   step "libraries" "${PIP[@]}" -r "$REQ/core.txt" -r "$REQ/eval.txt" -r "$REQ/notebooks.txt" -r "$REQ/dev.txt"
   step "lmms-eval alone, and the packages of here" \
     "${PIP[@]}" --no-deps --no-build-isolation -r "$REQ/lmms-eval.txt" -e "$ROOT/."
-  step "a look at what was made" "$PYTHON" -P -m holitom_repro.doctor "$ROOT"
+  step "a look at what was made" "$PYTHON" -P -m holitom_repro.machine "$ROOT"
   rm -rf "$ROOT/runs/cache/pip" "$ROOT/runs/cache/rustup"
   made_from >"$VENV/holitom.stamp"
   trap - INT
@@ -94,7 +94,7 @@ set_up() {
 active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
 [ -z "$active" ] || [ "$active" -ef "$VENV" ] || lacks=$(
   [ -x "$active/bin/python" ] || { echo "it has no Python"; exit 1; }
-  "$active/bin/python" -P -m holitom_repro.doctor "$ROOT" 2>&1
+  "$active/bin/python" -P -m holitom_repro.machine "$ROOT" 2>&1
 )
 if [ $? = 0 ] && [ -n "${lacks+asked}" ]; then # an activated environment that has everything
   PYTHON=$active/bin/python

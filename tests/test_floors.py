@@ -24,9 +24,9 @@ FLOORS = {
         ["evaluation", "timing"],
         ["tiny", "paper_tier"],
         ["scores"],
-        ["style", "judging"],
+        ["style"],
         ["claims", "tables"],
-        ["method_page", "explore", "report", "convert", "demo", "notebooks", "doctor", "serving"],
+        ["method_page", "explore", "report", "convert", "demo", "notebooks", "serving"],
         ["__main__", "__init__"],
     ],
 }

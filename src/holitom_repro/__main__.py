@@ -4,7 +4,6 @@ Exit codes: 0 ran to its end, 1 a verdict is not the expected one (--strict), 2 
 fix), 3 bad usage, 130 stopped by ctrl-C. Nothing heavy is imported before a command needs it.
 """
 
-import errno
 import os
 import re
 import shlex
@@ -12,7 +11,6 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections import Counter
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +23,6 @@ from rich.table import Column, Table
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
-from holitom import __version__
 from holitom.errors import BadUsage, KitError
 from holitom_repro import machine, notebooks, paths
 from holitom_repro.notebooks import HARDWARE, NOTEBOOKS, Finished, Notebook
@@ -113,7 +110,7 @@ def _add(notebook: Notebook) -> None:
     ) -> int:
         _paper_options(tier, more or [])
         asked = {name: value for name, value in {"limit": limit, "out": out, "fresh": fresh}.items() if value}
-        done = _run(notebook, {"tier": tier, **asked, **dict(pair.partition("=")[::2] for pair in p or [])})
+        done = _run(notebook, tier, asked | dict(pair.partition("=")[::2] for pair in p or []))
         _show(done)
         return _report_odd([done], strict)
 
@@ -134,14 +131,14 @@ def _paper_options(tier: str, words: list[str]) -> None:
         os.environ[paper_tier.OPTIONS] = shlex.join(words)
 
 
-def _run(notebook: Notebook, given: dict[str, Any]) -> Finished:
+def _run(notebook: Notebook, tier: str, given: dict[str, Any]) -> Finished:
     """Everything that can be refused is refused before any work."""
-    tier, source = given["tier"], notebooks.source(notebook.name)
     if tier not in notebook.minutes:
         fix = f"use {' or '.join(f'--tier {name}' for name in notebook.minutes)}"
         raise BadUsage(f"{notebook.command} is not offered in the {tier} tier", fix=fix)
-    if "tier" not in notebooks.parameters(source):
-        given.pop("tier")
+    source = notebooks.source(notebook.name)
+    if "tier" in notebooks.parameters(source):
+        given = {"tier": tier, **given}
     notebooks.checked(source, given)
     machine.require(tier)
     print(f"{notebook.command}: {notebook.question} ({_minutes(notebook, tier)} from an empty cache)", file=sys.stderr)
@@ -152,23 +149,22 @@ def _run(notebook: Notebook, given: dict[str, Any]) -> Finished:
 def all_(
     tier: Tier = "tiny", limit: Limit = None, fresh: Fresh = False, strict: Strict = False, skip_broken: Skip = False
 ) -> int:
-    """Every notebook of the tier, each as far as it gets, and one screen at the end."""
+    """Every notebook of the tier, each as far as it gets; what failed is named at the end."""
     machine.require(tier)
-    chosen = [notebook for notebook in NOTEBOOKS.values() if tier in notebook.minutes]
-    finished, table = [], Table("notebook", "took", "verdicts", box=None, pad_edge=False)
-    for one in chosen:
+    finished, failed = [], []
+    for one in NOTEBOOKS.values():
+        if tier not in one.minutes:
+            continue
+        known = notebooks.parameters(notebooks.source(one.name))
+        asked = {name: value for name, value in {"limit": limit, "fresh": fresh}.items() if value and name in known}
         try:
-            known = notebooks.parameters(notebooks.source(one.name))
-            asked = {"limit": limit, "fresh": fresh}.items()
-            done = _run(one, {"tier": tier} | {name: value for name, value in asked if value and name in known})
-            finished.append(done)
-            table.add_row(one.command, f"{done.seconds / 60:.1f} min", _counts(done.verdicts))
+            finished.append(_run(one, tier, asked))
+            _show(finished[-1])
         except KitError as error:
             print(f"{PROG}: {error}", file=sys.stderr)
-            table.add_row(one.command, "failed", Text(error.what))
-    Console().print(table)
+            failed.append(one.command)
     code = _report_odd(finished, strict)
-    return 2 if len(finished) < len(chosen) else code
+    return _say(f"{PROG}: failed: {', '.join(failed)}", 2) if failed else code
 
 
 @app.command(rich_help_panel="Overview")
@@ -193,29 +189,20 @@ def report(tier: Tier = "tiny", out: Out = "") -> int:
 @app.command(rich_help_panel="Overview")
 def doctor() -> int:
     """This machine and this environment against what each tier needs."""
-    from holitom_repro.doctor import show
-
-    return show()
+    return machine.doctor()
 
 
-@app.command(context_settings=MORE)
-def lab(more: Rest = None) -> int:
-    """JupyterLab on the notebooks. Its own options may follow."""
-    return _lab("00_start_here", more or [])
+def _jupyter(name: str, notebook: str, about: str) -> None:
+    @app.command(name, help=f"{about} Options of jupyter lab may follow.", context_settings=MORE)
+    def command(more: Rest = None) -> None:
+        root = ["--allow-root"] if os.geteuid() == 0 else []
+        words = [str(notebooks.source(notebook)), f"--ServerApp.root_dir={paths.root()}", *root, *(more or [])]
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *words])  # so that ctrl-C is JupyterLab's own
 
 
-@app.command(context_settings=MORE)
-def explore(more: Rest = None) -> int:
-    """JupyterLab on the explorer: two methods side by side on any clip. Options of jupyter lab may follow."""
-    return _lab("explore", more or [])
-
-
-def _lab(name: str, more: list[str]) -> int:
-    """Replaces this process, so that ctrl-C is JupyterLab's own."""
-    root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    words = [str(notebooks.source(name)), f"--ServerApp.root_dir={paths.root()}", *root, *more]
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *words])
+_jupyter("lab", "00_start_here", "JupyterLab on the notebooks.")
+_jupyter("explore", "explore", "JupyterLab on the explorer: two methods side by side on any clip.")
 
 
 def _tool(name: str, module: str, about: str) -> None:
@@ -247,8 +234,7 @@ def serving(figure: Annotated[bool, Option("--figure", help="measure figures/tin
 @app.command(context_settings=MORE, rich_help_panel="Tools")
 def test(more: Rest = None) -> int:
     """Style, then every test, with every notebook at a reduced size. Options of pytest may follow."""
-    given = any(word.startswith(("-n", "--numprocesses")) for word in more or [])
-    workers = [] if given else ["-n", str(max(1, min(4, machine.cores()))), "--dist", "worksteal"]
+    workers = ["-n", str(min(4, machine.cores())), "--dist", "worksteal"]
     steps = (["ruff", "check", "--quiet", "--no-cache", "."], ["ruff", "format", "--check", "--quiet", "."])
     for words in (*steps, ["pytest", *workers, *(more or [])]):
         print(f"$ {shlex.join(words)}", flush=True)
@@ -269,26 +255,21 @@ def _show(done: Finished) -> None:
     for path in done.files:
         if path.suffix == ".md":
             lines = path.read_text(encoding="utf-8").splitlines()
-            console.print(_table(lines, console.width)) if console.is_terminal else print(*lines, sep="\n")
+            console.print(_table(lines)) if console.is_terminal else print(*lines, sep="\n")
     if done.verdicts and not done.trial:
-        from holitom_repro.style import VERDICTS
+        from holitom_repro.claims import table
 
-        table = Table(box=None, show_header=False, pad_edge=False)
-        for one in done.verdicts:
-            glyph, colour = VERDICTS[one["verdict"]]
-            table.add_row(Text(f"{glyph} {one['verdict']}", colour), Text(one["id"]), Text(one["why"]))
-        console.print(table)
+        console.print(table(done.verdicts))
     wrote = ", ".join(os.path.relpath(path) for path in (*done.files, done.copy))
     name = f"{done.notebook.stem}{', a trial' if done.trial else ''}"
     print(f"{name}: {done.seconds / 60:.1f} min; wrote {wrote}", file=sys.stderr)
 
 
-def _table(lines: list[str], width: int) -> Table:
-    """A Markdown table for a terminal. Where it is too wide, single benchmarks ("MVBench / tiny_actions") are left to
-    the file; what does not fit even so goes on in the next line, no number is cut."""
+def _table(lines: list[str]) -> Table:
+    """A Markdown table for a terminal. Single benchmarks ("MVBench / tiny_actions") are left to the file; what is too
+    wide even so goes on in the next line, no number is cut."""
     head, _, *rows = ([cell.strip() for cell in line.strip("| ").split("|")] for line in lines if line[:1] == "|")
-    wide = sum(max(map(len, column)) + 2 for column in zip(head, *rows, strict=True)) > width
-    kept = [k for k, name in enumerate(head) if not (wide and " / " in name)]
+    kept = [k for k, name in enumerate(head) if " / " not in name]
     below = [one for one in lines if one[:1] not in ("", "|")]
     below += ["every benchmark: the .md file"] if len(kept) < len(head) else []
     table = Table(*(Column(head[k], overflow="fold") for k in kept), box=box.SIMPLE, caption=Text("\n".join(below)))
@@ -297,20 +278,15 @@ def _table(lines: list[str], width: int) -> Table:
     return table
 
 
-def _counts(verdicts: Iterable[dict[str, Any]]) -> str:
-    return ", ".join(f"{number} {word}" for word, number in Counter(one["verdict"] for one in verdicts).items())
-
-
 def _report_odd(finished: Iterable[Finished], strict: bool) -> int:
     """Says which verdicts of complete runs are not the expected ones; the exit code."""
     verdicts = [one for done in finished for one in done.verdicts if not done.trial]
     if not verdicts:
         return 0
-    from holitom_repro.claims import load
+    from holitom_repro import claims as ledger
 
-    expected = {claim.id: claim.expected for claim in load()}
-    odd = [one["id"] for one in verdicts if one["verdict"] != expected[one["id"]]]
-    print(f"{_counts(verdicts)}{'; not as expected: ' if odd else ''}{', '.join(odd)}")
+    odd = ledger.unexpected(verdicts)
+    print(ledger.counted(verdicts), *odd, sep="\n")
     return int(strict and bool(odd))
 
 
@@ -322,9 +298,6 @@ def main(words: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore ctrl-C
     try:
         notebooks.own_surroundings()
-        if words == ["--version"]:
-            print(f"holitom {__version__}")
-            return 0
         code = app(words or ["--help"], prog_name=PROG, standalone_mode=False)
         if code == 130:
             raise KeyboardInterrupt  # typer has caught it
@@ -349,25 +322,13 @@ def _explained(error: Exception) -> int:
         return _say(f"{PROG}: {error}", error.exit_code)
     if isinstance(error, typer.TyperException):
         return _say(f"{PROG}: {error.format_message()} {PROG} --help shows what is allowed.", 3)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what Python still holds back would fail again
-        return _say(f"{PROG}: the disk is full. Free some space (runs/cache may go) and run the same again.", 2)
     if isinstance(error, PermissionError) and error.filename:
-        path = Path(error.filename).absolute()
-        place = next(one for one in (path, *path.parents) if os.path.lexists(one))
-        fix = f"Use a checkout of your own, or: sudo chown -R $(id -u) {shlex.quote(str(place))}"
-        return _say(f"{PROG}: no right to {path}: {place} belongs to {_owner(place)}. {fix}", 2)
+        fix = "Use a checkout of your own, or give it to the user who runs this (sudo chown -R)"
+        return _say(f"{PROG}: no right to {error.filename}: it belongs to somebody else. {fix}.", 2)
     if isinstance(error, OSError):
         return _say(f"{PROG}: {error}. --debug shows where.", 2)
     first = (str(error).strip() or "no message").split("\n")[0]
     return _say(f"{PROG}: a fault in the kit, {type(error).__name__}: {first}. Please report what --debug shows.", 2)
-
-
-def _owner(place: Path) -> str:
-    try:
-        return place.owner()
-    except KeyError:  # a number without a name
-        return f"user {place.stat().st_uid}"
 
 
 def _say(message: str, code: int) -> int:

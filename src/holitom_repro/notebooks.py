@@ -1,9 +1,6 @@
 """The notebooks: what each asks and takes, and how one is run from a terminal, in a kernel of this very Python."""
 
-from __future__ import annotations
-
 import ast
-import errno
 import json
 import logging
 import os
@@ -18,8 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
+from holitom import errors
 from holitom.errors import BadUsage, CannotRun
 from holitom_repro import paths
 
@@ -60,6 +60,8 @@ _ALL = (
 NOTEBOOKS = {notebook.name: notebook for notebook in _ALL}
 """In the order of ``all``: what others read first, the overview last."""
 
+TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict}
+"""How the parameters of a notebook are annotated."""
 FOREIGN = ("JUPYTER_PATH", "JUPYTER_CONFIG", "JUPYTER_DATA", "JUPYTER_RUNTIME", "IPYTHON", "MPL", "MATPLOTLIB", "GIT_")
 """How variables begin by which others' kernels, start-up files, styles and repositories would get into a run."""
 
@@ -72,73 +74,50 @@ def own_surroundings() -> None:
         os.environ[name] = place
         with suppress(OSError):  # a checkout that may only be read can still be looked at
             Path(place).mkdir(parents=True, exist_ok=True)
-    try:
-        Path.home()
-    except RuntimeError:  # a container's user without a name
-        os.environ["HOME"] = str(paths.runs("cache", "home"))
+    os.environ.setdefault("HOME", str(paths.runs("cache", "home")))  # a container's user may have none
     os.environ.update(PYTHONUTF8="1", PYTHONNOUSERSITE="1", JUPYTER_PREFER_ENV_PATH="1", TOKENIZERS_PARALLELISM="false")
     os.environ.update(PYDEVD_DISABLE_FILE_VALIDATION="1")
 
 
 def source(name: str, folder: Path | None = None) -> Path:
-    """The file of a notebook. CannotRun where it is missing."""
-    path = (folder or paths.root() / "notebooks") / f"{name}.ipynb"
-    if not path.is_file():
-        raise CannotRun(f"{path} is missing", fix="restore it: git checkout -- notebooks")
-    return path
+    """The file of a notebook."""
+    return (folder or paths.root() / "notebooks") / f"{name}.ipynb"
 
 
-def parameters(notebook: Path) -> dict[str, tuple[str, Any]]:
-    """What the cell tagged ``parameters`` assigns: name -> type (as annotated, else that of its value) and default,
-    which is ... for what is no literal. (papermill's own inspection drops lines with a second "=" in the comment.)"""
+def parameters(notebook: Path) -> dict[str, tuple[str, str]]:
+    """What the cell tagged ``parameters`` declares: name -> type and default, as Python writes them. (papermill's own
+    inspection stumbles over a "=" in a comment.)"""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-    found: dict[str, tuple[str, Any]] = {}
-    for node in ast.parse("\n".join(tagged)).body:
-        if isinstance(node, ast.AnnAssign):
-            found[ast.unparse(node.target)] = ast.unparse(node.annotation), _literal(node.value)
-        elif isinstance(node, ast.Assign):
-            found[ast.unparse(node.targets[0])] = type(_literal(node.value)).__name__, _literal(node.value)
-    return found
-
-
-def _literal(node: Any) -> Any:
-    try:
-        return ast.literal_eval(node)
-    except (ValueError, SyntaxError):
-        return ...
+    declared = [node for node in ast.parse("\n".join(tagged)).body if isinstance(node, ast.AnnAssign)]
+    return {ast.unparse(one.target): (ast.unparse(one.annotation), ast.unparse(one.value)) for one in declared}
 
 
 def checked(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """The values of parameters that were typed as text, in the type that the notebook declares. BadUsage for a name
     that it does not have and for a value of another type."""
-    known, values = parameters(notebook), {}
-    for name, text in given.items():
-        if name not in known:
-            fix = f"use one of {', '.join(known)}" if known else "run it as it is"
-            raise BadUsage(f"{notebook.stem} has no parameter {name!r}", fix=fix)
-        values[name] = _value(name, text, known[name][0].partition("[")[0]) if isinstance(text, str) else text
-    return values
+    known = parameters(notebook)
+    if unknown := [name for name in given if name not in known]:
+        fix = f"use one of {', '.join(known)}; another is declared with its type in the first cell"
+        raise BadUsage(f"{notebook.stem} has no parameter {unknown[0]!r}", fix=fix)
+    return {name: _value(name, text, known[name][0]) if isinstance(text, str) else text for name, text in given.items()}
 
 
 def _value(name: str, text: str, kind: str) -> Any:
-    """Lists may do without brackets and quotes; [a, no, 12:30] are words, none of which becomes a truth or a time."""
-    words = f"[{text}]" if kind == "list" and text.lstrip()[:1] not in ("[", "(") else text
-    value = text if kind == "str" else _literal(text.capitalize() if kind == "bool" else words)
-    if value is ...:
-        value = text
-        if kind in ("list", "dict") or text[:1] in ("[", "{"):
-            with suppress(yaml.YAMLError):
-                value = yaml.load(words, yaml.BaseLoader)
-    allowed = {"int": int, "float": (int, float), "bool": bool, "list": (list, tuple), "dict": dict, "str": str}
-    right = isinstance(value, allowed.get(kind, object)) and (kind == "bool" or not isinstance(value, bool))
-    if not right and value is not None and kind in allowed:
-        raise BadUsage(f"-p {name} {text}: not of the type {kind}", fix=f"give a value of the type {kind}")
-    if isinstance(value, str):  # a path is meant from where the command was typed
-        place = Path(value).expanduser()
-        found = value and (name == "out" or (("/" in value or place.suffix) and place.exists()))
-        return str(place.absolute()) if found else value
-    return list(value) if isinstance(value, tuple) else value
+    """In YAML where the type is no plain one: words need no quotes, and a list no brackets."""
+    if text == "None":
+        return None
+    try:
+        listed = f"[{text}]" if kind == "list" and text[:1] != "[" else text
+        read = text if kind in ("int", "float", "bool", "str") else yaml.safe_load(listed)
+        value = TypeAdapter(TYPES.get(kind, Any)).validate_python(read)
+    except (ValidationError, yaml.YAMLError) as error:
+        raise BadUsage(f"-p {name} {text}: not of the type {kind}", fix=f"give a value of the type {kind}") from error
+    if kind == "str" and text:  # a path is meant from where the command was typed
+        place = Path(text).expanduser()
+        if name == "out" or (("/" in text or place.suffix) and place.exists()):
+            return str(place.absolute())
+    return value
 
 
 def _no_pattern(path: Path) -> str:
@@ -149,49 +128,51 @@ def _no_pattern(path: Path) -> str:
 @dataclass(frozen=True)
 class Finished:
     """One executed notebook: its copy with the results, whether it was a trial (a limit, changed parameters), the files
-    that it wrote, and its verdicts as ``claims.judged`` left them (id, verdict, why, ...)."""
+    that it wrote, and each claims.Verdict that ``claims.judged`` left."""
 
     notebook: Path
     copy: Path
     trial: bool
     seconds: float
     files: list[Path]
-    verdicts: list[dict[str, Any]]
+    verdicts: list[Any]
 
 
-def run(name: str, given: Mapping[str, Any], folder: Path | None = None, words: Any = None) -> Finished:
+def run(name: str, given: Mapping[str, Any], folder: Path | None = None) -> Finished:
     """Execute a notebook with these parameters (as ``checked`` takes them). What it writes to stderr, its bars, goes to
-    ``words`` as it comes. A trial goes to runs/<tier>/trial, so that it never replaces complete results.
+    stderr as it comes. A trial goes to runs/<tier>/trial, so that it never replaces complete results.
 
     Raises what a cell raised where that is an error of the kit, CannotRun for any other, with the executed copy named.
     """
+    from holitom_repro.claims import read
+
     notebook = source(name, folder)
     known, values = parameters(notebook), checked(notebook, given)
     tier = values.get("tier", "tiny")
-    trial = any(value != known[key][1] for key, value in values.items() if key not in ("tier", "out", "fresh"))
+    trial = any(repr(value) != known[key][1] for key, value in values.items() if key not in ("tier", "out", "fresh"))
     if trial and "out" in known and not values.get("out"):
         values["out"] = str(paths.runs(tier, "trial"))
     results = Path(values.get("out") or paths.figures(tier))
     copy = paths.runs(tier, *(["trial"] if trial else []), "notebooks", f"{name}.ipynb")
     for place in (copy.parent, results):
         place.mkdir(parents=True, exist_ok=True)
-        if not os.access(place, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+        tempfile.TemporaryFile(dir=place).close()  # what may not be written is said now, not after all measuring
     if tier == "tiny" and "model" not in values:  # nothing of the hub, nor of a cache that may be read-only
         for variable in ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE"):
             os.environ.pop(variable, None)
         os.environ.update(dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1"))
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "30")  # seconds; a bar that moves is for a terminal
     own_surroundings()
     started = time.time()
-    _execute(notebook, copy, values, _Words(words or sys.stderr))
+    _execute(notebook, copy, values)
     files = sorted(path for path in results.glob("*.*") if path.stat().st_mtime >= started)
     verdicts = paths.runs(tier, "verdicts", f"{name}.json")
     judged = verdicts.is_file() and verdicts.stat().st_mtime >= started
-    found = json.loads(verdicts.read_text(encoding="utf-8"))["now"] if judged else []
-    return Finished(notebook, copy, trial, time.time() - started, files, found)
+    return Finished(notebook, copy, trial, time.time() - started, files, read(verdicts, "now") if judged else [])
 
 
-def _execute(notebook: Path, copy: Path, values: dict[str, Any], words: _Words) -> None:
+def _execute(notebook: Path, copy: Path, values: dict[str, Any]) -> None:
     import papermill
     from nbformat.sign import NotebookNotary
     from papermill.exceptions import PapermillExecutionError
@@ -200,39 +181,39 @@ def _execute(notebook: Path, copy: Path, values: dict[str, Any], words: _Words) 
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what they would say is said below
     idle = "--IPKernelApp.exec_lines=__import__('signal').signal(2, 0)"  # else a kernel between cells overhears ctrl-C
     draft = copy.with_name(f".{copy.stem}.{os.getpid()}.ipynb")
-    with tempfile.TemporaryFile() as said, _Stop() as stop:
-        try:
-            made = papermill.execute_notebook(
-                _no_pattern(notebook),
-                _no_pattern(draft),
-                parameters=values,
-                kernel_name="python3",
-                language="python",
-                cwd=str(notebook.parent),  # as in JupyterLab
-                progress_bar=False,
-                stderr_file=words,
-                start_timeout=120,
-                request_save_on_cell_execute=False,
-                coalesce_streams=True,
-                kernel_manager_class=_kernel(said, stop),
-                extra_arguments=["--log-level=ERROR", "--HistoryManager.enabled=False", idle],
-                on_cell_execute=stop.check,
-            )
-            # JupyterLab shows the tables of a signed copy with their style
-            NotebookNotary(data_dir=os.environ["JUPYTER_DATA_DIR"]).sign(made)
-        except PapermillExecutionError as error:
-            stop.check()
-            raise _explained(error, notebook, copy) from error
-        except RuntimeError as error:  # Jupyter's own, of a kernel that died or did not start in time
-            stop.check()
-            said.seek(0)
-            last = said.read().decode(errors="replace").strip().split("\n")[-1] or str(error).strip().split("\n")[0]
-            what = f"the kernel of {notebook.name} died or did not answer ({last.rstrip('.')})"
-            fix = "most often the memory has run out: close other programs and run the same command again"
-            raise CannotRun(what, fix=fix) from error
-        finally:
-            if draft.exists():
-                draft.replace(copy)
+    stop = _Stop()
+    before = signal.signal(signal.SIGINT, stop.heard)
+    try:
+        made = papermill.execute_notebook(
+            _no_pattern(notebook),
+            _no_pattern(draft),
+            parameters=values,
+            kernel_name="python3",
+            language="python",
+            cwd=str(notebook.parent),  # as in JupyterLab
+            progress_bar=False,
+            stderr_file=sys.stderr,
+            start_timeout=120,
+            request_save_on_cell_execute=False,
+            coalesce_streams=True,
+            extra_arguments=["--log-level=ERROR", "--HistoryManager.enabled=False", idle],
+            on_cell_execute=stop.check,
+        )
+        stop.check()
+        # JupyterLab shows the tables of a signed copy with their style
+        NotebookNotary(data_dir=os.environ["JUPYTER_DATA_DIR"]).sign(made)
+    except PapermillExecutionError as error:
+        stop.check()
+        raise _explained(error, notebook, copy) from error
+    except RuntimeError as error:  # Jupyter's own, of a kernel that died or did not start in time
+        stop.check()
+        said = str(error).strip().split("\n")[0].rstrip(".")
+        fix = "most often the memory has run out: close other programs and run the same command again"
+        raise CannotRun(f"the kernel of {notebook.name} died or did not answer ({said})", fix=fix) from error
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if draft.exists():
+            draft.replace(copy)
 
 
 def _explained(error: Any, notebook: Path, copy: Path) -> BaseException:
@@ -240,29 +221,10 @@ def _explained(error: Any, notebook: Path, copy: Path) -> BaseException:
     if error.ename == "KeyboardInterrupt":
         return KeyboardInterrupt()
     plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error.evalue)).strip().rstrip(".") or "no message"
-    own = error.ename in ("BadUsage", "CannotRun", "BadVideo", "UnsupportedModel")
-    said = plain if own else f"{error.ename}: {plain.splitlines()[0]}"
-    kind = BadUsage if error.ename == "BadUsage" else CannotRun
-    return kind(f"{notebook.name}, cell [{error.exec_count}]: {said}", fix=f"the traceback stands in {copy}")
-
-
-def _kernel(said: Any, stop: _Stop) -> type:
-    """Managers of kernels of this Python, whatever kernels Jupyter would find. ``said`` gets what a kernel itself
-    writes to stderr."""
-    from ipykernel.kernelspec import get_kernel_dict
-    from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import AsyncKernelManager
-
-    class Kernel(AsyncKernelManager):
-        @property
-        def kernel_spec(self) -> KernelSpec:
-            return KernelSpec(**get_kernel_dict())
-
-        async def start_kernel(self, **options: Any) -> None:
-            await super().start_kernel(**{**options, "stderr": said})
-            stop.group = self.provisioner.pgid
-
-    return Kernel
+    own = getattr(errors, error.ename, None)
+    what = plain if own else f"{error.ename}: {plain.splitlines()[0]}"
+    made = own or CannotRun
+    return made(f"{notebook.name}, cell [{error.exec_count}]: {what}", fix=f"the traceback stands in {copy}")
 
 
 class _Stop:
@@ -270,51 +232,17 @@ class _Stop:
     Nothing is raised in between, for Jupyter's loop would leave its own tasks lying. A second one does not wait."""
 
     def __init__(self) -> None:
-        self.count, self.group = 0, None
+        self.count = 0
 
-    def __enter__(self) -> _Stop:
-        self.before = None
-        with suppress(ValueError):  # not the main thread: no signal comes
-            self.before = signal.signal(signal.SIGINT, self._heard)
-        return self
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGINT, self.before)
-        if kind is None:
-            self.check()
-
-    def _heard(self, *_: Any) -> None:
+    def heard(self, *_: Any) -> None:
         self.count += 1
         if self.count > 1:
             raise KeyboardInterrupt
-        with suppress(ProcessLookupError):
-            if self.group:
-                os.killpg(self.group, signal.SIGINT)
+        for kernel in psutil.Process().children():
+            with suppress(ProcessLookupError):
+                os.killpg(kernel.pid, signal.SIGINT)  # and the processes that it has started
 
     def check(self, **_: Any) -> None:
         """Also the hook before each cell: what came while no cell ran."""
         if self.count:
             raise KeyboardInterrupt
-
-
-class _Words:
-    """A notebook's stderr for a terminal, where bars move; elsewhere whole lines, and a bar as it stands twice a
-    minute."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream, self.rest, self.said = stream, "", time.monotonic()
-
-    def write(self, text: str) -> None:
-        if self.stream.isatty():
-            self.stream.write(text)
-            return
-        *lines, self.rest = (self.rest + text).split("\n")
-        if time.monotonic() - self.said > 30:
-            lines.append(self.rest)
-        for line in filter(None, (line.rstrip("\r").split("\r")[-1].rstrip() for line in lines)):
-            self.stream.write(f"{line}\n")
-            self.said = time.monotonic()
-
-    def flush(self) -> None:
-        self.stream.flush()

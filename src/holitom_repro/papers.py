@@ -35,17 +35,15 @@ MODELS = {
     "video-7b": "LLaVA-Video-7B",
     "ov-0.5b": "LLaVA-OneVision-0.5B",
 }
-NAMES = ("table1", "table2", "fig_inference", "fig_inner", "fig_frames", "hieravid", "mmg_vid", "other_reports")
+STANDS_FOR = {"onevision": "ov-7b", "onevision-seed1": "ov-7b", "video": "video-7b"}
+"""Tiny model -> the model whose presets it takes."""
 _BUDGET = {"fig_inner": "base_retained_pct", "fig_inference": "implied_retained_pct"}
 """The column that holds the retained share in per cent, where it is not ``retained_pct``."""
 
 
 def printed(name: str) -> pd.DataFrame:
-    """One of NAMES as printed, a row per printed row; cells that the paper leaves open are NaN. key: of the setting
-    ("" where its budget is not known), join with frames of ``evaluate`` by it. BadUsage for an unknown name."""
-    name = name.replace("-", "_")
-    if name not in NAMES:
-        raise BadUsage(f"there are no printed numbers called {name!r}", fix=f"use one of {', '.join(NAMES)}")
+    """A file of data/papers, such as table1 or fig_inner: a row per printed row; cells that the paper leaves open are
+    NaN. key: of the setting ("" where its budget is not known), join with frames of ``evaluate`` by it."""
     frame = _read(name, ("arxiv", "model", "note", "paper", "place", "implied_retained_pct"))
     return frame.assign(key=_keys(frame, _BUDGET.get(name, "retained_pct")))
 

@@ -94,11 +94,10 @@ def look(method: str) -> tuple[str, str]:
 def looks(methods: Iterable[str]) -> dict[str, Any]:
     """Arguments for seaborn where hue and style are the method: palette, markers, dashes and the order of the legend,
     that of LOOKS, for every method that occurs."""
-    present = dict.fromkeys(methods)
-    chosen = {method: look(method) for method in present}
+    present = {method: look(method) for method in methods}
     order = [method for method in LOOKS if method in present]
-    palette = {method: colour for method, (colour, _) in chosen.items()}
-    markers = {method: marker for method, (_, marker) in chosen.items()}
+    palette = {method: colour for method, (colour, _) in present.items()}
+    markers = {method: marker for method, (_, marker) in present.items()}
     return {"palette": palette, "markers": markers, "dashes": False, "hue_order": order, "style_order": order}
 
 

@@ -4,13 +4,14 @@ import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
 from holitom_repro import papers
-from holitom_repro.judging import STANDS_FOR
+from holitom_repro.papers import STANDS_FOR
 from holitom_repro.records import UNREAD, write_atomic
 from holitom_repro.style import BAD, VERDICTS, flattened, folder, write_csv
 
@@ -44,16 +45,11 @@ def beside_controls(scores: pd.DataFrame, controls: Sequence[str] = ("Random", "
     mean = scores[scores["benchmark"] == "average"].drop_duplicates("key").set_index("key")
     table = pd.DataFrame({("average", "measured"): mean.apply(score, axis=1), ("tokens (%)", "kept"): mean["kept_pct"]})
     table["tokens (%)", "mean of layers"], table[USUAL] = mean["layer_pct"], usual_answer(mean)
-    rivals = {name: mean[mean["method"] == name].reset_index().set_index("budget")["key"] for name in controls}
-    pairs = [
-        (key, at[budget])
-        for at in rivals.values()
-        for key, budget in mean["budget"].items()
-        if budget in at.index and key != at[budget]
-    ]
-    found = compare(scores, pairs)
-    for name, at in rivals.items():
-        part = found[found["b"].isin(at)].set_index("a").reindex(mean.index)
+    keys = {name: mean[mean["method"] == name].reset_index().set_index("budget")["key"] for name in controls}
+    rivals = {name: mean["budget"].map(at).dropna() for name, at in keys.items()}
+    found = compare(scores, [(a, b) for rival in rivals.values() for a, b in rival.items() if a != b])
+    for name, rival in rivals.items():
+        part = found[found["b"].isin(rival)].set_index("a").reindex(mean.index)
         spans = zip(part["value"], part["low"], part["high"], strict=True)
         table[f"over {name}", "points"] = [f"{v:+.1f} [{a:+.1f}, {b:+.1f}]" if a == a else "" for v, a, b in spans]
         table[f"over {name}", "p (Holm)"], table[f"over {name}", "p (McNemar)"] = part["p_holm"], part["mcnemar_p"]
@@ -72,13 +68,13 @@ def beside_printed(
     takes, another one beside ``like`` (default: the table's first); printed models that were not measured stay alone.
     """
     columns = columns or {"avg": "average"}
-    first = like if like in set(printed["model"]) else printed["model"].iloc[0]
+    known = list(printed["model"].unique())
+    first = like if like in known else known[0]
     stands_for = {model: STANDS_FOR.get(model, model) for model in scores["model"].unique()}
-    stands_for = {model: of if of in set(printed["model"]) else first for model, of in stands_for.items()}
+    stands_for = {model: of if of in known else first for model, of in stands_for.items()}
+    stands_for |= {name: name for name in known if name not in stands_for.values()}
     blocks = [_block(scores[scores["model"] == model], printed, of, columns) for model, of in stands_for.items()]
-    rest = [name for name in printed["model"].unique() if name not in stands_for.values()]
-    blocks += [_block(scores.iloc[:0], printed, of, columns) for of in rest]
-    labels = [model if model == of else f"{model} for {of}" for model, of in stands_for.items()] + rest
+    labels = [model if model == of else f"{model} for {of}" for model, of in stands_for.items()]
     table = pd.concat(blocks, keys=labels, names=["model"]) if len(blocks) > 1 else blocks[0]
     table.attrs |= {"trial": bool(scores["limit"].notna().any()), "below": unread(scores)}
     return table
@@ -142,36 +138,37 @@ def ablation_table(scores: pd.DataFrame, default: str, benchmark: str = "average
 
 
 def verdict_table(verdicts: pd.DataFrame) -> Styler:
-    """What ``claims.judged`` gives, to look at: the expected verdict only where it is another one."""
+    """What ``claims.judged`` gives, to look at: verdicts with glyph and colour, the expected one only where it is
+    another."""
     shown = verdicts.assign(expected=verdicts["expected"].where(verdicts["expected"] != verdicts["verdict"], ""))
+    shown["verdict"] = [f"{VERDICTS[word][0]} {word}" for word in verdicts["verdict"]]
     order = ["claim", "printed", "ours", "interval", "verdict", "expected", "why"]
-    return styled(shown.set_index("id")[order], "Verdicts on the claims of this notebook").format(
-        {"ours": "{:.2f}"}, na_rep="–", escape="html"
-    )
+    made = styled(shown.set_index("id")[order], "Verdicts on the claims of this notebook")
+    made = made.map(lambda word: f"color:{VERDICTS[word[2:]][1]};font-weight:600", subset=["verdict"])
+    return made.format({"ours": "{:.2f}"}, na_rep="–", escape="html")
 
 
 def styled(table: pd.DataFrame, caption: str = "") -> Styler:
-    """Printed numbers in grey italics, measured ones in blue, verdicts with glyph and colour; of the measured averages
-    at one budget the best, or those that share it, in bold."""
-    shown = table.copy()
-    for column in shown.columns:
-        if _last(column) == "verdict":
-            shown[column] = [f"{VERDICTS[word][0]} {word}" if word in VERDICTS else word for word in shown[column]]
+    """Printed numbers in grey italics, measured ones in blue; of the measured averages at one budget the best, or those
+    that share it, in bold."""
 
     def look(column: pd.Series) -> list[str]:
-        name = column.name if isinstance(column.name, tuple) else (column.name,)
-        if name[-1] == "verdict":
-            return [f"color:{VERDICTS.get(str(cell)[2:], ('', 'inherit'))[1]};font-weight:600" for cell in column]
+        name = _parts(column.name)
         if name == USUAL:
             return [f"color:{BAD};font-weight:700" if share > 90 else "" for share in column]
         plain = LOOK.get(name[-1], "")
         best = _best(column) if name == ("average", "measured") else [False] * len(column)
         return [f"{plain};font-weight:700" if bold else plain for bold in best]
 
-    few = {column: "{:.3f}" for column in shown.columns if _last(column).startswith("p (")}
-    made = shown.style.apply(look).format(few, precision=1, na_rep="–", escape="html")
+    few = {name: "{:.3f}" for name in table.columns if str(_parts(name)[-1]).startswith("p (")}
+    made = table.style.apply(look).format(few, precision=1, na_rep="–", escape="html")
     made = made.format_index(precision=1, escape="html")
     return made.set_caption(escape("; ".join(filter(None, (caption, table.attrs.get("below"))))))
+
+
+def _parts(name: Any) -> tuple[Any, ...]:
+    """A column's name, of one level or of several."""
+    return name if isinstance(name, tuple) else (name,)
 
 
 def _best(column: pd.Series) -> list[bool]:
@@ -182,10 +179,6 @@ def _best(column: pd.Series) -> list[bool]:
         return [False] * len(value)
     by = value.groupby(group)
     return list(value.notna() & value.eq(by.transform("max")) & by.transform("count").gt(1))
-
-
-def _last(name: object) -> str:
-    return str(name[-1] if isinstance(name, tuple) else name)
 
 
 def save(table: pd.DataFrame, name: str, tier: str = "tiny", out: str | Path = "") -> Path:

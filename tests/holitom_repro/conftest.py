@@ -15,11 +15,9 @@ PARAMETERS = """
     limit: int = None  # only the first questions
     out: str = ""
     budgets: list = [0.15]  # shares
-    methods: list[str] = ["HoliTom"]
+    methods: list = ["HoliTom"]
+    models: dict = None
     tau: float = 0.8  # try tau=0.65
-    K = None
-    share = 0.5
-    video = None
     causal: bool = True
     clip: str = "three_shots"
 """

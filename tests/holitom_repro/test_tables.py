@@ -7,7 +7,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from PIL import Image
 
-from holitom_repro import judging, papers, paths, scores, style, tables
+from holitom_repro import claims, papers, paths, scores, style, tables
 
 matplotlib.use("Agg")
 PRINTED = papers.printed("table1")
@@ -119,7 +119,7 @@ def test_verdicts_have_a_glyph_and_unexpected_ones_say_so():
     rows += [rows[0] | {"id": "y", "verdict": "FAILS", "ours": None}]
     html = tables.verdict_table(pd.DataFrame(rows).assign(expected="OPEN")).to_html()
     assert "? OPEN" in html and "✗ FAILS" in html and html.count(">OPEN<") == 1
-    assert set(style.VERDICTS) == {word for words in judging.WORDS.values() for word in words}
+    assert set(style.VERDICTS) == {word for words in claims.WORDS.values() for word in words}
 
 
 def test_an_ablation_says_what_is_left_after_correction(monkeypatch):
