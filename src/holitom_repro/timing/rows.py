@@ -15,6 +15,7 @@ prefill: the decoder; inner: stages inside it, with their attention rows and the
 first_token: last norm to the chosen id."""
 ADDED = ("saliency", "outer", "inner")  # what only a reduction has
 SAME = ["model", "layers", "device", "dtype", "attention", "frames", "batch", "code"]  # of rows that may be compared
+KEY = [*SAME, "row", "at", "new_tokens"]  # what makes another measurement of the same row needless
 
 
 def spread(samples: Sequence[float], scale: float = 1) -> dict[str, float]:
@@ -25,14 +26,13 @@ def spread(samples: Sequence[float], scale: float = 1) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class TimedRow:
-    """One row timed on one model, device, number of frames and videos. at: "all tokens", "printed" or a budget
-    in words; budget: the share asked of the outer stage; setting: ``Reduction.describe()``.
+    """One row timed on one model, device, number of frames and videos. at: "all tokens" or a budget in words, such as
+    "printed, 10%"; budget: the share asked of the outer stage; setting: ``Reduction.describe()``.
 
     layers: decoder layers that ran, of full_layers; device: "CPU", or the GPU's name; clock: ``stages.clock_of``;
     cells: of a frame; tokens_per_layer: visual tokens per video that entered each layer (mean over the batch). samples,
-    in seconds: ttft, stages {name: [...]}, decode (of new_tokens tokens). memory, in bytes: weights; above, the peak of
-    a prefill above weights and inputs (None: on a CPU); kv, the cache after it. outcome: "measured", or without samples
-    "out of memory" or "unsupported", with the reason. created: UTC.
+    in seconds: ttft, stages {name: [...]}, decode (of new_tokens tokens). outcome: "measured", or without samples "out
+    of memory" or "unsupported", with the reason. created: UTC.
     """
 
     tier: str
@@ -56,15 +56,13 @@ class TimedRow:
     reason: str
     tokens_per_layer: list[float]
     samples: dict[str, Any]
-    memory: dict[str, Any]
     provenance: dict[str, Any]
     created: str
     code: str
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What makes another measurement of the same row needless."""
-        return tuple(getattr(self, name) for name in (*SAME, "row", "at", "new_tokens"))
+        return tuple(getattr(self, name) for name in KEY)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -102,11 +100,10 @@ class TimedRow:
 
 
 def append(path: Path, row: TimedRow) -> None:
-    """Add a line, behind one that an interrupted run left half written."""
+    """Add a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    torn = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
     with path.open("a", encoding="utf-8") as file:
-        file.write("\n" * torn + json.dumps(row.as_dict(), ensure_ascii=False, allow_nan=False) + "\n")
+        file.write(json.dumps(row.as_dict(), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read(path: Path) -> list[TimedRow]:

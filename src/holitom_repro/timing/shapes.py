@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
 
-from holitom.errors import BadUsage, CannotRun
+from holitom.errors import CannotRun
 from holitom.models.inputs import load_config, load_model
 from holitom.types import VideoFeatures
 from holitom_repro import paths
@@ -41,12 +41,6 @@ class Model:
     layers: int | None = None
     attention: str = "sdpa"
     module: Any = field(default=None, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.name not in QWEN2 and (self.name != "tiny" or self.layers):
-            raise BadUsage(f"no {self}", fix=f"use {', '.join(QWEN2)}, which can be cut, or tiny")
-        if self.device != "cpu" and not (self.device == "cuda" and torch.cuda.is_available()):
-            raise CannotRun(f"no device {self.device} here", fix="use cpu, or cuda; choose by CUDA_VISIBLE_DEVICES")
 
     @cached_property
     def config(self) -> Any:
