@@ -81,7 +81,7 @@ def project(model, states: Tensor) -> Tensor:
 
 def export(model, folder: Path, tower_only: bool = False) -> None:
     """Write a Hugging Face folder: bfloat16 weights, tokenizer with chat template, preprocessing. ``tower_only`` keeps
-    the vision tower alone, as a SiglipVisionModel. Raises CannotRun on a full disk."""
+    the vision tower alone, as a SiglipVisionModel."""
     folder.mkdir(parents=True, exist_ok=True)
     part = model.model.vision_tower if tower_only else model
     copy.deepcopy(part).to("cpu", torch.bfloat16).save_pretrained(folder)
