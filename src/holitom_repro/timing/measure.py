@@ -33,9 +33,8 @@ OWN = {"FastVID": FastVID(head="substitute"), "MMG-Vid": MMGVid(), "ToMe": ToMe(
 DECODED = 2  # of the repeats, generate further tokens
 
 
-def setting(row: str, budget: float | None = None, model: str = "ov-7b", layers: int = 28) -> Reduction:
-    """A row at a budget, None: as printed, in a decoder of ``layers`` layers. model: whose presets give the other
-    parameters: "video-7b", "ov-72b", or those of OneVision-7B.
+def setting(row: str, budget: float | None = None, layers: int = 28) -> Reduction:
+    """A row at a budget, None: as printed, in a decoder of ``layers`` layers.
 
     The budget is the share of visual tokens that enter the language model; of FastV and HieraVid, which let more in,
     the mean share over the layers. BadUsage for an unknown row, and where a method cannot get there.
@@ -52,9 +51,7 @@ def setting(row: str, budget: float | None = None, model: str = "ov-7b", layers:
         (stage,) = preset("table1", row).scaled(layers).inner
         kept = (budget * layers - stage.layer) / (layers - stage.layer)
         return Reduction(row, inner=(replace(stage, ratio=1 - kept),))
-    own = row in BOTH and model in ("video-7b", "ov-72b")
-    made = preset("table2", row, budget, model) if own else preset("table1", row, budget)
-    return replace(made.scaled(layers), budget=budget)
+    return replace(preset("table1", row, budget).scaled(layers), budget=budget)
 
 
 def _in_words(row: str, budget: float | None) -> str:
@@ -86,7 +83,7 @@ class Task:
 
 
 def plan(tier: str, *, attention: str = "sdpa", limit: int | None = None) -> list[Task]:
-    """The rows of a tier, most valuable first: "speed", the papers' shapes on a GPU, or "tiny", the shipped model on a
+    """The rows of a tier, most valuable first: "speed", the papers' shape on a GPU, or "tiny", the shipped model on a
     CPU, which shows that the measurement works. limit: a trial with so many repeats, without the largest sizes.
     CannotRun without a GPU."""
     if tier not in ("speed", "tiny"):
@@ -98,23 +95,20 @@ def plan(tier: str, *, attention: str = "sdpa", limit: int | None = None) -> lis
     whole = {"repeats": limit or 20, "new_tokens": 100} if speed else {"repeats": limit or 7, "new_tokens": 16}
     sweep = {"repeats": limit or (10 if speed else 7), "new_tokens": 0}
 
-    def add(model: Model, frames: int, budget: float | None, *rows: str, batch: int = 1, timing: Any = whole) -> None:
+    def add(frames: int, budget: float | None, *rows: str, batch: int = 1, timing: Any = whole) -> None:
         for row in (FULL, *rows) if not limit or frames * batch <= 64 else ():
-            made = setting(row, budget, model.name, model.depth)
+            made = setting(row, budget, model.depth)
             tasks.append(Task(model, made, _in_words(row, budget), frames, batch, **timing))
 
-    add(model, 32, None, *PRINTED)
+    add(32, None, *PRINTED)
     # Neither DyCoke nor PyramidDrop can keep 10 %, nor FastV in six layers.
-    add(model, 32, 0.10, "VisionZip", "PruneVid", *OWN, "HieraVid", *(["FastV"] if speed else []))
+    add(32, 0.10, "VisionZip", "PruneVid", *OWN, "HieraVid", *(["FastV"] if speed else []))
     for frames in (8, 16, 64, 128) if speed else (8, 16, 64):
-        add(model, frames, 0.10, *BOTH, timing=sweep)
+        add(frames, 0.10, *BOTH, timing=sweep)
     for batch in (2, 4, 8) if speed else (2, 4):
-        add(model, 32, 0.10, *BOTH, batch=batch, timing=sweep)
+        add(32, 0.10, *BOTH, batch=batch, timing=sweep)
     for budget, more in ((0.25, ["DyCoke"]), (0.15, []), (0.05, [])):
-        add(model, 32, budget, *BOTH, *more)
-    if speed:
-        add(replace(model, name="video-7b"), 64, 0.15, *BOTH, "FastV", "VisionZip")
-        add(replace(model, name="ov-72b", layers=20), 32, 0.15, *BOTH)
+        add(32, budget, *BOTH, *more)
     return list({task.key: task for task in tasks}.values())  # the full model once
 
 
@@ -171,8 +165,8 @@ def measure(task: Task) -> TimedRow:
 
 
 def measure_all(out: Path, tasks: list[Task]) -> list[TimedRow]:
-    """The rows of these tasks, in their order. What ``out`` does not hold, from this code and device, is measured and
-    added to it, row by row, so it may be stopped and called again. A CPU runs with one thread."""
+    """The rows of these tasks of one model, in their order. What ``out`` does not hold, from this code and device, is
+    measured and added to it, row by row, so it may be stopped and called again. A CPU runs with one thread."""
     threads, loaded = torch.get_num_threads(), None
     held = {row.key: row for row in read(out)}
     todo = [task for task in tasks if task.key not in held]
@@ -180,10 +174,7 @@ def measure_all(out: Path, tasks: list[Task]) -> list[TimedRow]:
     try:
         with tqdm(total=sum(task.frames * task.batch for task in todo), unit="frame", desc="timing") as bar:
             for task in todo:
-                if loaded != task.model:
-                    loaded = None
-                    gc.collect()
-                    loaded = task.model.load()
+                loaded = loaded or task.model.load()
                 row = measure(replace(task, model=loaded))
                 append(out, row)
                 held[row.key] = row

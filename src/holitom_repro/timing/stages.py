@@ -101,7 +101,7 @@ def run_pass(model: Model, reduction: Reduction, inputs: Any, new_tokens: int = 
     now, run = clock_of(model.device)[1], None
     with Marks(now) as marks:
         marks.around(adapter.text, "forward", before="prefill", after="first_token")
-        if model.row_newlines or reduction.outer or reduction.inner or reduction.decode or reduction.tower:
+        if reduction.outer or reduction.inner or reduction.decode or reduction.tower:
             requires = getattr(reduction.outer, "requires", frozenset())
             for name in ("received_attention", "mean_keys") if {"saliency", "keys"} & requires else ():
                 marks.around(llava_onevision, name, before="saliency", after="vision")
