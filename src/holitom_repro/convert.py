@@ -89,7 +89,7 @@ def convert(
         draft.rename(target)
     except (OSError, SafetensorError) as error:
         fix = "free some space, or give another folder"
-        raise CannotRun(f"{target} cannot be written ({first_line(error)})", fix=fix) from error
+        raise CannotRun(f"{target} was not made ({first_line(error)})", fix=fix) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     where = {"end": "one after the video", "row": "one after every row", "none": "none"}[newlines]

@@ -205,7 +205,7 @@ def test_a_damaged_or_missing_file_is_told(original, tmp_path, name, damage, mat
 def test_a_full_disk_is_told(original, tmp_path, monkeypatch):
     full = OSError(28, "No space left on device")
     monkeypatch.setattr(converting, "save_torch_state_dict", lambda *_: (_ for _ in ()).throw(full))
-    with pytest.raises(CannotRun, match=r"b cannot be written.*No space left.*Free"):
+    with pytest.raises(CannotRun, match=r"b was not made.*No space left.*Free"):
         convert(original, tmp_path / "b")
     assert not list(tmp_path.iterdir())
 

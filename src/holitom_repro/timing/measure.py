@@ -20,7 +20,7 @@ from holitom.methods import FastVID, MMGVid, ToMe
 from holitom.methods.presets import preset
 from holitom_repro import machine
 from holitom_repro.code import present_code
-from holitom_repro.timing.rows import KEY, STAGES, TimedRow, append, read
+from holitom_repro.timing.rows import KEY, STAGES, TimedRow, append, in_words, key, read, summary
 from holitom_repro.timing.shapes import CONTENT, Model, make_inputs
 from holitom_repro.timing.stages import clock_of, run_pass
 
@@ -142,33 +142,33 @@ def measure(task: Task) -> TimedRow:
         if (stats := done[0].stats) is not None:
             stats.check_acted()
             layers = [sample.per_layer for sample in stats.samples]
-    return TimedRow(
-        **model.facts(),
-        row=reduction.name,
-        at=task.at,
-        budget=reduction.budget,
-        setting=reduction.describe(),
-        clock=clock_of(model.device)[0],
-        frames=task.frames,
-        cells=cells,
-        batch=task.batch,
-        new_tokens=task.new_tokens,
-        content=CONTENT,
-        outcome=outcome,
-        reason=reason,
-        tokens_per_layer=[sum(each) / len(each) for each in zip(*layers, strict=True)],
-        samples=samples,
-        provenance=machine.provenance() | ({} if model.device == "cuda" else {"gpu": None, "gpus": 0, "cuda": None}),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        code=present_code(),
-    )
+    row = model.facts() | {
+        "row": reduction.name,
+        "at": task.at,
+        "budget": reduction.budget,
+        "setting": reduction.describe(),
+        "clock": clock_of(model.device)[0],
+        "frames": task.frames,
+        "cells": cells,
+        "batch": task.batch,
+        "new_tokens": task.new_tokens,
+        "content": CONTENT,
+        "outcome": outcome,
+        "reason": reason,
+        "tokens_per_layer": [sum(each) / len(each) for each in zip(*layers, strict=True)],
+        "samples": samples,
+        "provenance": machine.provenance() | ({} if model.device == "cuda" else dict.fromkeys(("gpu", "cuda"))),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code": present_code(),
+    }
+    return row | {"summary": summary(row)}
 
 
 def measure_all(out: Path, tasks: list[Task]) -> list[TimedRow]:
     """The rows of these tasks of one model, in their order. What ``out`` does not hold, from this code and device, is
     measured and added to it, row by row, so it may be stopped and called again. A CPU runs with one thread."""
     threads, loaded = torch.get_num_threads(), None
-    held = {row.key: row for row in read(out)}
+    held = {key(row): row for row in read(out)}
     todo = [task for task in tasks if task.key not in held]
     torch.set_num_threads(1 if todo and todo[0].model.device == "cpu" else threads)
     try:
@@ -177,9 +177,9 @@ def measure_all(out: Path, tasks: list[Task]) -> list[TimedRow]:
                 loaded = loaded or task.model.load()
                 row = measure(replace(task, model=loaded))
                 append(out, row)
-                held[row.key] = row
+                held[key(row)] = row
                 bar.update(task.frames * task.batch)
-                bar.write(str(row), file=sys.stderr)
+                bar.write(in_words(row), file=sys.stderr)
     finally:
         torch.set_num_threads(threads)
     return [held[task.key] for task in tasks]
