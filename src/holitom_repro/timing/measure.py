@@ -54,7 +54,7 @@ def setting(row: str, budget: float | None = None, layers: int = 28) -> Reductio
     return replace(preset("table1", row, budget).scaled(layers), budget=budget)
 
 
-def _in_words(row: str, budget: float | None) -> str:
+def _budget_in_words(row: str, budget: float | None) -> str:
     if row == FULL:
         return FULL
     if budget is not None:
@@ -98,7 +98,7 @@ def plan(tier: str, *, attention: str = "sdpa", limit: int | None = None) -> lis
     def add(frames: int, budget: float | None, *rows: str, batch: int = 1, timing: Any = whole) -> None:
         for row in (FULL, *rows) if not limit or frames * batch <= 64 else ():
             made = setting(row, budget, model.depth)
-            tasks.append(Task(model, made, _in_words(row, budget), frames, batch, **timing))
+            tasks.append(Task(model, made, _budget_in_words(row, budget), frames, batch, **timing))
 
     add(32, None, *PRINTED)
     # Neither DyCoke nor PyramidDrop can keep 10 %, nor FastV in six layers.
