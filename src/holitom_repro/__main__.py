@@ -4,6 +4,7 @@ Exit codes: 0 ran to its end, 1 a verdict is not the expected one (--strict), 2 
 fix), 3 bad usage, 130 stopped by ctrl-C. Nothing heavy is imported before a command needs it.
 """
 
+import errno
 import os
 import re
 import shlex
@@ -325,6 +326,9 @@ def _explained(error: Exception) -> int:
     if isinstance(error, PermissionError) and error.filename:
         fix = "Use a checkout of your own, or give it to the user who runs this (sudo chown -R)"
         return _say(f"{PROG}: no right to {error.filename}: it belongs to somebody else. {fix}.", 2)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what Python still holds back would fail again
+        return _say(f"{PROG}: the disk is full. Free some space (runs/cache may go) and run the same again.", 2)
     if isinstance(error, OSError):
         return _say(f"{PROG}: {error}. --debug shows where.", 2)
     first = (str(error).strip() or "no message").split("\n")[0]

@@ -11,10 +11,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 import transformers as hf
-from test_convert import tokenizer, weights, write
+from test_convert import convert, tokenizer, weights, write
 from tokenizers import AddedToken
 
-from holitom_repro.convert import convert
 from holitom_repro.tiny.benchmarks import video_path
 
 TASKS = Path(find_spec("lmms_eval").origin).parent / "tasks"
@@ -108,7 +107,7 @@ def video_port(folder: Path) -> Path:
     generation = {"bos_token_id": ends[1], "do_sample": True, "eos_token_id": ends, "pad_token_id": ends[1]}
     generation |= {"repetition_penalty": 1.05, "temperature": 0.7, "top_k": 20, "top_p": 0.8}
     put(original / "generation_config.json", generation)
-    convert(original, folder, pool="average")
+    convert(original, folder, "--pool", "average")
     return folder
 
 

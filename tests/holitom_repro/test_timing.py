@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -16,17 +17,16 @@ from holitom.errors import BadUsage, CannotRun
 from holitom.methods import AveragePool, EarlyTom, HoliTom, HoliTomMerge
 from holitom.methods.presets import preset
 from holitom.models import llava_onevision
+from holitom_repro import judging, machine, paths
 from holitom_repro.timing import measure as measuring
-from holitom_repro.timing import settings, shapes, stages
-from holitom_repro.timing.measure import measure, measure_all
-from holitom_repro.timing.rows import ADDED, STAGES, TimedRow, append, read, spread, table
-from holitom_repro.timing.settings import FULL, PRINTED, plan, setting
+from holitom_repro.timing import shapes, stages
+from holitom_repro.timing.measure import FULL, OWN, PRINTED, Task, measure, measure_all, plan, setting
+from holitom_repro.timing.rows import ADDED, STAGES, append, in_words, read, spread, summary, table
 from holitom_repro.timing.shapes import Model, drawn_video, make_inputs
 from holitom_repro.timing.stages import run_pass
 
 FRAMES = 6
 BOTH = Reduction("both", HoliTom(), 0.25, (HoliTomMerge(3, 0.5),))
-QUICK = {"repeats": 2, "warmup": 1, "new_tokens": 2, "decode_repeats": 1}
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +34,15 @@ def tiny():
     return Model("tiny", dtype="float32").load()
 
 
+def measured(model, reduction, frames=FRAMES, batch=1):
+    return measure(Task(model, reduction, "in words", frames, batch, repeats=3, new_tokens=2))
+
+
 @pytest.fixture
 def narrow(monkeypatch):
-    """The papers' shapes, so narrow and shallow that a CPU runs them."""
-    monkeypatch.setattr(shapes, "SIGLIP", dict(zip(shapes.SIZES, (48, 64, 2, 2), strict=False)))
-    monkeypatch.setattr(shapes, "QWEN2", dict.fromkeys(("ov-7b", "video-7b"), (32, 48, 6, 4, 2)))
+    """The 7B model's shape, so narrow and shallow that a CPU runs it."""
+    monkeypatch.setattr(shapes, "SIGLIP", dict(zip(shapes.SIGLIP, (48, 64, 2, 2), strict=True)))
+    monkeypatch.setattr(shapes, "QWEN2", dict(zip(shapes.QWEN2, (32, 48, 4, 4, 2), strict=True)))
 
 
 WORKING = {FULL: "", "FastV": "inner", "PDrop": "inner", "PruneVid": "outer", "HoliTom": "saliency outer inner"}
@@ -48,7 +52,7 @@ WORKING = {FULL: "", "FastV": "inner", "PDrop": "inner", "PruneVid": "outer", "H
 def test_every_moment_of_a_pass_belongs_to_one_stage(row, tiny, monkeypatch):
     seconds = count()  # every look at the clock is one second after the last
     monkeypatch.setattr(stages, "clock_of", lambda device: ("ticks", lambda: float(next(seconds))))
-    done = run_pass(tiny, setting(row, None, "ov-7b", tiny.depth), make_inputs(tiny, FRAMES))
+    done = run_pass(tiny, setting(row, None, tiny.depth), make_inputs(tiny, FRAMES))
     assert tuple(done.stages) == STAGES and sum(done.stages.values()) == done.ttft
     working = WORKING.get(row, "saliency outer").split()
     assert {name for name in STAGES if done.stages[name]} == {*STAGES} - {*ADDED} | {*working}
@@ -113,19 +117,15 @@ class _Broken(HoliTom):
 
 
 def test_a_row_says_what_was_done(tiny):
-    full = measure(tiny, Reduction(FULL), FRAMES, at="all tokens", **QUICK)
-    mine = measure(tiny, BOTH, FRAMES, 2, at="25%", **QUICK)
-    visual, first, last = FRAMES * 16, mine.tokens_per_layer[0], mine.tokens_per_layer[-1]
-    assert full.tokens_per_layer == [visual] * 6 and full.summary["kept_pct"] == full.summary["mean_pct"] == 100
-    assert mine.tokens_per_layer == [first] * 3 + [last] * 3 and last < first < visual
-    assert (mine.outcome, mine.device, mine.tier, mine.batch, mine.attention) == ("measured", "CPU", "tiny", 2, "sdpa")
-    assert mine.setting == BOTH.describe() and "half of the cells" in mine.content
-    assert {name: len(part) for name, part in mine.samples.items()} == {"ttft": 2, "stages": len(STAGES), "decode": 1}
-    text = tiny.config.text_config
-    token = 2 * 4 * text.num_key_value_heads * text.hidden_size // text.num_attention_heads  # bytes in one layer
-    assert full.memory["kv"] == token * 6 * (visual + 1 + 40)  # with a newline and the words
-    assert full.memory["weights"] >= sum(p.nbytes for p in tiny.module.parameters()) and full.memory["above"] is None
-    assert full.provenance["packages"]["torch"] and full.code
+    full, mine = measured(tiny, Reduction(FULL)), measured(tiny, BOTH, batch=2)
+    visual, first, last = FRAMES * 16, mine["tokens_per_layer"][0], mine["tokens_per_layer"][-1]
+    assert full["tokens_per_layer"] == [visual] * 6
+    assert full["summary"]["kept_pct"] == full["summary"]["mean_pct"] == 100
+    assert mine["tokens_per_layer"] == [first] * 3 + [last] * 3 and last < first < visual
+    facts = {"outcome": "measured", "device": "CPU", "tier": "tiny", "batch": 2, "attention": "sdpa"}
+    assert facts.items() <= mine.items() and mine["setting"] == BOTH.describe()
+    assert [len(mine["samples"][name]) for name in ("ttft", "stages", "decode")] == [3, len(STAGES), 2]
+    assert full["provenance"]["packages"]["torch"] and full["code"]
 
 
 def test_a_stage_in_the_tower_is_timed_with_the_tower(tiny, slowly):
@@ -149,40 +149,37 @@ STOPS = [
 @pytest.mark.parametrize(("error", "outcome", "words"), STOPS)
 def test_what_cannot_be_measured_is_a_row_with_its_reason(tiny, monkeypatch, error, outcome, words):
     monkeypatch.setattr(_Broken, "error", error)
-    row = measure(tiny, Reduction("mine", _Broken(), 0.25), FRAMES, **QUICK)
-    assert row.outcome == outcome and words in row.reason and row.samples == {} == row.summary and words in str(row)
+    row = measured(tiny, Reduction("mine", _Broken(), 0.25))
+    assert row["outcome"] == outcome and words in row["reason"] and row["samples"] == {} == row["summary"]
+    assert words in in_words(row)
 
 
 def test_faults_and_methods_that_do_nothing_are_no_rows(tiny):
     with pytest.raises(RuntimeError, match="broken"):
-        measure(tiny, Reduction("mine", _Broken(), 0.25), FRAMES, **QUICK)
+        measured(tiny, Reduction("mine", _Broken(), 0.25))
     with pytest.raises(CannotRun, match="outer"):
-        measure(tiny, Reduction("mine", HoliTom(), 0.999), 1, **QUICK)
+        measured(tiny, Reduction("mine", HoliTom(), 0.999), 1)
 
 
 def test_a_cpu_row_never_bears_a_gpus_name(tiny, monkeypatch):
     facts = {"gpu": "H200", "gpus": 1, "cuda": "13.0", "packages": {}}
-    monkeypatch.setattr(measuring, "provenance", lambda: facts)
-    row = measure(tiny, Reduction(FULL), 2, **QUICK)
-    assert row.device == "CPU" and "H200" not in json.dumps(row.as_dict())
+    monkeypatch.setattr(machine, "provenance", lambda: facts)
+    row = measured(tiny, Reduction(FULL), 2)
+    assert row["device"] == "CPU" and "H200" not in json.dumps(row)
 
 
 @pytest.fixture
 def row():
     """Two passes, whose stages took 1, 2, ... and 2, 4, ... seconds; a quarter of the decoder layers ran."""
-    names = ("model", "device", "dtype", "attention", "clock", "content", "created", "code", "tier")
     parts = {name: [float(i), 2.0 * i] for i, name in enumerate(STAGES, start=1)}
-    return TimedRow(
-        **dict.fromkeys(names, "x"),
-        **{"row": "HoliTom", "at": "10%", "budget": 0.1, "setting": {}, "frames": 2, "cells": 10, "batch": 3},
-        **{"layers": 2, "full_layers": 8, "new_tokens": 4, "outcome": "measured", "reason": ""},
-        **{"tokens_per_layer": [10.0, 5.0], "memory": {"above": None, "kv": 2**20}, "provenance": {"gpu": "x"}},
-        samples={"ttft": [28.0, 56.0], "stages": parts, "decode": [2.0]},
-    )
+    made = dict.fromkeys(("model", "device", "dtype", "attention", "code"), "x") | {"row": "HoliTom", "at": "10%"}
+    made |= {"frames": 2, "cells": 10, "batch": 3, "layers": 2, "new_tokens": 4, "tokens_per_layer": [10.0, 5.0]}
+    made |= {"samples": {"ttft": [28.0, 56.0], "stages": parts, "decode": [2.0]}}
+    return made | {"summary": summary(made)}
 
 
 def test_a_summary_follows_from_the_samples(row):
-    made = row.summary
+    made = row["summary"]
     assert spread([1.0, 2.0, 3.0, 4.0, 5.0], 2) == {"median": 6, "q1": 4, "q3": 8, "n": 5}
     assert spread([7.0]) == {"median": 7, "q1": 7, "q3": 7, "n": 1}
     assert made["ttft_ms"] == {"median": 42000, "q1": 35000, "q3": 49000, "n": 2}
@@ -191,24 +188,27 @@ def test_a_summary_follows_from_the_samples(row):
     assert made["kept_pct"] == 50 and made["mean_pct"] == 37.5
 
 
-def test_lines_are_read_as_they_were_written_and_torn_ones_measured_again(row, tmp_path, capsys):
+def test_lines_are_read_as_they_were_written_and_torn_ones_are_left_out(row, tmp_path, capsys):
     file = tmp_path / "new" / "rows.jsonl"
     assert read(file) == []
+    append(file, row | {"summary": {"ttft_ms": {"median": 1}}})
     append(file, row)
-    append(file, replace(row, row="other"))
-    stored = json.loads(file.read_text().splitlines()[0])
-    assert stored == json.loads(json.dumps(row.as_dict())) and stored["summary"]["ttft_ms"]["median"] == 42000
     file.write_text(file.read_text()[:-40])  # interrupted
-    append(file, row)
-    assert read(file) == [row, row] and "line 2 is no timed row" in capsys.readouterr().err
-    file.write_text(json.dumps(stored | {"summary": {"ttft_ms": {"median": 1}}}) + "\n{}\n[]\n")
-    assert [one.summary["ttft_ms"]["median"] for one in read(file)] == [42000]
+    assert read(file) == [row] and "line 2 is no timed row" in capsys.readouterr().err
+    file.write_text(json.dumps(row) + "\n{}\n[]\n")
+    assert read(file) == [row]
+
+
+def test_the_recorded_lines_are_read():
+    rows = read(paths.data("measured", "ov7b_cpu.jsonl"))
+    assert [row["row"] for row in rows] == ["Vanilla", "HoliTom (w/o M)", "HoliTom"]
+    assert table(rows)["x_full"].round(2).tolist() == [1, 3.47, 3.57]  # data/measured/NOTES.md
 
 
 def test_the_table_compares_with_the_full_model_of_the_same_run(row):
-    full = replace(row, row=FULL, at="all tokens", samples={**row.samples, "ttft": [84.0]})
-    failed = replace(row, frames=99, samples={}, outcome="unsupported", reason="no")
-    frame = table([row, full, replace(full, batch=4), replace(row, code="other"), failed])
+    full = row | {"row": FULL, "at": "all tokens", "summary": {"ttft_ms": {"median": 84000.0}}}
+    failed = row | {"frames": 99, "summary": {}, "reason": "no"}
+    frame = table([row, full, full | {"batch": 4}, row | {"code": "other"}, failed])
     assert frame["x_full"].round(6).tolist()[:3] == [2, 1, 1] and frame["x_full"][3:].isna().all()
     assert frame["summary.stages_ms.vision.q3"][0] == 1750 and frame["reason"][4] == "no"
 
@@ -218,79 +218,79 @@ def test_rows_are_the_papers_settings():
         assert setting(name) == preset("fig-inference", name, budget).reduction
     for name in ("HoliTom (w/o M)", "HoliTom", "VisionZip", "PruneVid"):
         assert setting(name, 0.15) == replace(preset("table1", name, 0.15).reduction, budget=0.15)
-    big, own = setting("HoliTom", 0.15, "ov-72b", 20), preset("table2", "HoliTom", 0.15, "ov-72b").reduction
-    assert big.outer == own.outer and big.inner[0].layer == own.inner[0].layer // 4
     assert setting("HoliTom", 0.05) == replace(setting("HoliTom", 0.10), budget=0.05)
 
 
 def test_fastv_keeps_its_budget_in_the_mean_over_the_layers(tiny):
-    row = measure(tiny, setting("FastV", 0.5, "ov-7b", tiny.depth), 32, **QUICK)
-    assert row.tokens_per_layer[0] == 512 and row.summary["mean_pct"] == pytest.approx(50, abs=0.1)
+    row = measured(tiny, setting("FastV", 0.5, tiny.depth), 32)
+    assert row["tokens_per_layer"][0] == 512 and row["summary"]["mean_pct"] == pytest.approx(50, abs=0.1)
     with pytest.raises(BadUsage, match="outside"):
-        setting("FastV", 0.1, "ov-7b", tiny.depth)
+        setting("FastV", 0.1, tiny.depth)
 
 
 def test_the_most_valuable_rows_come_first_and_none_twice(monkeypatch):
-    with pytest.raises(CannotRun, match="cuda"):
-        plan("speed")
     with pytest.raises(BadUsage, match="paper tier"):
         plan("paper")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(machine, "gpu", lambda: machine.Answer(False, "none"))
+    with pytest.raises(CannotRun, match="CUDA GPU"):
+        plan("speed")
+    monkeypatch.setattr(machine, "gpu", lambda: machine.Answer(True, "one"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H200")
     tasks = plan("speed")
     assert [task.reduction.name for task in tasks[:3]] == [FULL, "HoliTom (w/o M)", "HoliTom"]
     assert all((task.model.name, task.frames, task.batch) == ("ov-7b", 32, 1) for task in tasks[:3])
     assert len({task.key for task in tasks}) == len(tasks) > len(plan("speed", limit=1)) and "H200" in tasks[0].key
-    assert {task.reduction.name for task in tasks} == {FULL, *PRINTED, *settings.OWN, "DyCoke", "HieraVid"}
-    with_full = {(task.model, task.frames, task.batch) for task in tasks if task.at == "all tokens"}
-    assert with_full == {(task.model, task.frames, task.batch) for task in tasks}
-    assert {task.model.facts()["full_layers"] for task in tasks if task.model.depth == 20} == {80}
+    assert {task.reduction.name for task in tasks} == {FULL, *PRINTED, *OWN, "DyCoke", "HieraVid"}
+    with_full = {(task.frames, task.batch) for task in tasks if task.at == "all tokens"}
+    assert with_full == {(task.frames, task.batch) for task in tasks}
+
+
+def test_every_claim_about_times_finds_its_row_in_the_plan(monkeypatch):
+    """The words for a budget are the plan's and the ledger's alike."""
+    monkeypatch.setattr(machine, "gpu", lambda: machine.Answer(True, "one"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H200")
+    rows = [{**task.model.facts(), "row": task.reduction.name, "at": task.at} for task in plan("speed")]
+    spread = {f"summary.{name}.{part}": 1.0 for name in ("ttft_ms", "decode_tok_s") for part in ("q1", "median", "q3")}
+    times = pd.DataFrame(rows[:3]).assign(frames=32, batch=1, code="c", outcome="measured", **spread)
+    claims = [claim for claim in judging.load() if claim.kind == "time"]
+    assert claims and all(judging.judge(claim, times=times).ours == 1 for claim in claims)
 
 
 def test_a_stopped_plan_goes_on_where_it_stopped(tmp_path, monkeypatch):
     file, seen, original = tmp_path / "rows.jsonl", [], measuring.measure
     tasks = [replace(task, frames=2) for task in plan("tiny", limit=1)[:4]]
 
-    def stopping(model, reduction, *args, **kwargs):
-        seen.append(reduction.name)
-        if seen.count("HoliTom") == 1 and reduction.name == "HoliTom":
+    def stopping(task):
+        seen.append(task.reduction.name)
+        if seen == [FULL, "HoliTom (w/o M)", "HoliTom"]:
             raise KeyboardInterrupt
-        return original(model, reduction, *args, **kwargs)
+        return original(task)
 
     monkeypatch.setattr(measuring, "measure", stopping)
     with pytest.raises(KeyboardInterrupt):
-        measure_all(file, tasks, quiet=True)
-    assert [row.row for row in read(file)] == [FULL, "HoliTom (w/o M)"]
-    rows = measure_all(file, tasks, quiet=True)
-    assert [row.row for row in rows] == [FULL, "HoliTom (w/o M)", "HoliTom", "FastV"] and rows == read(file)
+        measure_all(file, tasks)
+    assert [row["row"] for row in read(file)] == [FULL, "HoliTom (w/o M)"]
+    rows = measure_all(file, tasks)
+    assert [row["row"] for row in rows] == [FULL, "HoliTom (w/o M)", "HoliTom", "FastV"] and rows == read(file)
     assert seen == [FULL, "HoliTom (w/o M)", "HoliTom", "HoliTom", "FastV"]
-    assert rows[0].clock == "CPU seconds, one thread"
-    for module in (measuring, settings):
-        monkeypatch.setattr(module, "present_code", lambda: "another")
-    measure_all(file, tasks[:1], quiet=True)
+    assert rows[0]["clock"] == "CPU seconds, one thread"
+    monkeypatch.setattr(measuring, "present_code", lambda: "another")
+    measure_all(file, tasks[:1])
     assert seen[-1] == FULL and len(read(file)) == 5
 
 
-@pytest.mark.parametrize(("name", "billions"), [("ov-7b", 8.03), ("ov-72b", 73.2)])
-def test_shapes_have_the_size_of_the_published_models(name, billions):
+def test_the_shape_has_the_size_of_the_published_model():
     with torch.device("meta"):
-        model = shapes.AutoModelForImageTextToText.from_config(Model(name).config)
-    assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, rel=0.005)
+        model = shapes.AutoModelForImageTextToText.from_config(Model("ov-7b").config)
+    assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(8.03, rel=0.005)
 
 
-@pytest.mark.parametrize(("name", "cells"), [("ov-7b", 196), ("video-7b", 169)])
-def test_random_models_of_both_manners_run_and_are_cut(narrow, name, cells):
-    model, again = (Model(name, layers=4).load() for _ in range(2))
-    weights = zip(model.module.parameters(), again.module.parameters(), strict=True)
-    assert all(torch.equal(*pair) and pair[0].dtype == torch.bfloat16 for pair in weights)
-    for reduction in (Reduction(FULL), BOTH):
-        row = measure(model, reduction, 2, repeats=1, warmup=0, new_tokens=1)
-        assert (row.outcome, row.tier, row.layers, row.full_layers) == ("measured", "speed", 4, 6), row.reason
-        assert row.cells == cells
-    with pytest.raises(BadUsage, match="can be cut"):
-        Model("tiny", layers=2)
+def test_a_random_model_runs(narrow):
+    row = measured(Model("ov-7b").load(), BOTH, 2)
+    facts = {"outcome": "measured", "tier": "speed", "layers": 4, "dtype": "bfloat16", "cells": 196}
+    assert facts.items() <= row.items(), row["reason"]
     with pytest.raises(CannotRun, match="no nothing attention"):
-        Model(name, attention="nothing").load()
+        Model("ov-7b", attention="nothing").load()
 
 
 def test_half_of_the_cells_of_a_drawn_video_stay_within_a_scene():
@@ -302,10 +302,10 @@ def test_half_of_the_cells_of_a_drawn_video_stay_within_a_scene():
 
 @pytest.mark.gpu
 def test_on_a_gpu_events_add_up(narrow):
-    row = measure(Model("ov-7b", "cuda").load(), BOTH, 4, repeats=3, new_tokens=2)
-    sums = [sum(parts) for parts in zip(*row.samples["stages"].values(), strict=True)]
-    assert row.clock == "CUDA events" and row.device == torch.cuda.get_device_name() and row.memory["above"] > 0
-    assert sums == pytest.approx(row.samples["ttft"], rel=0.02)
+    row = measured(Model("ov-7b", "cuda").load(), BOTH, 4)
+    sums = [sum(parts) for parts in zip(*row["samples"]["stages"].values(), strict=True)]
+    assert row["clock"] == "CUDA events" and row["device"] == torch.cuda.get_device_name()
+    assert sums == pytest.approx(row["samples"]["ttft"], rel=0.02)
 
 
 def test_it_imports_with_torch_and_transformers_alone():

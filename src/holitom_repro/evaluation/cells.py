@@ -177,8 +177,10 @@ def model_name(model: str) -> str:
 
 
 def layers_of(model: str) -> int:
-    """Layers of a model's decoder, from its config."""
+    """Layers of a model's decoder, from its config. CannotRun where there is none."""
     config = _config(model_path(model))
+    if "text_config" not in config and model not in LAYERS:
+        raise CannotRun(f"there is no model {model!r} here", fix=f"give a model folder, or one of {', '.join(LAYERS)}")
     return config["text_config"]["num_hidden_layers"] if "text_config" in config else LAYERS[model]
 
 

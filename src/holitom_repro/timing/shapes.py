@@ -1,7 +1,7 @@
-"""Models of the papers' shapes with random weights, or the shipped tiny one; and what they are shown.
+"""The papers' model as a shape with random weights, or the shipped tiny one; and what they are shown.
 
-Sizes are those of the published configs (SigLIP so400m at 384 pixels, Qwen2). A random model answers nothing, and costs
-what the trained one costs as long as no stage looks at the features; for those that do, the features are drawn.
+Sizes are those of the published config (SigLIP so400m at 384 pixels, Qwen2-7B). A random model answers nothing, and
+costs what the trained one costs as long as no stage looks at the features; for those that do, the features are drawn.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
 
-from holitom.errors import BadUsage, CannotRun
+from holitom.errors import CannotRun
 from holitom.models.inputs import load_config, load_model
 from holitom.types import VideoFeatures
 from holitom_repro import paths
 
-SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-SIGLIP = dict(zip(SIZES, (1152, 4304, 26, 16), strict=False))
-QWEN2 = {"ov-7b": (3584, 18944, 28, 28, 4), "video-7b": (3584, 18944, 28, 28, 4), "ov-72b": (8192, 29568, 80, 64, 8)}
+SIGLIP = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26, "num_attention_heads": 16}
+QWEN2 = {
+    "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+}  # fmt: skip
 CONTENT = (
     "drawn features: a new scene every 8 frames, in which half of the cells stay (cosine 0.99 from frame to frame) and "
     "the others are new in every frame; the tower runs on noise and is timed, then these replace its output"
@@ -31,59 +33,41 @@ WORDS = (14, 26)  # before and after the video: about LLaVA-OneVision's evaluati
 
 @dataclass(frozen=True)
 class Model:
-    """A model to time: "ov-7b", "video-7b" or "ov-72b" with random weights, if asked with only so many decoder layers,
-    or "tiny", the shipped one. attention: "sdpa", "flash_attention_2" or "eager". ``load`` gives the same with its
-    ``module``. BadUsage for unknown names, CannotRun without such a device or attention."""
+    """A model to time: "ov-7b", LLaVA-OneVision-7B's shape with random weights, or "tiny", the shipped one. device:
+    "cpu" or "cuda"; attention: "sdpa", "flash_attention_2" or "eager". ``load`` gives the same with its ``module``;
+    CannotRun without such attention."""
 
     name: str
     device: str = "cpu"
     dtype: str = "bfloat16"
-    layers: int | None = None
     attention: str = "sdpa"
     module: Any = field(default=None, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.name not in QWEN2 and (self.name != "tiny" or self.layers):
-            raise BadUsage(f"no {self}", fix=f"use {', '.join(QWEN2)}, which can be cut, or tiny")
-        if self.device != "cpu" and not (self.device == "cuda" and torch.cuda.is_available()):
-            raise CannotRun(f"no device {self.device} here", fix="use cpu, or cuda; choose by CUDA_VISIBLE_DEVICES")
 
     @cached_property
     def config(self) -> Any:
         """The transformers config, of a random model made here."""
         if self.name == "tiny":
             return load_config(paths.data("tiny", "onevision"))
-        text = dict(zip(SIZES, QWEN2[self.name], strict=True))
-        text["num_hidden_layers"] = self.layers or text["num_hidden_layers"]
         rope = {"rope_theta": 1000000.0, "rope_type": "default"}
-        config = LlavaOnevisionConfig(
+        return LlavaOnevisionConfig(
             vision_config=SiglipVisionConfig(**SIGLIP, image_size=384, patch_size=14, vision_use_head=False),
-            text_config=Qwen2Config(**text, vocab_size=152064, rope_parameters=rope, tie_word_embeddings=False),
+            text_config=Qwen2Config(**QWEN2, vocab_size=152064, rope_parameters=rope, tie_word_embeddings=False),
             image_token_index=151646,
             video_token_index=151647,
             vision_feature_layer=-1,
             vision_feature_select_strategy="full",
             tie_word_embeddings=False,
         )
-        if self.name == "video-7b":  # 2 x 2 means, and a newline after every row of cells
-            config.mm_newline_position, config.mm_spatial_pool_mode = "grid", "average"
-        return config
 
     @property
     def depth(self) -> int:
-        """Decoder layers that run."""
+        """Decoder layers."""
         return self.config.text_config.num_hidden_layers
-
-    @property
-    def row_newlines(self) -> bool:
-        """LLaVA-Video's manner. transformers does not have it: there ``reduce_tokens`` runs also the full model."""
-        return getattr(self.config, "mm_newline_position", None) == "grid"
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of a frame after pooling."""
-        side = self.config.vision_config.image_size // self.config.vision_config.patch_size
-        side = side // 2 if self.row_newlines else -(-side // 2)
+        side = -(-(self.config.vision_config.image_size // self.config.vision_config.patch_size) // 2)
         return side, side
 
     def facts(self) -> dict[str, Any]:
@@ -92,7 +76,7 @@ class Model:
             "tier": "tiny" if self.name == "tiny" else "speed",
             "model": self.name,
             "layers": self.depth,
-            "full_layers": self.depth if self.name == "tiny" else QWEN2[self.name][2],
+            "full_layers": self.depth,
             "device": "CPU" if self.device == "cpu" else torch.cuda.get_device_name(),
             "dtype": self.dtype,
             "attention": self.attention,
@@ -118,8 +102,7 @@ def make_inputs(model: Model, frames: int, batch: int = 1) -> tuple[Tensor, Tens
     unreduced model needs; and a drawn video for each."""
     where: dict[str, Any] = {"device": model.device, "dtype": getattr(torch, model.dtype)}
     config, (rows, columns) = model.config, model.grid
-    places = frames * rows * (columns + 1) if model.row_newlines else frames * rows * columns + 1
-    video = torch.full((batch, places), config.video_token_id)
+    video = torch.full((batch, frames * rows * columns + 1), config.video_token_id)  # one for the newline
     high, draw = min(2048, config.text_config.vocab_size), torch.Generator().manual_seed(0)
     before, after = (torch.randint(8, high, (batch, words), generator=draw) for words in WORDS)
     dim, side = config.text_config.hidden_size, config.vision_config.image_size

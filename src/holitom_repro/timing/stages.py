@@ -76,12 +76,11 @@ class Marks(ExitStack):
 
 class Pass(NamedTuple):
     """What one pass took, in seconds, and did. stages: by name (one may be entered several times), together ``ttft``;
-    decode: of the further tokens; kv_bytes: of the cache after prefill; stats: of ``reduce_tokens``, if it ran."""
+    decode: of the further tokens; stats: of ``reduce_tokens``, if it ran."""
 
     stages: dict[str, float]
     ttft: float
     decode: float
-    kv_bytes: int
     stats: Any
 
 
@@ -102,7 +101,7 @@ def run_pass(model: Model, reduction: Reduction, inputs: Any, new_tokens: int = 
     now, run = clock_of(model.device)[1], None
     with Marks(now) as marks:
         marks.around(adapter.text, "forward", before="prefill", after="first_token")
-        if model.row_newlines or reduction.outer or reduction.inner or reduction.decode or reduction.tower:
+        if reduction.outer or reduction.inner or reduction.decode or reduction.tower:
             requires = getattr(reduction.outer, "requires", frozenset())
             for name in ("received_attention", "mean_keys") if {"saliency", "keys"} & requires else ():
                 marks.around(llava_onevision, name, before="saliency", after="vision")
@@ -122,7 +121,6 @@ def run_pass(model: Model, reduction: Reduction, inputs: Any, new_tokens: int = 
             output = module(input_ids=ids, pixel_values_videos=pixels, use_cache=True, logits_to_keep=1)
         token = output.logits[:, -1:].argmax(-1)
         marks.enter("")
-        held = sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
         begin = now()
         for _ in range(new_tokens):
             output = module(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
@@ -131,4 +129,4 @@ def run_pass(model: Model, reduction: Reduction, inputs: Any, new_tokens: int = 
     spent = dict.fromkeys(STAGES, 0.0)
     for (name, begin), (_, end) in pairwise(marks.moments):
         spent[name] += between(begin, end)
-    return Pass(spent, between(marks.moments[0][1], marks.moments[-1][1]), decode, held, run and run.stats)
+    return Pass(spent, between(marks.moments[0][1], marks.moments[-1][1]), decode, run and run.stats)

@@ -32,9 +32,7 @@ def load(folder: Path):
         model, tower = build(), SiglipVisionModel.from_pretrained(folder, dtype=torch.float32)
         model.model.vision_tower.load_state_dict(tower.state_dict())
         return model.eval()
-    model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    learning.use_block_attention(model.model.language_model)
-    return model
+    return LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def measure(folder: Path) -> dict[str, Any]:
@@ -57,10 +55,8 @@ def measure(folder: Path) -> dict[str, Any]:
 
 def rank_auc(score: Tensor, positive: Tensor) -> float:
     """Chance that a positive scores above a negative; 0.5 says that the score knows nothing. Both [n]."""
-    ranks = torch.empty_like(score, dtype=torch.float64)
-    ranks[score.argsort()] = torch.arange(1, len(score) + 1, dtype=torch.float64)
-    ones = int(positive.sum())
-    return float((ranks[positive].sum() - ones * (ones + 1) / 2) / (ones * (len(score) - ones)))
+    ranks, ones = score.argsort().argsort() + 1, int(positive.sum())
+    return (int(ranks[positive].sum()) - ones * (ones + 1) / 2) / (ones * (len(score) - ones))
 
 
 @torch.no_grad()

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
 
 from holitom_repro.tiny import vocabulary
 from holitom_repro.tiny.model import CELLS, GRID, TEXT_DIM, VISION_DIM, normalise, project, tower_states
@@ -33,7 +32,15 @@ Measured = tuple[Tensor, dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Frames:
+class Batch:
+    """Tensors that are moved together."""
+
+    def to(self, device: str | torch.device):
+        return type(self)(**{name: value.to(device) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Frames(Batch):
     """pixels [F, 3, 32, 32]; looks [F, 16, 30] multi-hot; scene [F]; captions [F, 5, 3] word ids (0: no object)."""
 
     pixels: Tensor
@@ -135,7 +142,7 @@ class VisionTraining(nn.Module):
 
 
 @dataclass(frozen=True)
-class Clips:
+class Clips(Batch):
     """pixels [B, T, 3, 32, 32]; looks [B * T, 16, 30]; scene [B * T]; words [B, Q, L] question, tail and answer;
     answer_at [B, Q] index of the last tail word; answer [B, Q] word id, -100 where nothing is asked; type [B, Q]."""
 
@@ -191,31 +198,6 @@ def video_rows(tokens: Tensor, kept: Tensor | None, newline: Tensor, rows: bool)
     return chosen[:, index.scatter(0, number + ends.cumsum(0) - ends.long(), number)]
 
 
-def block_attention(module, query, key, value, attention_mask, scaling: float, prefix: int, block: int, **_):
-    """Attention for a prefix (prompt head and video) and question blocks that do not see one another: a block attends
-    to the whole prefix, and both causally to themselves. No mask of the whole sequence is built, which is about twice
-    as fast on a CPU. query [B, H, S, d], key and value [B, G, S, d] -> [B, S, H, d]."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    (q, asked), (k, own_k), (v, own_v) = (x.split([prefix, x.shape[2] - prefix], 2) for x in (query, key, value))
-    head = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
-    blocks = asked.shape[2] // block
-    to_prefix = (asked @ k.mT).unflatten(2, (blocks, block))
-    own = asked.unflatten(2, (blocks, block)) @ own_k.unflatten(2, (blocks, block)).mT
-    later = torch.ones(block, block, dtype=torch.bool, device=query.device).triu(1)
-    scores = torch.cat([to_prefix, own.masked_fill(later, float("-inf"))], -1).mul(scaling)
-    weights = scores.float().softmax(-1).to(query.dtype)
-    tail = (weights[..., :prefix].flatten(2, 3) @ v).unflatten(2, (blocks, block))
-    tail = tail + weights[..., prefix:] @ own_v.unflatten(2, (blocks, block))
-    return torch.cat([head, tail.flatten(2, 3)], 2).transpose(1, 2).contiguous(), None
-
-
-def use_block_attention(language_model) -> None:
-    """Let this language model run on packed question blocks, and on nothing else, until another one is set."""
-    AttentionInterface.register("question_blocks", block_attention)
-    language_model.set_attn_implementation("question_blocks")
-
-
 def question_states(model, video: Tensor, words: Tensor) -> Tensor:
     """Final states [B, Q, L, D] of questions [B, Q, L] in one packed pass: each sees the prompt head, the video
     [B, R, D] and itself, at the positions it would have alone, so that the logits are those of the plain forward."""
@@ -224,10 +206,12 @@ def question_states(model, video: Tensor, words: Tensor) -> Tensor:
     head = lm.embed_tokens(torch.tensor([WORD_ID[w] for w in PROMPT_HEAD], device=video.device)).to(video.dtype)
     x = torch.cat([head.expand(clips, -1, -1), video, lm.embed_tokens(words.flatten(1)).to(video.dtype)], 1)
     prefix = len(head) + video.shape[1]
-    places = torch.cat([torch.arange(prefix), prefix + torch.arange(length).repeat(questions)]).to(video.device)[None]
-    packed = {"attention_mask": None, "use_cache": False, "prefix": prefix, "block": length}
-    states = lm(inputs_embeds=x, position_ids=places, **packed).last_hidden_state
-    return states[:, prefix:].unflatten(1, (questions, length))
+    index = torch.arange(x.shape[1], device=video.device)
+    question = torch.where(index < prefix, -1, (index - prefix) // length)
+    seen = (index <= index[:, None]) & ((question == -1) | (question == question[:, None]))
+    places = torch.where(index < prefix, index, prefix + (index - prefix) % length)[None]
+    states = lm(inputs_embeds=x, attention_mask=seen[None, None], position_ids=places, use_cache=False)
+    return states.last_hidden_state[:, prefix:].unflatten(1, (questions, length))
 
 
 def at(states: Tensor, index: Tensor) -> Tensor:

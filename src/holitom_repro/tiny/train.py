@@ -5,22 +5,20 @@ and continued sees the same data as one that was not.
 """
 
 import argparse
+import ctypes
 import json
 import os
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
 
-from holitom.errors import BadUsage, CannotRun
+from holitom.errors import CannotRun
 from holitom_repro import machine, paths
 from holitom_repro.records import write_atomic
 from holitom_repro.tiny import card, learning
@@ -28,11 +26,7 @@ from holitom_repro.tiny.model import build, export
 from holitom_repro.tiny.world import training_rng
 
 FRAMES_PER_STEP, QUESTIONS_PER_CLIP, SAVE_SECONDS = 256, 10, 60.0
-MALLOC = {
-    "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}  # fmt: skip
-"""glibc gives large buffers back to the system at once; keeping them makes the vision stage 3 to 5 times faster."""
+M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = (-4, 0), (-1, 2**31 - 1), (-2, 2**28)  # of glibc's mallopt, with values
 
 
 @dataclass(frozen=True)
@@ -77,170 +71,138 @@ RECIPES = {
 }
 
 
-class Stage(NamedTuple):
-    """One loop: a batch for each step, and its loss."""
-
-    name: str
-    steps: int
-    peak: float
-    warmup: int
-    draw: Callable[[int], Any]
-    loss: Callable[[Any, int], learning.Measured]
-
-
-def vision_stage(recipe: Recipe, steps: int, model, training: learning.VisionTraining) -> Stage:
-    def draw(step: int) -> learning.Frames:
-        return learning.draw_frames(training_rng(recipe.seed, 1, step), FRAMES_PER_STEP)
-
-    return Stage("vision", steps, recipe.vision_rate, 50, draw, lambda batch, step: training(model, batch))
-
-
-def text_stage(recipe: Recipe, number: int, steps: int, model, dense: learning.DenseLabels) -> Stage:
-    lessons = recipe.lessons[number]
-
-    def draw(step: int) -> learning.Clips:
-        rng = training_rng(recipe.seed, 2 + 2 * number, step)
-        _, frames, clips = [phase for phase in lessons.phases if step / steps >= phase[0]][-1]
-        if frames > 4 and rng.random() < 0.25:  # any length up to the present one
-            shorter = int(rng.integers(4, frames + 1))
-            frames, clips = shorter, min(64, clips * frames // shorter)
-        return learning.draw_clips(rng, clips, frames, QUESTIONS_PER_CLIP)
-
-    def loss(batch: learning.Clips, step: int) -> learning.Measured:
-        rng = training_rng(recipe.seed, 3 + 2 * number, step)
-        return learning.answering_loss(model, dense, batch, rng, recipe.row_newlines, lessons.stressed)
-
-    return Stage(lessons.name, steps, lessons.rate, 100, draw, loss)
-
-
-def scaled(steps: int, scale: float) -> int:
-    """Steps of a trial run."""
-    return max(2, int(steps * scale))
-
-
 def rate(step: int, steps: int, peak: float, warmup: int) -> float:
     """Linear warm-up, flat to the half, then linear to 2 % of the peak."""
     done = step / steps
     return peak * min(1.0, (step + 1) / warmup) * (1.0 if done <= 0.5 else max(0.02, (1 - done) / 0.5))
 
 
-def run_stage(stage: Stage, model, heads: nn.Module, optimiser, folder: Path, device: str) -> list[dict]:
-    """Train to the last step, saving about once a minute; a stage that was begun is taken up where it is. Returns its
-    curve. CannotRun for one of another length: its learning rates and clips were others."""
-    file, step, seconds, curve = folder / f"{stage.name}.pt", 0, 0.0, []
-    parts = {"model": model, "heads": heads, "optimiser": optimiser}
-    if file.exists():
-        state = torch.load(file, map_location=device, weights_only=False)
-        if state["steps"] != stage.steps:
-            told = f"{file} is of a training of {state['steps']} steps, not of {stage.steps}"
-            raise CannotRun(told, fix=f"give another --work, or delete {folder}")
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        step, seconds, curve = state["step"], state["seconds"], state["curve"]
-    label = f"{folder.name} {stage.name}"
-    saved = last = time.monotonic()
-    with tqdm(total=stage.steps, initial=step, desc=label, unit="step", mininterval=5) as bar:
-        while step < stage.steps:
-            for group in optimiser.param_groups:
-                group["lr"] = rate(step, stage.steps, stage.peak, stage.warmup)
-            batch = stage.draw(step)
-            batch = type(batch)(**{name: value.to(device) for name, value in vars(batch).items()})
-            with torch.autocast(device, torch.bfloat16):
-                loss, measured = stage.loss(batch, step)
-            optimiser.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], 1.0)
-            optimiser.step()
-            step, now = step + 1, time.monotonic()
-            seconds, last = seconds + now - last, now
-            bar.update()
-            bar.set_postfix({k: f"{v:.3f}" for k, v in measured.items()}, refresh=False)
-            if step % max(1, stage.steps // 10) == 0 or step == stage.steps:
-                curve.append({"step": step, "seconds": round(seconds)} | {k: round(v, 4) for k, v in measured.items()})
-            if step == stage.steps or now - saved > SAVE_SECONDS:
-                done = {"step": step, "steps": stage.steps, "seconds": seconds, "curve": curve}
-                with file.with_suffix(".part").open("wb") as stream:  # by path, torch would not name a full disk
-                    torch.save({name: part.state_dict() for name, part in parts.items()} | done, stream)
-                os.replace(file.with_suffix(".part"), file)
-                saved = last = time.monotonic()
-    return curve
+class Training:
+    """One folder of data/tiny in the making: its model, the heads of the losses, and the curves of its stages. Every
+    stage has a file in ``work``; one of another length is another stage, with other learning rates and clips."""
 
+    def __init__(self, name: str, work: Path, device: str) -> None:
+        self.name, self.work, self.device, self.recipe = name, work, device, RECIPES[name]
+        torch.manual_seed(self.recipe.seed)
+        self.model = build(self.recipe.row_newlines, self.recipe.feature_layer).to(device)
+        self.heads = learning.VisionTraining(self.recipe.head).to(device)
+        self.curves: dict[str, list[dict]] = {}
 
-def train(name: str, out: Path, work: Path, device: str, scale: float) -> None:
-    """Make one shipped folder: vision stage, passes of lessons, export. CannotRun before its parent is trained."""
-    recipe, folder = RECIPES[name], work / name
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(recipe.seed)
-    model = build(recipe.row_newlines, recipe.feature_layer).to(device)
-    training = learning.VisionTraining(recipe.head).to(device)
-    curves = {}
-    if recipe.parent:
-        last = RECIPES[recipe.parent].lessons[-1]
-        source, steps = work / recipe.parent / f"{last.name}.pt", scaled(last.steps, scale)
-        state = torch.load(source, map_location=device, weights_only=False) if source.exists() else {}
-        if not state.get("step") == state.get("steps") == steps:
-            told = f"{name} continues {recipe.parent}, which is not trained to step {steps} yet"
-            raise CannotRun(told, fix=f"train {recipe.parent} first")
-        model.load_state_dict(state["model"])
-        training.dense.load_state_dict(state["heads"])
-    if recipe.vision_steps:
-        parts = nn.ModuleList([model.model.vision_tower, model.model.multi_modal_projector, training])
+    def file(self, name: str, stage: str, steps: int) -> Path:
+        return self.work / name / f"{stage}-{steps}.pt"
+
+    def continue_parent(self, name: str) -> None:
+        """Begin with the weights of another folder. CannotRun before that one is trained."""
+        last = RECIPES[name].lessons[-1]
+        file, state = self.file(name, last.name, last.steps), {"step": 0}
+        if file.exists():
+            state = torch.load(file, map_location=self.device, weights_only=False)
+        if state["step"] < last.steps:
+            told = f"{self.name} continues {name}, which is not trained to step {last.steps} yet"
+            raise CannotRun(told, fix=f"train {name} first")
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+
+    def vision(self) -> None:
+        recipe, model = self.recipe, self.model.model
+        parts = nn.ModuleList([model.vision_tower, model.multi_modal_projector, self.heads])
         optimiser = torch.optim.AdamW(parts.parameters(), weight_decay=0.02, betas=(0.9, 0.98))
-        stage = vision_stage(recipe, scaled(recipe.vision_steps, scale), model, training)
-        curves[stage.name] = run_stage(stage, model, training, optimiser, folder, device)
-    for number, lessons in enumerate(recipe.lessons):
-        model.model.vision_tower.requires_grad_(False)
-        learning.use_block_attention(model.model.language_model)
-        weights = [p for p in (*model.parameters(), *training.dense.parameters()) if p.requires_grad]
+
+        def loss(step: int) -> learning.Measured:
+            batch = learning.draw_frames(training_rng(recipe.seed, 1, step), FRAMES_PER_STEP)
+            return self.heads(self.model, batch.to(self.device))
+
+        self.run("vision", recipe.vision_steps, recipe.vision_rate, 50, optimiser, loss)
+
+    def lessons(self, number: int) -> None:
+        recipe, lessons = self.recipe, self.recipe.lessons[number]
+        self.model.model.vision_tower.requires_grad_(False)
+        weights = [p for p in (*self.model.parameters(), *self.heads.dense.parameters()) if p.requires_grad]
         matrices, vectors = [p for p in weights if p.ndim > 1], [p for p in weights if p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
-        optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98))
-        stage = text_stage(recipe, number, scaled(lessons.steps, scale), model, training.dense)
-        curves[stage.name] = run_stage(stage, model, training.dense, optimiser, folder, device)
-    model.model.language_model.set_attn_implementation("sdpa")
-    try:
-        export(model, out / name, tower_only=not recipe.lessons)
-    except SafetensorError as error:
-        fix = "free some space and run the same command again: nothing is trained twice"
-        raise CannotRun(f"{out / name} cannot be written ({error})", fix=fix) from error
-    log = {"recipe": asdict(recipe), "scale": scale, "device": device, "threads": torch.get_num_threads()}
-    write_atomic(out / name / "training.json", json.dumps(log | {"curves": curves}, indent=1) + "\n")
+
+        def loss(step: int) -> learning.Measured:
+            rng, dropping = (training_rng(recipe.seed, stream + 2 * number, step) for stream in (2, 3))
+            _, frames, clips = [phase for phase in lessons.phases if step / lessons.steps >= phase[0]][-1]
+            if frames > 4 and rng.random() < 0.25:  # any length up to the present one
+                shorter = int(rng.integers(4, frames + 1))
+                frames, clips = shorter, min(64, clips * frames // shorter)
+            batch = learning.draw_clips(rng, clips, frames, QUESTIONS_PER_CLIP).to(self.device)
+            rows, stressed = recipe.row_newlines, lessons.stressed
+            return learning.answering_loss(self.model, self.heads.dense, batch, dropping, rows, stressed)
+
+        self.run(lessons.name, lessons.steps, lessons.rate, 100, torch.optim.AdamW(groups, betas=(0.9, 0.98)), loss)
+
+    def run(
+        self, stage: str, steps: int, peak: float, warmup: int, optimiser: Any, loss_at: Callable[[int], Any]
+    ) -> None:
+        """Train to the last step, saving about once a minute; a stage that was begun is taken up where it is."""
+        file, state = self.file(self.name, stage, steps), {"step": 0, "seconds": 0.0, "curve": []}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        parts = {"model": self.model, "heads": self.heads, "optimiser": optimiser}
+        if file.exists():
+            state = torch.load(file, map_location=self.device, weights_only=False)
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+        curve, weights = state["curve"], [p for group in optimiser.param_groups for p in group["params"]]
+        saved, start = time.monotonic(), time.monotonic() - state["seconds"]
+        todo, label = range(state["step"], steps), f"{self.name} {stage}"
+        bar = tqdm(todo, label, steps, initial=state["step"], unit="step", mininterval=5)
+        for step in bar:
+            for group in optimiser.param_groups:
+                group["lr"] = rate(step, steps, peak, warmup)
+            with torch.autocast(self.device, torch.bfloat16):
+                loss, measured = loss_at(step)
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            optimiser.step()
+            bar.set_postfix({k: f"{v:.3f}" for k, v in measured.items()}, refresh=False)
+            done, seconds = step + 1, time.monotonic() - start
+            if done % max(1, steps // 10) == 0 or done == steps:
+                curve.append({"step": done, "seconds": round(seconds)} | {k: round(v, 4) for k, v in measured.items()})
+            if done == steps or time.monotonic() - saved > SAVE_SECONDS:
+                state = {name: part.state_dict() for name, part in parts.items()}
+                with file.with_suffix(".part").open("wb") as stream:  # by path, torch would not name a full disk
+                    torch.save(state | {"step": done, "seconds": seconds, "curve": curve}, stream)
+                os.replace(file.with_suffix(".part"), file)
+                saved = time.monotonic()
+        self.curves[stage] = curve
 
 
-def _arguments(argv: list[str]) -> argparse.Namespace:
-    about = "Rebuild the tiny models from their seeds. Ctrl-C loses a minute at most: the same command continues."
-    p = argparse.ArgumentParser(prog="./reproduce.sh train-tiny", description=about)
-    p.add_argument("--only", nargs="+", choices=RECIPES, default=list(RECIPES), help="default: all, in this order")
-    p.add_argument("--out", help="where the finished models go (default: data/tiny; a trial: --work)")
-    p.add_argument("--work", help="where unfinished training is kept (default: runs/train; a trial below)")
-    p.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--steps", type=float, default=1.0, metavar="SHARE", help="share of the steps, for a trial run")
-    args = p.parse_args(argv)
-    if not 0 < args.steps < float("inf"):
-        raise BadUsage(f"--steps {args.steps}", fix="give a number above 0")
-    trial = [] if args.steps == 1 else [f"steps-{args.steps:g}"]
-    args.work = Path(args.work or paths.runs("train", *trial))
-    args.out = Path(args.out or (args.work / "models" if trial else paths.data("tiny")))
-    return args
+def train(name: str, out: Path, work: Path, device: str) -> None:
+    """Make one shipped folder: vision stage, passes of lessons, export. CannotRun before its parent is trained."""
+    training, recipe = Training(name, work, device), RECIPES[name]
+    if recipe.parent:
+        training.continue_parent(recipe.parent)
+    if recipe.vision_steps:
+        training.vision()
+    for number in range(len(recipe.lessons)):
+        training.lessons(number)
+    export(training.model, out / name, tower_only=not recipe.lessons)
+    log = {"recipe": asdict(recipe), "device": device, "threads": torch.get_num_threads(), "curves": training.curves}
+    write_atomic(out / name / "training.json", json.dumps(log, indent=1) + "\n")
+
+
+def keep_memory() -> None:
+    """glibc gives large buffers back to the system at once; where page faults are dear, keeping them makes the vision
+    stage 3 to 5 times faster. Other C libraries are left as they are."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD:
+            mallopt(parameter, value)
 
 
 def main(argv: list[str]) -> int:
-    args = _arguments(argv)
-    for folder in (root / name for root in (args.out, args.work) for name in args.only):
-        try:  # told now, not after hours of training
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-        except OSError as error:
-            raise CannotRun(f"{folder} cannot be written ({error.strerror})", fix="name other folders") from error
-    if args.device == "cpu" and not MALLOC.items() <= os.environ.items():
-        # glibc reads these when a process starts; through the command line, which puts errors and ctrl-C into words
-        debug = ["--debug"] if "--debug" in sys.argv else []
-        command = [sys.executable, "-P", "-m", "holitom_repro", "train-tiny", *argv, *debug]
-        sys.stdout.flush()
-        os.execve(sys.executable, command, os.environ | MALLOC)
+    about = "Rebuild the tiny models from their seeds. Ctrl-C loses a minute at most: the same command continues."
+    parser = argparse.ArgumentParser(prog="./reproduce.sh train-tiny", description=about)
+    parser.add_argument("--only", nargs="+", choices=RECIPES, default=RECIPES, help="default: all, in this order")
+    parser.add_argument("--out", type=Path, default=paths.data("tiny"), help="for the models (default: data/tiny)")
+    args = parser.parse_args(argv)
+    keep_memory()
     torch.set_num_threads(machine.cores())
     for name in args.only:
-        train(name, args.out, args.work, args.device, args.steps)
+        train(name, args.out, paths.runs("train"), "cuda" if torch.cuda.is_available() else "cpu")
     for name in args.only:
         card.measure(args.out / name)
     return 0
