@@ -17,7 +17,8 @@ from holitom.errors import BadUsage, CannotRun
 from holitom.methods import AveragePool, EarlyTom, HoliTom, HoliTomMerge
 from holitom.methods.presets import preset
 from holitom.models import llava_onevision
-from holitom_repro import judging, machine, paths
+from holitom_repro import claims as ledger
+from holitom_repro import machine, paths
 from holitom_repro.timing import measure as measuring
 from holitom_repro.timing import shapes, stages
 from holitom_repro.timing.measure import FULL, OWN, PRINTED, Task, measure, measure_all, plan, setting
@@ -252,8 +253,8 @@ def test_every_claim_about_times_finds_its_row_in_the_plan(monkeypatch):
     rows = [{**task.model.facts(), "row": task.reduction.name, "at": task.at} for task in plan("speed")]
     spread = {f"summary.{name}.{part}": 1.0 for name in ("ttft_ms", "decode_tok_s") for part in ("q1", "median", "q3")}
     times = pd.DataFrame(rows[:3]).assign(frames=32, batch=1, code="c", outcome="measured", **spread)
-    claims = [claim for claim in judging.load() if claim.kind == "time"]
-    assert claims and all(judging.judge(claim, times=times).ours == 1 for claim in claims)
+    claims = [claim for claim in ledger.load() if claim.kind == "time"]
+    assert claims and all(ledger.judge(claim, times=times).ours == 1 for claim in claims)
 
 
 def test_a_stopped_plan_goes_on_where_it_stopped(tmp_path, monkeypatch):
