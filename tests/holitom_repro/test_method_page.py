@@ -24,8 +24,8 @@ def seen():
 
 
 def test_segments_begin_at_the_cuts(seen):
-    begins = seen.frames.seconds[seen.segments.first]
-    before = seen.frames.seconds[seen.segments.first - 1]
+    first = np.array([first for first, _ in seen.segments])
+    begins, before = seen.frames.seconds[first], seen.frames.seconds[first - 1]
     for cut in (4.0, 9.2):
         assert ((before < cut) & (cut <= begins)).any()
 
@@ -34,8 +34,9 @@ def test_every_cell_has_one_fate_and_every_token_is_drawn_once(seen):
     counts = [int(seen.per_frame(fate).sum()) for fate in (DROPPED, CARRIED, ALONE, MERGED)]
     assert sum(counts) == seen.fate.size == 32 * 196
     assert counts[ALONE] + counts[MERGED] == len(seen.kept) == (seen.size > 0).sum()
-    assert np.flatnonzero(seen.per_frame(MERGED)).tolist() == seen.segments.first.tolist()
-    assert seen.size[seen.fate == MERGED].sum() == seen.segments.static[seen.segment_of].sum(), "all static cells"
+    cut = seen.method.segments(seen.video)
+    assert np.flatnonzero(seen.per_frame(MERGED)).tolist() == cut.first.tolist()
+    assert (np.isin(seen.fate, (MERGED, CARRIED)) == cut.static[seen.segment_of]).all(), "all static cells"
 
 
 def test_the_table_is_what_is_drawn(seen):
@@ -64,7 +65,7 @@ def test_fates_have_their_colours_and_a_hatch_only_where_cells_are_carried(seen)
 
 def test_discs_and_borders_stand_for_tokens_and_large_frames_say_how_many(seen):
     figure = Figure(figsize=(12, 4))
-    first = seen.segments.first.tolist()
+    first = [first for first, _ in seen.segments]
     method_page.draw_frames(figure, seen, first, columns=4)
     for ax, t in zip(figure.axes, first, strict=True):
         borders, discs = ax.collections

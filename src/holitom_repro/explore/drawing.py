@@ -27,7 +27,7 @@ CIVIDIS = matplotlib.colormaps["cividis"](np.linspace(0, 1, 256))[:, :3]
 TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
 
 
-def page(shown: View) -> str:
+def draw(shown: View) -> str:
     """One or two settings on a clip, beside each other."""
     film = shown.clip.frames
     high, wide = film.pixels.shape[1:3]

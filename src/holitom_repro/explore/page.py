@@ -11,7 +11,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import HTML, display
 
 from holitom.errors import KitError
-from holitom_repro.explore import drawing
+from holitom_repro.explore.drawing import draw
 from holitom_repro.explore.state import CLIPS, LAYERS, METHODS, STAGES, Side, State, view
 
 NONE = "none: one setting alone"
@@ -31,7 +31,7 @@ class Explorer:
         if kernel and "cellId" in kernel.get_parent().get("metadata", {}):
             display(self.page)
         else:
-            display(HTML(drawing.page(view(self.state))))
+            display(HTML(draw(view(self.state))))
 
     @cached_property
     def page(self) -> ui.VBox:
@@ -65,7 +65,7 @@ class Explorer:
         started = time.perf_counter()
         try:
             shown = view(self.chosen())
-            picture = drawing.page(shown)
+            picture = draw(shown)
         except Exception as error:  # the page of a curious reader is no place for a traceback
             words = str(error) if isinstance(error, KitError) else repr(error)
             kept = "The picture shows the last setting that worked."
