@@ -2,7 +2,7 @@
 answer."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,9 +77,8 @@ def _with_model(path: str, pixels: Any, method: HoliTom, budget: float, question
             run.provide(found)
             output = model.generate(**inputs, do_sample=False, max_new_tokens=128)[0, inputs["input_ids"].shape[1] :]
             answer = str(processor.tokenizer.decode(output, skip_special_tokens=True)).strip()
-    values = {field.name: getattr(found[0], field.name) for field in fields(found[0])}
-    on_host = {name: value.float().cpu() if torch.is_tensor(value) else value for name, value in values.items()}
-    return VideoFeatures(**on_host), answer
+    on_host = {name: value.float().cpu() for name, value in vars(found[0]).items() if torch.is_tensor(value)}
+    return replace(found[0], **on_host), answer
 
 
 def main(words: Sequence[str] = ()) -> int:

@@ -9,7 +9,6 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,10 +52,9 @@ class Page:
     failed: bool
 
 
-def build(tier: str, out: Path, pairs: Sequence[tuple[Any, Any]] | None = None, folder: Path | None = None) -> Path:
-    """Write the pages of a tier into the folder ``out``; returns the start page. pairs: (claim, verdict), by default
-    ``claims.ledger()``; folder: of the notebooks."""
-    pages = [_page(NOTEBOOKS[name], tier, folder) for name in sorted(NOTEBOOKS)]
+def build(tier: str, out: Path) -> Path:
+    """Write the pages of a tier into the folder ``out``; returns the start page."""
+    pages = [_page(NOTEBOOKS[name], tier) for name in sorted(NOTEBOOKS)]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     template = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html.j2")
     made = f"HoliTom, reproduced, {__version__} (Apache-2.0) · built {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
@@ -69,13 +67,13 @@ def build(tier: str, out: Path, pairs: Sequence[tuple[Any, Any]] | None = None, 
 
     for page in pages:
         write(page.notebook.name, title=page.notebook.command, page=page, body=Markup(body(page.cells)))
-    return write("index", title="every claim", page=None, **_start(tier, ledger() if pairs is None else pairs))
+    return write("index", title="every claim", page=None, **_start(tier))
 
 
-def _page(notebook: Notebook, tier: str, folder: Path | None) -> Page:
+def _page(notebook: Notebook, tier: str) -> Page:
     line = f"./reproduce.sh {notebook.command}" + (f" --tier {tier}" if tier != "tiny" else "")
     copy = paths.runs(tier, "notebooks", f"{notebook.name}.ipynb")
-    path = copy if copy.is_file() else source(notebook.name, folder)
+    path = copy if copy.is_file() else source(notebook.name)
     cells = json.loads(path.read_text(encoding="utf-8"))
     run = cells["metadata"].get("papermill") or {}
     return Page(notebook, line, cells, (run.get("end_time") or "")[:16].replace("T", " "), bool(run.get("exception")))
@@ -100,8 +98,9 @@ def body(notebook: dict[str, Any]) -> str:
     return HTMLExporter(template_name="basic", raw_template=CELLS, **plain).from_notebook_node(node)[0]
 
 
-def _start(tier: str, pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+def _start(tier: str) -> dict[str, Any]:
     """What the start page shows: look: verdict -> glyph and class; counts: of each kind of claim."""
+    pairs = ledger()
     css = {"✓": "good", "✗": "bad", "≈": "undecided", "?": "undecided"}
     picture = paths.figures(tier, "fig_tradeoff.png")
     figure = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}" if picture.is_file() else ""

@@ -58,20 +58,21 @@ def notebook(name: str) -> nbformat.NotebookNode:
 def site(tmp_path_factory):
     """A finished report: table2 executed, table1 stopped with an error, the others not executed."""
     folder = tmp_path_factory.mktemp("made")
-    (folder / "sources").mkdir()
-    (folder / "runs" / "tiny" / "notebooks").mkdir(parents=True)
+    (folder / "tiny" / "notebooks").mkdir(parents=True)
     for name in NOTEBOOKS:
-        nbformat.write(notebook(name), folder / "sources" / f"{name}.ipynb")
+        nbformat.write(notebook(name), folder / f"{name}.ipynb")
     for name, exception in (("table2", None), ("table1", True)):
         executed = notebook(name)
         executed.metadata["papermill"] = {"end_time": "2026-01-02T03:04:05.6+00:00", "exception": exception}
         if exception:
             trace = ["\x1b[31mValueError\x1b[0m: broken", f"{paths.root()}/src/x.py"]
             executed.cells[-1].outputs = [new_output("error", ename="ValueError", evalue="broken", traceback=trace)]
-        nbformat.write(executed, folder / "runs" / "tiny" / "notebooks" / f"{name}.ipynb")
+        nbformat.write(executed, folder / "tiny" / "notebooks" / f"{name}.ipynb")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "runs", lambda *parts: (folder / "runs").joinpath(*parts))
-        return report.build("tiny", folder / "report", PAIRS, folder / "sources").parent
+        patch.setattr(paths, "runs", folder.joinpath)
+        patch.setattr(report, "source", lambda name: folder / f"{name}.ipynb")
+        patch.setattr(report, "ledger", lambda: PAIRS)
+        return report.build("tiny", folder / "report").parent
 
 
 def text(site: Path, name: str) -> str:

@@ -13,8 +13,9 @@ from markupsafe import Markup
 from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
+from holitom_repro import method_page
 from holitom_repro.explore.state import View
-from holitom_repro.method_page import ALONE, CARRIED, FATE_COLOURS, INK, MERGED, SEGMENT_COLOURS, STAMP, Outcome
+from holitom_repro.method_page import ALONE, CARRIED, FATE_COLOURS, MERGED, SEGMENT_COLOURS, Outcome
 from holitom_repro.style import MUTED, look
 
 COLUMN, PER_ROW, SCALE = 568, 8, 1.5  # CSS pixels of a side, small frames in a row, device pixels per CSS pixel
@@ -32,9 +33,10 @@ def draw(shown: View) -> str:
     film = shown.clip.frames
     high, wide = film.pixels.shape[1:3]
     height = round(min(318, COLUMN * high / wide))
-    names = {"INK": INK, "BLUE": BLUE, "ORANGE": ORANGE, "MUTED": MUTED, "STAMP": STAMP, "TINTS": TINTS}
+    level = (shown.outcomes[0].similarity.clip(0, 1) * 255).round().astype(int)
     return TEMPLATES.get_template("page.html.j2").render(
-        names | {"ALONE": ALONE, "MERGED": MERGED, "PER_ROW": PER_ROW},
+        {"BLUE": BLUE, "ORANGE": ORANGE, "MUTED": MUTED, "TINTS": TINTS, "PER_ROW": PER_ROW},
+        method=method_page,
         shown=shown,
         clip=shown.clip,
         seconds=film.seconds,
@@ -44,11 +46,10 @@ def draw(shown: View) -> str:
         large=(round(height * wide / high), height),
         every=-(-len(film) // 16),  # which times are written
         ramp=",".join(to_hex(colour) for colour in CIVIDIS[::-51]),
-        similarity=_similarity(shown.outcomes[0]),
+        similarity=_uri((CIVIDIS[level.T] * 255).astype(np.uint8), "png") if level.size else "",
         hue=lambda number: SEGMENT_COLOURS[number % len(SEGMENT_COLOURS)] if number >= 0 else "white",
         frame=_large,
         small=_small,
-        counts=_counts,
     )
 
 
@@ -118,19 +119,3 @@ def _frame(found: Outcome, t: int, picture: np.ndarray, width: float, height: fl
             size = min(8, 20.4 / len(number)) * across / 19
             body += f'<text x="{x:.1f}" y="{y + 0.36 * size:.1f}" font-size="{size:.1f}">{number}</text>'
     return Markup(f'<svg viewBox="0 0 {width} {height}">{body}</svg>')
-
-
-def _counts(found: Outcome, t: int) -> str:
-    """What becomes of the cells of one frame, in words."""
-    alone, merged, carried = (int(found.per_frame(fate)[t]) for fate in (ALONE, MERGED, CARRIED))
-    cells = found.size[t][found.fate[t] == MERGED].sum()
-    words = f"{alone + merged} tokens: {alone} as they are, {merged} standing for {cells} cells; {carried} merged "
-    return words + f"into others, {found.video.cells - alone - merged - carried} dropped"
-
-
-def _similarity(found: Outcome) -> str:
-    """One column of pixels per pair of frames, a row for every cell."""
-    if len(found.frames) == 1:
-        return ""
-    level = (found.similarity.clip(0, 1).T * 255).round().astype(int)
-    return _uri((CIVIDIS[level] * 255).astype(np.uint8), "png")
