@@ -44,7 +44,7 @@ def drawn() -> Clip:
     """Eight frames of noise with one cut, 4 x 6 cells: the first four frames are equal, and so are the others."""
     pixels = np.random.default_rng(0).integers(0, 255, (2, 48, 72, 3), dtype=np.uint8).repeat(4, axis=0)
     frames = Frames(pixels, np.arange(8), np.arange(8) / 2, 4.0, 8)
-    return Clip("drawn", frames, method_page.colour_features(pixels, (4, 6)), "noise")
+    return Clip(frames, method_page.colour_features(pixels, (4, 6)), "noise")
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,8 @@ def test_a_method_of_ones_own(noise, clip, monkeypatch):
     monkeypatch.setitem(METHODS, "mine", Twice)
     shown = view(State(frames=16, first=Side("mine"), second=None))
     assert shown.outcomes[0].segments[0] == (0, 1) and "mine</b>" in draw(shown)
+    monkeypatch.setitem(METHODS, "mine", METHODS["VisionZip"])
+    assert Explorer() and view(shown.state).outcomes[0].segments == ()
 
 
 @pytest.mark.parametrize("name", METHODS)

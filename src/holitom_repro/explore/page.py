@@ -12,7 +12,7 @@ from IPython.display import HTML, display
 
 from holitom.errors import KitError
 from holitom_repro.explore.drawing import draw
-from holitom_repro.explore.state import CLIPS, LAYERS, METHODS, STAGES, Side, State, view
+from holitom_repro.explore.state import CLIPS, LAYERS, METHODS, STAGES, Side, State, answer, outcome, view
 
 NONE = "none: one setting alone"
 ALERT = "border-left:4px solid #D55E00;background:#FCEDE3;color:#222;padding:8px 12px;margin:4px 0"
@@ -25,6 +25,8 @@ class Explorer:
 
     def __init__(self, state: State | None = None) -> None:
         self.state = state or State()
+        for remembered in (outcome, answer):
+            remembered.cache_clear()  # a method of one's own may have been written anew
 
     def _ipython_display_(self) -> None:
         kernel = getattr(get_ipython(), "kernel", None)
@@ -36,7 +38,7 @@ class Explorer:
     @cached_property
     def page(self) -> ui.VBox:
         """The widgets; every change of one draws anew."""
-        start, own = self.state, self.state.clip not in CLIPS.values()
+        start, own = self.state, self.state.clip not in CLIPS
         self.clip = _control(ui.Dropdown, "Video", "three_shots" if own else start.clip, options=CLIPS)
         hint = {"placeholder": "or the path of a video file of your own, then Enter", "continuous_update": False}
         self.path = _control(ui.Text, "File", start.clip if own else "", **hint)

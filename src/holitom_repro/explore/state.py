@@ -44,15 +44,9 @@ STAGES: dict[str, Callable[..., Inner] | None] = {
     "merge": partial(methods.HoliTomMerge, causal=False, include_newlines=True),  # HoliTom's, as released
     "drop": methods.FastV,
 }
-TINY = {
-    "tiny_actions": "objects that move and change",
-    "tiny_ego": "a gliding camera",
-    "tiny_long": "a long video with cuts",
-    "tiny_general": "scenes of every kind",
-}
-CLIPS = {"three_shots.mp4: three shots of a film": "three_shots"}
-CLIPS |= {f"tiny world: {what}, no. {k}": f"{name}/{k:03d}" for name, what in TINY.items() for k in range(3)}
-"""What the page calls every clip that comes with the kit -> its name."""
+TINY = ("tiny_actions", "tiny_ego", "tiny_long", "tiny_general")
+CLIPS = ["three_shots", *(f"{benchmark}/{number:03d}" for benchmark in TINY for number in range(3))]
+"""That come with the kit: shots of a film, and clips of the tiny world."""
 SHAPE = LLM_SHAPES["ov-7b"]
 LAYERS, FULL = SHAPE.layers, 32 * 196  # of LLaVA-OneVision-7B: layers, visual tokens of 32 frames
 FRAMES = 32  # that the tiny model was trained on
@@ -105,7 +99,7 @@ class Side:
 
 @dataclass(frozen=True)
 class State:
-    """Everything the page depends on. clip: a name in CLIPS, or the path of a video file; frames: how many are sampled;
+    """Everything the page depends on. clip: one of CLIPS, or the path of a video file; frames: how many are sampled;
     focus: the frame that is drawn large, from 0; question: which question about a clip of the tiny world; second: None
     shows one setting alone."""
 
@@ -122,7 +116,6 @@ class Clip:
     """A video that is ready to be reduced. note: what its features are; questions: text and right answer of each, for
     the tiny world's clips, which alone the tiny model knows how to answer."""
 
-    title: str
     frames: Frames
     video: VideoFeatures
     note: str
@@ -157,13 +150,13 @@ def view(state: State) -> View:
 
 @lru_cache(maxsize=12)
 def open_clip(name: str, frames: int = FRAMES) -> Clip:
-    """A clip of CLIPS by its name, else the video file at that path. Raises BadVideo (missing, broken, smaller than the
+    """One of CLIPS, else the video file at that path. Raises BadVideo (missing, broken, smaller than the
     grid) and BadUsage (frames < 1)."""
-    if name in CLIPS.values() and name != "three_shots":
+    if name in CLIPS[1:]:
         return _tiny_clip(*name.split("/"), frames)
     path = paths.data("videos", "three_shots.mp4") if name == "three_shots" else Path(name).expanduser()
     sampled = load_frames(path, frames)
-    return Clip(path.name, sampled, colour_features(sampled.pixels), NO_MODEL)
+    return Clip(sampled, colour_features(sampled.pixels), NO_MODEL)
 
 
 def _tiny_clip(benchmark: str, number: str, frames: int) -> Clip:
@@ -173,7 +166,7 @@ def _tiny_clip(benchmark: str, number: str, frames: int) -> Clip:
         (encoded,) = adapter_for(model).encode([processor.pixels(sampled.pixels)], frozenset({"saliency", "keys"}))
     asked = benchmarks.draw(benchmark, int(number))[1] if frames == FRAMES else []
     questions = tuple((question.text, question.answer) for question in asked)
-    return Clip(f"{benchmark} no. {int(number)}", sampled, encoded, "tiny tier: features of the tiny model", questions)
+    return Clip(sampled, encoded, "tiny tier: features of the tiny model", questions)
 
 
 @lru_cache(maxsize=128)
