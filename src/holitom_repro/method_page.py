@@ -97,7 +97,7 @@ class Outcome:
         """[T] how many cells of each frame met ``fate``."""
         return (self.fate == fate).sum(1)
 
-    @property
+    @cached_property
     def segment_of(self) -> np.ndarray:
         """[T] the number of every frame's segment, from 0; -1 where there are none."""
         begins = [first for first, _ in self.segments]

@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
 from holitom_repro import method_page
-from holitom_repro.explore.state import View
+from holitom_repro.explore.state import Clip, View
 from holitom_repro.method_page import ALONE, CARRIED, FATE_COLOURS, MERGED, SEGMENT_COLOURS, Outcome
 from holitom_repro.style import MUTED, look
 
@@ -75,24 +75,25 @@ def paint(pictures: np.ndarray, found: Outcome, frames: slice, line: int) -> np.
     return out
 
 
-def _large(found: Outcome, t: int, width: int, height: int) -> Markup:
-    picture = _resized(found.frames.pixels[t], found.video.grid, width, height)
+def _large(clip: Clip, found: Outcome, t: int, width: int, height: int) -> Markup:
+    picture = _resized(clip, t, width, height)
     return _frame(found, t, paint(picture[None], found, slice(t, t + 1), 2)[0], width, height, 19)
 
 
 @lru_cache(maxsize=64)
-def _small(found: Outcome) -> list[Markup]:
+def _small(clip: Clip, found: Outcome) -> list[Markup]:
     """Every frame, small."""
-    pixels, wide = found.frames.pixels, (COLUMN - 6 * (PER_ROW - 1)) / PER_ROW
+    pixels, wide = clip.frames.pixels, (COLUMN - 6 * (PER_ROW - 1)) / PER_ROW
     high = round(wide * pixels.shape[1] / pixels.shape[2], 1)
-    pictures = np.stack([_resized(picture, found.video.grid, wide, high) for picture in pixels])
+    pictures = np.stack([_resized(clip, t, wide, high) for t in range(len(pixels))])
     painted = paint(pictures, found, slice(None), 0)
     return [_frame(found, t, picture, wide, high, 8) for t, picture in enumerate(painted)]
 
 
-def _resized(picture: np.ndarray, grid: tuple[int, int], width: float, height: float) -> np.ndarray:
-    """About this size in CSS pixels, its sides multiples of the grid in pixels of the device."""
-    rows, columns = grid
+@lru_cache(maxsize=512)
+def _resized(clip: Clip, t: int, width: float, height: float) -> np.ndarray:
+    """Frame ``t`` in about this size in CSS pixels, its sides multiples of the grid in pixels of the device."""
+    picture, (rows, columns) = clip.frames.pixels[t], clip.video.grid
     size = columns * max(1, round(width * SCALE / columns)), rows * max(1, round(height * SCALE / rows))
     way = Image.Resampling.NEAREST if size[0] >= 2 * picture.shape[1] else Image.Resampling.LANCZOS
     return np.asarray(Image.fromarray(picture).resize(size, way, reducing_gap=2.0))
