@@ -19,7 +19,7 @@ FLOORS = {
         ["__init__"],
     ],
     "holitom_repro": [
-        ["paths", "code", "machine"],
+        ["paths", "code", "machine", "sources"],
         ["papers", "records"],
         ["evaluation", "timing"],
         ["tiny", "paper_tier"],

@@ -2,7 +2,7 @@
 answer."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ from holitom.models.inputs import VideoProcessor, load_model
 from holitom.types import VideoFeatures, check_budget
 from holitom.video import load_frames
 from holitom_repro import method_page, paths
-from holitom_repro.method_page import ALONE, CARRIED, DROPPED, MERGED, Walk
+from holitom_repro.method_page import ALONE, CARRIED, DROPPED, MERGED
 from holitom_repro.style import save_figure
 
 MODEL = "a LLaVA-OneVision checkpoint; without one cells are told by their colours"
@@ -36,48 +36,40 @@ def demo(
     check_budget(budget)
     if question and not model:
         raise BadUsage("a question needs a model to answer it", fix="add --model, or leave --question out")
-    path, method, note = clip or paths.data("videos", "three_shots.mp4"), HoliTom(tau=tau), method_page.NO_MODEL
-    sampled, answer = load_frames(path, frames), ""
+    path, method, note, answer = clip or paths.data("videos", "three_shots.mp4"), HoliTom(tau), method_page.NO_MODEL, ""
+    film = load_frames(path, frames)
     if model:
-        features, answer = _with_model(model, sampled.pixels, method, budget, question)
+        features, answer = _with_model(model, film.pixels, method, budget, question)
         note = f"features of {Path(model).name}"
     else:
-        features = method_page.colour_features(sampled.pixels)
-    seen = method_page.walk(sampled, features, method, budget)
-    title = f"HoliTom on {path.name}: {len(sampled)} frames, budget {100 * budget:.3g} %"
+        features = method_page.colour_features(film.pixels)
+    seen, cut = method_page.walk(film, features, method, budget), method.segments(features)
+    title = f"HoliTom on {path.name}: {len(film)} frames, budget {100 * budget:.3g} %"
     plain = [text.replace("$", r"\$") for text in (title, note)]  # between two of them matplotlib reads formulas
     figure, table = method_page.method_figure(seen, *plain), method_page.frame_table(seen)
-    print(*report(seen), sep="\n")
+
+    alone, merged, carried, dropped = (int(seen.per_frame(fate).sum()) for fate in (ALONE, MERGED, CARRIED, DROPPED))
+    total, (rows, columns) = seen.owner.size, features.grid
+    spans = ", ".join(f"S{n} {film.seconds[a]:.1f}-{film.seconds[b]:.1f} s" for n, (a, b) in enumerate(cut.pairs, 1))
+    length = f"{len(film)} of {film.total} frames, {film.duration:.1f} s"
+    print(f"video        {length}, {rows}x{columns} cells each: {total} tokens")
+    print(f"segments     {len(cut)}: {spans}")
+    print(f"static       merging over time alone removes {cut.removed} tokens ({cut.removed / total:.1%})")
+    print(f"kept         {len(seen.kept)} tokens: {merged} merged static, {alone} as they are")
+    print(f"not kept     {carried} static cells carried by merged tokens, {dropped} cells dropped")
+    print(f"budget       asked {budget:.2%}, realised {seen.realised:.2%}")
+    for words in film.notes:
+        print(f"note         {words}")
     if question:
         print(f"question     {question}\nanswer       {answer}")
     print(f"picture      {save_figure(figure, f'demo_{path.stem}', table, 'tiny', out)}")
     return 0
 
 
-def report(seen: Walk) -> list[str]:
-    """The numbers behind the picture, one per line."""
-    frames, total, (rows, columns), cut = seen.frames, seen.fate.size, seen.video.grid, seen.segments
-    alone, merged, carried, dropped = (int(seen.per_frame(fate).sum()) for fate in (ALONE, MERGED, CARRIED, DROPPED))
-    times = [(frames.seconds[first], frames.seconds[last], last - first + 1) for first, last in cut.pairs]
-    spans = ", ".join(f"S{number} {a:.1f}-{b:.1f} s ({many})" for number, (a, b, many) in enumerate(times, start=1))
-    return [
-        f"video        {len(frames)} of {frames.total} frames, {frames.duration:.1f} s, {rows}x{columns} cells each: "
-        f"{total} tokens",
-        f"segments     {len(cut)}: {spans}",
-        f"static       merging over time alone removes {cut.removed} tokens ({cut.removed / total:.1%})",
-        f"kept         {len(seen.kept)} tokens: {merged} merged static, {alone} as they are",
-        f"not kept     {carried} static cells carried by merged tokens, {dropped} cells dropped",
-        f"budget       asked {seen.budget:.2%}, realised {seen.realised:.2%} (rounded per frame and per segment, as in "
-        "the release)",
-        *(f"note         {note}" for note in frames.notes),
-    ]
-
-
 def _with_model(path: str, pixels: Any, method: HoliTom, budget: float, question: str) -> tuple[VideoFeatures, str]:
     """The features that a checkpoint gives, and its answer under the same reduction when a question is asked."""
-    gpu = torch.cuda.is_available()
     processor, answer = VideoProcessor.from_pretrained(path), ""
-    model = load_model(path, torch.bfloat16 if gpu else torch.float32)
+    model = load_model(path, torch.bfloat16 if torch.cuda.is_available() else torch.float32)
     inputs = {name: value.to(model.device) for name, value in processor(pixels, question or "What happens?").items()}
     with torch.no_grad(), reduce_tokens(model, outer=method, budget=budget) as run:
         found = run.encode(inputs.pop("pixel_values_videos").to(model.dtype))
@@ -85,9 +77,8 @@ def _with_model(path: str, pixels: Any, method: HoliTom, budget: float, question
             run.provide(found)
             output = model.generate(**inputs, do_sample=False, max_new_tokens=128)[0, inputs["input_ids"].shape[1] :]
             answer = str(processor.tokenizer.decode(output, skip_special_tokens=True)).strip()
-    values = {field.name: getattr(found[0], field.name) for field in fields(found[0])}
-    on_host = {name: value.float().cpu() if torch.is_tensor(value) else value for name, value in values.items()}
-    return VideoFeatures(**on_host), answer
+    on_host = {name: value.float().cpu() for name, value in vars(found[0]).items() if torch.is_tensor(value)}
+    return replace(found[0], **on_host), answer
 
 
 def main(words: Sequence[str] = ()) -> int:

@@ -1,7 +1,8 @@
-"""HoliTom's stage before the language model on one video, in pictures. ``walk`` runs the method and keeps its steps;
-every ``draw_*`` puts one of them on axes of your own, and ``method_figure`` is the whole page."""
+"""What a stage before the language model does to one video. ``walk`` runs any method; every ``draw_*`` puts one step of
+HoliTom's on axes of your own, and ``method_figure`` is the whole page."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import matplotlib.style
 import numpy as np
@@ -15,11 +16,11 @@ from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
 from holitom.errors import BadVideo
-from holitom.methods.holitom import HoliTom
-from holitom.ops.segments import Segments, above
+from holitom.ops.segments import above
 from holitom.ops.tensors import neighbour_cosine
-from holitom.types import TokenSet, VideoFeatures
+from holitom.types import Outer, TokenSet, VideoFeatures
 from holitom.video import Frames
+from holitom_repro.sources import NOBODY, reduce_with_sources
 from holitom_repro.style import MUTED
 
 DROPPED, CARRIED, ALONE, MERGED = range(4)
@@ -60,61 +61,97 @@ def colour_features(pixels: np.ndarray, grid: tuple[int, int] = (14, 14)) -> Vid
     return VideoFeatures(tokens, grid, saliency=saliency, keys=tokens, frame_embed=tokens.mean(1))
 
 
-@dataclass(frozen=True)
-class Walk:
-    """What happened to every cell of a video. edges: [T + 1] borders of the time that each frame stands for (seconds);
-    similarity: [T - 1, N] cosine with the same cell of the next frame; above_tau: [T - 1] share of the cells that count
-    as unchanged; segment_of: [T] from 0; fate: [T, N] one of DROPPED, CARRIED, ALONE, MERGED; size: [T, N] source
-    tokens behind each kept token, 0 elsewhere."""
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a method does to every cell of a video. owner: [T, N] the kept token that each cell went into, or NOBODY;
+    segments: first and last frame of each (none: the method has no notion of time)."""
 
     frames: Frames
     video: VideoFeatures
-    method: HoliTom
+    method: Outer
     budget: float
-    edges: np.ndarray
-    similarity: np.ndarray
-    above_tau: np.ndarray
-    segments: Segments
-    segment_of: np.ndarray
     kept: TokenSet
-    fate: np.ndarray
-    size: np.ndarray
+    owner: np.ndarray
+    segments: tuple[tuple[int, int], ...]
 
     @property
     def realised(self) -> float:
-        """Share of the visual tokens that survive; the release's rounding makes it differ from the budget."""
-        return len(self.kept) / self.fate.size
+        """Share of the visual tokens that survive; rounding makes it differ from the budget."""
+        return len(self.kept) / self.owner.size
+
+    @cached_property
+    def size(self) -> np.ndarray:
+        """[T, N] how many cells the token kept here stands for, itself included; 0 where none is kept."""
+        size = np.zeros_like(self.owner)
+        counts = np.bincount(self.owner[self.owner != NOBODY], minlength=len(self.kept))
+        size[self.kept.frame, self.kept.cell] = counts
+        return size
+
+    @cached_property
+    def fate(self) -> np.ndarray:
+        """[T, N] DROPPED, CARRIED, ALONE or MERGED."""
+        gone = np.where(self.owner == NOBODY, DROPPED, CARRIED)
+        return np.where(self.size == 0, gone, np.where(self.size == 1, ALONE, MERGED))
 
     def per_frame(self, fate: int) -> np.ndarray:
         """[T] how many cells of each frame met ``fate``."""
         return (self.fate == fate).sum(1)
 
+    @cached_property
+    def segment_of(self) -> np.ndarray:
+        """[T] the number of every frame's segment, from 0; -1 where there are none."""
+        begins = [first for first, _ in self.segments]
+        return np.searchsorted(begins, np.arange(len(self.owner)), side="right") - 1
 
-def walk(frames: Frames, video: VideoFeatures, method: HoliTom, budget: float) -> Walk:
-    """Run the method and lay open its steps; these come from the operations that the method itself calls."""
-    segments, kept, seconds = method.segments(video), method(video, budget), frames.seconds
-    half = np.diff(seconds) / 2 if len(seconds) > 1 else np.array([0.5])
-    edges = np.r_[seconds[0] - half[0], seconds[1:] - half[: len(seconds) - 1], seconds[-1] + half[-1]]
-    number = np.arange(len(segments)).repeat(segments.lengths)
-    static = segments.static[number]
-    size = np.zeros(static.shape, dtype=np.int64)
-    size[kept.frame.cpu().numpy(), kept.cell.cpu().numpy()] = 1 if kept.size is None else kept.size.cpu().numpy()
-    fate = np.where(size > 0, np.where(static & (size > 1), MERGED, ALONE), np.where(static, CARRIED, DROPPED))
-    cosine = neighbour_cosine(video.tokens).cpu()
-    unchanged = above(cosine, method.tau).double().mean(1).numpy()
-    return Walk(frames, video, method, budget, edges, cosine.numpy(), unchanged, segments, number, kept, fate, size)
+    @cached_property
+    def similarity(self) -> np.ndarray:
+        """[T - 1, N] cosine of every cell with the same cell of the next frame."""
+        return neighbour_cosine(self.video.tokens).numpy()
+
+    @property
+    def edges(self) -> np.ndarray:
+        """[T + 1] borders of the time that each frame stands for, in seconds."""
+        seconds = self.frames.seconds
+        half = np.diff(seconds) / 2 if len(seconds) > 1 else np.array([0.5])
+        return np.r_[seconds[0] - half[0], seconds[1:] - half[: len(seconds) - 1], seconds[-1] + half[-1]]
 
 
-def frame_table(seen: Walk) -> pd.DataFrame:
+def walk(frames: Frames, video: VideoFeatures, method: Outer, budget: float) -> Outcome:
+    """Run a method and see where every token went; any method, for none is asked."""
+    kept, owner = reduce_with_sources(method, video, budget)
+    return Outcome(frames, video, method, budget, kept, owner.numpy(), _segments(method, video, owner.numpy()))
+
+
+def _segments(method: Outer, video: VideoFeatures, owner: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """The method's own segments where it tells them; else the stretches of frames that no token reaches beyond."""
+    frames, cells = owner.shape
+    if callable(own := getattr(method, "segments", None)):
+        found = own(video)
+        ends = np.cumsum(getattr(found, "lengths", found)).tolist()
+    else:
+        reach = pd.Series(np.arange(owner.size) // cells).groupby(owner.ravel()).agg(["min", "max"])
+        first, last = reach.drop(index=NOBODY, errors="ignore").to_numpy().T
+        ends = [t for t in range(1, frames) if not ((first < t) & (t <= last)).any()] + [frames]
+        if len(ends) == frames:  # every frame on its own
+            return ()
+    return tuple(zip([0, *ends[:-1]], [end - 1 for end in ends], strict=True))
+
+
+def _above_tau(seen: Outcome) -> np.ndarray:
+    """[T - 1] share of the cells that HoliTom counts as unchanged."""
+    return above(torch.from_numpy(seen.similarity), seen.method.tau).double().mean(1).numpy()
+
+
+def frame_table(seen: Outcome) -> pd.DataFrame:
     """One row per frame: seconds, segment (from 1), similarity to the next frame, share above tau, cells by fate."""
     columns = {"frame": np.arange(len(seen.frames)), "seconds": seen.frames.seconds, "segment": seen.segment_of + 1}
-    after = {"mean_similarity_to_next": seen.similarity.mean(1), "share_above_tau": seen.above_tau}
+    after = {"mean_similarity_to_next": seen.similarity.mean(1), "share_above_tau": _above_tau(seen)}
     columns |= {name: np.append(values, np.nan) for name, values in after.items()}
     fates = {"dropped": DROPPED, "carried": CARRIED, "as_they_are": ALONE, "merged": MERGED}
     return pd.DataFrame(columns | {name: seen.per_frame(fate) for name, fate in fates.items()})
 
 
-def draw_similarity(ax: Axes, seen: Walk) -> None:
+def draw_similarity(ax: Axes, seen: Outcome) -> None:
     """Cosine of every cell with the same cell of the next frame, cells in raster order."""
     rows, columns = seen.video.grid
     ax.set_title("Similarity of each cell to the next frame", pad=16)
@@ -131,15 +168,15 @@ def draw_similarity(ax: Axes, seen: Walk) -> None:
     _over_time(ax, seen)
 
 
-def draw_share(ax: Axes, seen: Walk) -> None:
+def draw_share(ax: Axes, seen: Outcome) -> None:
     """The share of cells above tau: tau acts cell by cell, never on a mean."""
     ax.set(xlabel="time (s)", ylabel=f"cells above\nτ = {seen.method.tau:g} (%)", ylim=(-4, 104))
     if len(seen.similarity):
-        ax.plot(seen.edges[1:-1], 100 * seen.above_tau, color=INK, marker="o", markersize=3, lw=1.2)
+        ax.plot(seen.edges[1:-1], 100 * _above_tau(seen), color=INK, marker="o", markersize=3, lw=1.2)
     _cuts(ax, seen)
 
 
-def draw_fates(ax: Axes, seen: Walk) -> None:
+def draw_fates(ax: Axes, seen: Outcome) -> None:
     """What becomes of every cell of every frame, hatched as on the frames."""
     ax.set_title("What becomes of each cell", pad=16)
     ax.set_ylabel("cell (raster order)")
@@ -151,7 +188,7 @@ def draw_fates(ax: Axes, seen: Walk) -> None:
     _over_time(ax, seen)
 
 
-def draw_counts(ax: Axes, seen: Walk) -> None:
+def draw_counts(ax: Axes, seen: Outcome) -> None:
     """Surviving tokens per frame; a merged token is counted at the first frame of its segment."""
     centre, wide = (seen.edges[1:] + seen.edges[:-1]) / 2, np.diff(seen.edges) * 0.86
     alone, merged = seen.per_frame(ALONE), seen.per_frame(MERGED)
@@ -163,12 +200,12 @@ def draw_counts(ax: Axes, seen: Walk) -> None:
     _cuts(ax, seen)
 
 
-def _over_time(ax: Axes, seen: Walk) -> None:
+def _over_time(ax: Axes, seen: Outcome) -> None:
     """The limits of a panel of cells, and above it a coloured band with the name of every segment."""
     edges, across = seen.edges, ax.get_xaxis_transform()
     ax.grid(visible=False)
     ax.set(xlim=(edges[0], edges[-1]), ylim=(seen.video.cells, 0))
-    for number, (first, last) in enumerate(seen.segments.pairs):
+    for number, (first, last) in enumerate(seen.segments):
         left, wide = edges[first], edges[last + 1] - edges[first]
         look = {"facecolor": SEGMENT_COLOURS[number % len(SEGMENT_COLOURS)], "edgecolor": "white", "lw": 1}
         ax.add_patch(Rectangle((left, 1.005), wide, 0.065, transform=across, clip_on=False, **look))
@@ -178,9 +215,9 @@ def _over_time(ax: Axes, seen: Walk) -> None:
     _cuts(ax, seen)
 
 
-def _cuts(ax: Axes, seen: Walk) -> None:
+def _cuts(ax: Axes, seen: Outcome) -> None:
     """A dashed line where a segment begins, dark on light ground and with a light edge on dark ground."""
-    for first in seen.segments.first[1:]:
+    for first, _ in seen.segments[1:]:
         ax.axvline(seen.edges[first], color="white", lw=2.6, zorder=1.8)
         ax.axvline(seen.edges[first], color=INK, lw=1.2, ls=(0, (4, 2)), zorder=1.9)  # under a curve
 
@@ -191,7 +228,7 @@ def _hatched(colours: np.ndarray, carried: np.ndarray, gap: int) -> np.ndarray:
     return np.where(line[..., None], 0.4 * colours + 0.6 * 255, colours).astype(np.uint8)
 
 
-def draw_tokens(ax: Axes, seen: Walk, t: int, numbers: float | int = 0) -> None:
+def draw_tokens(ax: Axes, seen: Outcome, t: int, numbers: float | int = 0) -> None:
     """Frame ``t`` with its tokens: kept as it is = full colour and an orange border; merged = a blue disc, with the
     count of tokens that it stands for in ``numbers`` points (0: none); static and carried by a disc = tinted and
     hatched; dropped = faded. Above it the time, and the segment with its colour."""
@@ -224,7 +261,7 @@ def draw_tokens(ax: Axes, seen: Walk, t: int, numbers: float | int = 0) -> None:
     ax.set_axis_off()
 
 
-def draw_frames(fig: FigureBase, seen: Walk, shown: list[int], columns: int = 8) -> None:
+def draw_frames(fig: FigureBase, seen: Outcome, shown: list[int], columns: int = 8) -> None:
     """The frames ``shown`` with their tokens, and a legend; four or fewer in a row have room for numbers."""
     axes = fig.subplots(-(-len(shown) // columns), columns, squeeze=False).ravel()
     for ax, t in zip(axes, shown, strict=False):
@@ -238,7 +275,7 @@ def draw_frames(fig: FigureBase, seen: Walk, shown: list[int], columns: int = 8)
     fig.legend(handles=marks, loc="outside lower center", ncols=4, fontsize=8, handlelength=1.4, frameon=False)
 
 
-def method_figure(seen: Walk, title: str = "", note: str = NO_MODEL) -> Figure:
+def method_figure(seen: Outcome, title: str = "", note: str = NO_MODEL) -> Figure:
     """The whole method on one page, at most 32 frames of it, evenly chosen. note: what the features are."""
     shown = sorted({int(t) for t in np.linspace(0, len(seen.frames) - 1, min(32, len(seen.frames)))})
     high, wide = seen.frames.pixels.shape[1:3]

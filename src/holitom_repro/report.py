@@ -1,56 +1,43 @@
 """Pages that open from disk: one for every notebook as it was executed here, and a start page with every claim.
 
-nbconvert makes the cells (CELLS), report.html.j2 the start page and the frame around all. A page needs nothing of the
-network, and no other file.
+nbconvert makes the cells, report.html.j2 the start page and the frame around all. A page needs nothing of the network,
+and no other file.
 """
 
 import base64
 import json
 import logging
 import re
-import shutil
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import nbformat
 from markupsafe import Markup
+from nbconvert import HTMLExporter
 
 from holitom import __version__
-from holitom.errors import BadUsage
 from holitom_repro import paths
+from holitom_repro.claims import ledger
 from holitom_repro.notebooks import NOTEBOOKS, Notebook, source
+from holitom_repro.style import TIERS, VERDICTS
 
-MARK = "holitom-report.txt"
 KINDS = {
     "checked": "Calculated from printed numbers",
     "score": "Scores of the papers' models",
     "time": "Times of the papers' models",
     "trend": "Trends on the tiny model, which say nothing about those scores",
 }
-CELLS = r"""{%- extends 'base/display_priority.j2' -%}
-{%- macro box(kind) -%}
-<div class="box light" role="group" tabindex="0" aria-label="{{ kind }}">{{ caller() }}</div>
-{%- endmacro -%}
-{%- block markdowncell scoped -%}<div class="prose">{{ cell.source | markdown2html }}</div>{%- endblock -%}
+CELLS = """{%- extends 'classic/base.html.j2' -%}
 {%- block input -%}
 <details{% if 'parameters' in cell.metadata.get('tags', []) %} open{% endif %}><summary>code</summary>
 {{ cell.source | highlight_code(metadata=cell.metadata) }}</details>
 {%- endblock input -%}
-{%- block execute_result scoped -%}{{ self.display_data() }}{%- endblock execute_result -%}
-{%- block stream -%}<pre class="said">{{ output.text | strip_ansi | e }}</pre>{%- endblock stream -%}
-{%- block error -%}<pre class="said failed">{{ output.traceback | join('\n') | strip_ansi | e }}</pre>{%- endblock -%}
-{%- block data_png scoped -%}{%- call box('figure') -%}
-<img src="data:image/png;base64,{{ output.data['image/png'] }}" alt="{{ output.metadata.alt | e }}">
-{%- endcall -%}{%- endblock data_png -%}
-{%- block data_html scoped -%}{%- call box('table') -%}{{ output.data['text/html'] }}{%- endcall -%}{%- endblock -%}
-{%- block data_markdown scoped -%}<div class="prose">{{ output.data['text/markdown'] | markdown2html }}</div>
-{%- endblock -%}
-{%- block data_text scoped -%}<pre class="said">{{ output.data['text/plain'] | strip_ansi | e }}</pre>{%- endblock -%}
 """
+"""nbconvert's plainest cells, with the code folded away, except for the parameters."""
 
 
 @dataclass(frozen=True)
@@ -65,47 +52,28 @@ class Page:
     failed: bool
 
 
-def build(tier: str, out: Path, pairs: Sequence[tuple[Any, Any]] | None = None, folder: Path | None = None) -> Path:
-    """Write the pages of a tier to the folder ``out``, all of them or none; returns the start page.
-
-    pairs: (claim, verdict), by default ``claims.ledger()``; folder: of the notebooks. BadUsage where ``out`` holds
-    anything else.
-    """
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file()):
-        raise BadUsage(f"{out} holds something else, and a report replaces it", fix="name a new folder: --out DIR")
-    if pairs is None:
-        from holitom_repro.claims import ledger
-
-        pairs = ledger()
-    pages = [_page(NOTEBOOKS[name], tier, folder) for name in sorted(NOTEBOOKS)]
-    draft = out.with_name(f".{out.name}.new")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+def build(tier: str, out: Path) -> Path:
+    """Write the pages of a tier into the folder ``out``; returns the start page."""
+    pages = [_page(NOTEBOOKS[name], tier) for name in sorted(NOTEBOOKS)]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     template = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html.j2")
-    made = (
-        f"{tier} tier · HoliTom, reproduced, {__version__} (Apache-2.0) · built {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    )
+    made = f"HoliTom, reproduced, {__version__} (Apache-2.0) · built {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    out.mkdir(parents=True, exist_ok=True)
 
-    def write(name: str, **values: Any) -> None:
-        (draft / name).write_text(template.render(pages=pages, footer=made, **values), encoding="utf-8")
+    def write(name: str, **values: Any) -> Path:
+        text = template.render(pages=pages, footer=f"{tier} tier · {made}", **values)
+        (out / f"{name}.html").write_text(text, encoding="utf-8")
+        return out / f"{name}.html"
 
-    try:
-        for page in pages:
-            write(f"{page.notebook.name}.html", title=page.notebook.command, page=page, body=Markup(body(page.cells)))
-        write("index.html", title="every claim", page=None, **_start(tier, pairs))
-        (draft / MARK).write_text("Made by ./reproduce.sh report, which replaces this folder.\n", encoding="utf-8")
-        shutil.rmtree(out, ignore_errors=True)
-        draft.rename(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return out / "index.html"
+    for page in pages:
+        write(page.notebook.name, title=page.notebook.command, page=page, body=Markup(body(page.cells)))
+    return write("index", title="every claim", page=None, **_start(tier))
 
 
-def _page(notebook: Notebook, tier: str, folder: Path | None) -> Page:
+def _page(notebook: Notebook, tier: str) -> Page:
     line = f"./reproduce.sh {notebook.command}" + (f" --tier {tier}" if tier != "tiny" else "")
     copy = paths.runs(tier, "notebooks", f"{notebook.name}.ipynb")
-    path = copy if copy.is_file() else source(notebook.name, folder)
+    path = copy if copy.is_file() else source(notebook.name)
     cells = json.loads(path.read_text(encoding="utf-8"))
     run = cells["metadata"].get("papermill") or {}
     return Page(notebook, line, cells, (run.get("end_time") or "")[:16].replace("T", " "), bool(run.get("exception")))
@@ -113,11 +81,9 @@ def _page(notebook: Notebook, tier: str, folder: Path | None) -> Page:
 
 def body(notebook: dict[str, Any]) -> str:
     """The cells as HTML: without progress bars, widgets and the place of the checkout, links from page to page."""
-    import nbformat
-    from nbconvert import HTMLExporter
-
     said = json.dumps(notebook).replace(json.dumps(f"{paths.root()}/")[1:-1], "")
     node, heading = nbformat.reads(said, as_version=4), ""
+    node.metadata.pop("widgets", None)
     for cell in node.cells:
         if cell.cell_type == "markdown":
             heading = (re.findall(r"^#+ (.+)$", cell.source, flags=re.MULTILINE) or [heading])[-1]
@@ -128,13 +94,13 @@ def body(notebook: dict[str, Any]) -> str:
             output.metadata = {"alt": f"Figure: {heading}"}
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     logging.getLogger("traitlets").setLevel(logging.ERROR)
-    return HTMLExporter(raw_template=CELLS, anchor_link_text="").from_notebook_node(node)[0]
+    plain = {"exclude_input_prompt": True, "exclude_output_prompt": True, "anchor_link_text": ""}
+    return HTMLExporter(template_name="basic", raw_template=CELLS, **plain).from_notebook_node(node)[0]
 
 
-def _start(tier: str, pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+def _start(tier: str) -> dict[str, Any]:
     """What the start page shows: look: verdict -> glyph and class; counts: of each kind of claim."""
-    from holitom_repro.style import TIERS, VERDICTS
-
+    pairs = ledger()
     css = {"✓": "good", "✗": "bad", "≈": "undecided", "?": "undecided"}
     picture = paths.figures(tier, "fig_tradeoff.png")
     figure = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}" if picture.is_file() else ""

@@ -4,14 +4,13 @@ import shutil
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from holitom.errors import BadUsage, BadVideo
 from holitom.methods.holitom import HoliTom
 from holitom.video import load_frames
 from holitom_repro import demo, method_page, paths
-from holitom_repro.method_page import ALONE, CARRIED, DROPPED, FATE_COLOURS, MERGED
+from holitom_repro.method_page import ALONE, CARRIED, DROPPED, MERGED
 from holitom_repro.tiny.benchmarks import write_video
 
 CLIP = paths.data("videos", "three_shots.mp4")
@@ -23,19 +22,15 @@ def seen():
     return method_page.walk(frames, method_page.colour_features(frames.pixels), HoliTom(tau=0.8), 0.1)
 
 
-def test_segments_begin_at_the_cuts(seen):
-    begins = seen.frames.seconds[seen.segments.first]
-    before = seen.frames.seconds[seen.segments.first - 1]
-    for cut in (4.0, 9.2):
-        assert ((before < cut) & (cut <= begins)).any()
-
-
-def test_every_cell_has_one_fate_and_every_token_is_drawn_once(seen):
+def test_segments_begin_at_the_cuts_and_carry_what_is_static(seen):
+    cut = seen.method.segments(seen.video)
+    assert list(seen.segments) == cut.pairs
+    for second in (4.0, 9.2):
+        assert np.searchsorted(seen.frames.seconds, second) in cut.first
     counts = [int(seen.per_frame(fate).sum()) for fate in (DROPPED, CARRIED, ALONE, MERGED)]
-    assert sum(counts) == seen.fate.size == 32 * 196
-    assert counts[ALONE] + counts[MERGED] == len(seen.kept) == (seen.size > 0).sum()
-    assert np.flatnonzero(seen.per_frame(MERGED)).tolist() == seen.segments.first.tolist()
-    assert seen.size[seen.fate == MERGED].sum() == seen.segments.static[seen.segment_of].sum(), "all static cells"
+    assert sum(counts) == 32 * 196 and counts[ALONE] + counts[MERGED] == len(seen.kept)
+    assert np.flatnonzero(seen.per_frame(MERGED)).tolist() == cut.first.tolist()
+    assert (np.isin(seen.fate, (MERGED, CARRIED)) == cut.static[seen.segment_of]).all(), "all static cells"
 
 
 def test_the_table_is_what_is_drawn(seen):
@@ -49,22 +44,20 @@ def test_the_table_is_what_is_drawn(seen):
     assert ax.lines[0].get_ydata() == pytest.approx(100 * share), "tau acts on cells, never on a mean"
 
 
-def test_fates_have_their_colours_and_a_hatch_only_where_cells_are_carried(seen):
+def test_only_carried_cells_are_hatched(seen):
     ax = Figure().subplots()
     method_page.draw_fates(ax, seen)
     pixels = np.asarray(ax.images[0].get_array())
     rows = np.arange(len(pixels)) * 196 // len(pixels)
     t = np.searchsorted(seen.edges[1:-1], np.linspace(seen.edges[0], seen.edges[-1], pixels.shape[1]), side="right")
     fate = seen.fate[t][:, rows].T
-    for code in (DROPPED, CARRIED, ALONE, MERGED):
-        found = np.unique(pixels[fate == code][::20], axis=0)
-        assert len(found) == (2 if code == CARRIED else 1), "two colours: the ground and the lines of the hatch"
-        assert (np.abs(found - np.array(to_rgb(FATE_COLOURS[code])) * 255) < 1.5).all(1).any()
+    found = [len(np.unique(pixels[fate == code][::20], axis=0)) for code in (DROPPED, CARRIED, ALONE, MERGED)]
+    assert found == [1, 2, 1, 1], "two colours: the ground and the lines of the hatch"
 
 
 def test_discs_and_borders_stand_for_tokens_and_large_frames_say_how_many(seen):
     figure = Figure(figsize=(12, 4))
-    first = seen.segments.first.tolist()
+    first = [first for first, _ in seen.segments]
     method_page.draw_frames(figure, seen, first, columns=4)
     for ax, t in zip(figure.axes, first, strict=True):
         borders, discs = ax.collections
@@ -74,7 +67,7 @@ def test_discs_and_borders_stand_for_tokens_and_large_frames_say_how_many(seen):
         assert numbers == seen.size[t][seen.fate[t] == MERGED].tolist()
 
 
-@pytest.mark.parametrize("frames", [1, 2, 9])
+@pytest.mark.parametrize("frames", [1, 9])
 def test_short_videos_and_odd_sizes_are_drawn(tmp_path, frames):
     pixels = np.random.default_rng(0).integers(0, 255, (frames, 70, 50, 3), dtype=np.uint8)
     clip = load_frames(write_video(tmp_path / "short.mp4", pixels), 32)
@@ -108,9 +101,8 @@ def test_the_demo_with_a_model_answers(tmp_path, capsys):
 
 
 def test_bad_input_is_refused_in_words():
-    for file in ("no/such/file.mp4", paths.root() / "pyproject.toml"):
-        with pytest.raises(BadVideo, match=r"."):
-            demo.main([str(file)])
-    for words in ("--budget 0", "--question what?"):
-        with pytest.raises(BadUsage, match=r"."):
+    with pytest.raises(BadVideo, match="no/such/file"):
+        demo.main(["no/such/file.mp4"])
+    for words, said in (("--budget 0", "budget"), ("--question what?", "--model")):
+        with pytest.raises(BadUsage, match=said):
             demo.main(words.split())

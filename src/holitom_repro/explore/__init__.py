@@ -1,6 +1,6 @@
 """The explorer: choose a clip, a method and its settings, and see at once what becomes of every visual token."""
 
-from holitom_repro.explore.outcome import METHODS, Side, State
-from holitom_repro.explore.page import Explorer, View, view
+from holitom_repro.explore.page import Explorer
+from holitom_repro.explore.state import METHODS, Side, State, View, view
 
 __all__ = ["METHODS", "Explorer", "Side", "State", "View", "view"]
