@@ -108,11 +108,12 @@ class FlashVID(OuterStage):
             square.addcmul_(distance.mul_(2 * norms[:, None]), norms[..., None]).div_(rows.shape[1])
             middle = ranks(peak_scores(square, tree, 7, many[:, 0].clamp_min(1))) < many
             nearest = square.masked_fill_(~middle[:, None], torch.inf).argmin(-1) + every[:, None] * video.cells
-            into = torch.where(tree & ~middle, nearest, torch.arange(len(rows), device=rows.device).view_as(tree))
-            owner = into.flatten()[owner]
+            itself = torch.arange(len(rows), device=rows.device).view_as(tree)
+            owner = torch.where(tree & ~middle & (many > 0), nearest, itself).flatten()[owner]
             # In raster order; in a frame that keeps no tree, its trees go.
-            ids = ids_of((chosen | middle).flatten(), int(counts.sum()))
-            order, size = grouped(torch.where((chosen | (many > 0)).flatten()[owner], owner, -1), ids)
+            stays = (chosen | middle).flatten()
+            ids = ids_of(stays, int(counts.sum()))
+            order, size = grouped(torch.where(stays[owner], owner, -1), ids)
             order = order[len(rows) - int(size.sum()) :]
         return token_set(video, ids, group_mean(rows, order, size), size)
 
