@@ -20,6 +20,7 @@ from markupsafe import Markup
 from nbconvert import HTMLExporter
 
 from holitom import __version__
+from holitom.errors import BadUsage
 from holitom_repro import paths
 from holitom_repro.claims import ledger
 from holitom_repro.notebooks import NOTEBOOKS, Notebook, source
@@ -53,7 +54,10 @@ class Page:
 
 
 def build(tier: str, out: Path) -> Path:
-    """Write the pages of a tier into the folder ``out``; returns the start page."""
+    """Write the pages of a tier into the folder ``out``; returns the start page. BadUsage where others' pages lie."""
+    start = out / "index.html"
+    if start.exists() and "HoliTom, reproduced" not in start.read_text(encoding="utf-8", errors="replace"):
+        raise BadUsage(f"{start} is of something else, and a report would replace it", fix="name a new folder: --out DIR")
     pages = [_page(NOTEBOOKS[name], tier) for name in sorted(NOTEBOOKS)]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     template = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html.j2")

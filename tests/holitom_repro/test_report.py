@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from holitom.errors import BadUsage
 from holitom_repro import paths, report
 from holitom_repro.notebooks import NOTEBOOKS
 
@@ -108,6 +109,12 @@ def test_a_page_has_what_the_notebook_shows_and_nothing_of_this_machine(site):
     assert 'alt="Figure: 1. Scores"' in page and 'href="table1.html#verdict"' in page
     assert "papers (<code>data/papers/README.md</code>)" in page, "a link that leads out of the folder is a name"
     assert "cells:" not in page and "widget-view" not in page and str(paths.root()) not in page
+
+
+def test_pages_of_something_else_are_not_replaced(tmp_path):
+    (tmp_path / "index.html").write_text("my own site")
+    with pytest.raises(BadUsage, match="would replace it"):
+        report.build("tiny", tmp_path)
 
 
 def test_nothing_is_asked_of_the_network(site):
