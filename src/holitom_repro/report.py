@@ -57,7 +57,7 @@ def build(tier: str, out: Path) -> Path:
     """Write the pages of a tier into the folder ``out``; returns the start page. BadUsage where others' pages lie."""
     start = out / "index.html"
     if start.exists() and "HoliTom, reproduced" not in start.read_text(encoding="utf-8", errors="replace"):
-        raise BadUsage(f"{start} is of something else, and a report would replace it", fix="name a new folder: --out DIR")
+        raise BadUsage(f"{start} is of others, and a report would replace it", fix="name a new folder: --out DIR")
     pages = [_page(NOTEBOOKS[name], tier) for name in sorted(NOTEBOOKS)]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     template = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html.j2")
