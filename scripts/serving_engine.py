@@ -1,7 +1,7 @@
 """One job of ``./reproduce.sh serving`` in the engine's environment: python scripts/serving_engine.py JOB ANSWERS.
 
 JOB (torch.save): engine, the arguments of ``vllm.LLM``, or transformers, a model folder with an optional reduction;
-requests, one dict each: prompt and video [T, H, W, 3], image [H, W, 3] or embeds [M, D], or prompt_embeds alone.
+requests, one dict each: prompt and video [T, H, W, 3], image [H, W, 3] or embeds [M, D].
 ANSWERS (JSON): ids, the length of the prompt, log-probabilities of the first token.
 """
 
@@ -21,8 +21,6 @@ def by_vllm(arguments: dict[str, Any], requests: list[dict[str, Any]]) -> list[d
     from vllm import LLM, SamplingParams
 
     def media(one: dict[str, Any]) -> dict[str, Any]:
-        if "prompt_embeds" in one:
-            return {"prompt_embeds": one["prompt_embeds"]}
         found = {"video": one["embeds"][None]} if "embeds" in one else {"video": one["video"]} if "video" in one else {}
         found |= {"image": Image.fromarray(one["image"])} if "image" in one else {}
         return {"prompt": one["prompt"], "multi_modal_data": found} if found else {"prompt": one["prompt"]}

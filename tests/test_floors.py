@@ -30,7 +30,7 @@ FLOORS = {
         ["__main__", "__init__"],
     ],
 }
-NEEDED = {"torch", "numpy", "transformers", "safetensors", "av", "huggingface_hub"}
+NEEDED = {"torch", "numpy", "transformers", "safetensors", "av"}
 """What the package ``holitom`` may import beside the standard library."""
 
 

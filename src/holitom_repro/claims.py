@@ -159,7 +159,7 @@ def record() -> Path:
 
 
 def claims_command(as_json: bool = False, strict: bool = False) -> int:
-    """The target ``claims``: print the ledger, as a list of objects with ``as_json``. The exit code: 1 with ``strict``
+    """The command ``claims``: print the ledger, as a list of objects with ``as_json``. The exit code: 1 with ``strict``
     when a verdict is not the expected one, else 0."""
     pairs = ledger()
     odd = unexpected(one for _, one in pairs)

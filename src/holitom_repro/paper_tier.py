@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--part", default="0/1", metavar="I/N", help="one of N shares of the cells, from 0")
     p.add_argument("--gate-only", action="store_true", help="measure and judge the unreduced models only")
     p.add_argument("--no-gate", action="store_true", help="go on where an unreduced model is off its printed score")
+    p.add_argument("--skip-broken", action="store_true", help="count questions about unreadable videos, do not stop")
     p.add_argument("--dry-run", action="store_true", help="say what would be fetched and asked, and stop")
     p.add_argument("--tasks", action="append", default=[], metavar="DIR", help="task files for data that lie elsewhere")
     p.add_argument("--cpu", action="store_true", help="without a GPU (tests)")
@@ -121,7 +122,8 @@ def measure(cells: Sequence[Cell], asked: argparse.Namespace, progress: Callable
     if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts)):
         raise BadUsage(f"{asked.part!r} is not a part", fix="count parts from 0: 0/4, 1/4, 2/4, 3/4")
     store = Store("paper", asked.runs)
-    options = sweep.Options(tasks=tuple(asked.tasks), device_map=asked.device_map, runs=asked.runs)
+    skip = asked.skip_broken or sweep.SKIP in os.environ
+    options = sweep.Options(skip, tasks=tuple(asked.tasks), device_map=asked.device_map, runs=asked.runs)
     first = os.environ.get("RANK", "0") == "0"
     full = [cell for cell in cells if unreduced(cell)]
     mine = [*full, *[cell for cell in cells if not unreduced(cell)][int(number) :: int(parts)]]

@@ -345,9 +345,9 @@ def server(name: str, *flags: str) -> Iterator[int]:
             if process.poll() is not None:
                 raise _failed(log)
             try:
-                requests.get(f"http://127.0.0.1:{port}/health", timeout=5)
+                requests.get(f"http://127.0.0.1:{port}/health", timeout=5).raise_for_status()
                 break
-            except requests.ConnectionError:
+            except requests.RequestException:
                 time.sleep(0.5)
         else:
             raise CannotRun("the server was not up after ten minutes", fix=f"read runs/serving/{log.name}")

@@ -185,8 +185,10 @@ def save(table: pd.DataFrame, name: str, tier: str = "tiny", out: str | Path = "
     """Write <name>.csv and <name>.md where ``style.save_figure`` writes; the path of the Markdown."""
     target = folder(table, tier, out)
     write_csv(target / f"{name}.csv", table)
-    flat = flattened(table).map(
-        lambda cell: "–" if pd.isna(cell) else f"{cell:.1f}" if isinstance(cell, float) else cell
-    )
+    flat = flattened(table)
+    for column in flat.select_dtypes("float"):
+        digits = "{:g}" if column == "budget" else "{:.3f}" if "p (" in column else "{:.1f}"
+        flat[column] = [digits.format(cell) if cell == cell else None for cell in flat[column]]
+    flat = flat.fillna("–").infer_objects()
     below = f"\n{table.attrs['below']}\n" if table.attrs.get("below") else ""
     return write_atomic(target / f"{name}.md", flat.to_markdown(index=False, disable_numparse=True) + "\n" + below)

@@ -1,4 +1,4 @@
-"""The reduction methods, one file per paper, both stages of it together. Each stage is a frozen dataclass that works on
+"""The reduction methods, one file per paper, its stages together. Each stage is a frozen dataclass that works on
 plain tensors; none knows a model library. The published settings are in ``holitom.methods.presets``."""
 
 from holitom.methods.controls import AveragePool, RandomDrop, SaliencyTopK, UniformStride

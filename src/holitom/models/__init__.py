@@ -1,4 +1,4 @@
-"""Adapters: what token reduction needs to know about a family of video language models, one file for each family."""
+"""Adapters: what token reduction needs to know about a family of video language models; and what feeds them."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -117,7 +117,7 @@ def adapter_for(model: nn.Module) -> Adapter:
     try:
         return made(model)
     except AttributeError as error:
-        what = f"this {type(host).__name__}, or a part of it, is wrapped or replaced ({error})"
+        what = f"this {type(host).__name__}, or a part of it, is wrapped or lacks what the adapter reads ({error})"
         raise UnsupportedModel(what, fix="give the model itself, with its own parts") from error
 
 

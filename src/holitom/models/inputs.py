@@ -134,7 +134,7 @@ def load_config(path: str | Path) -> Any:
         if "mm_vision_tower" in stored:
             raise UnsupportedModel(
                 f"{path} is a checkpoint of the original LLaVA-NeXT repository ({stored.get('architectures')})",
-                fix=f"convert it once: python -m holitom_repro convert --from {path} --to FOLDER (a downloaded folder)",
+                fix=f"convert it once: ./reproduce.sh convert --from {path} --to FOLDER (a downloaded folder)",
             )
         config = AutoConfig.from_pretrained(str(path))
     except (OSError, ValueError) as error:

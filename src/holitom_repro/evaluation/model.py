@@ -93,7 +93,7 @@ class AnswerSheet:
 
 @dataclass(frozen=True)
 class _Weighed(HoliTomMerge):
-    """HoliTom's inner stage, which says once how long the states are that it compares."""
+    """HoliTom's inner stage, which says once the norms of the states that it compares."""
 
     said: list[str] = field(default_factory=list, compare=False)
 
@@ -295,16 +295,22 @@ def _setting(method: str, budget: float, preset: str | None, layers: int, fields
         return preset_of(table, row, float(share) if share else None).scaled(layers)
     if not method:
         return Reduction("all tokens")
-    cls = _chosen({name: getattr(methods, name) for name in methods.__all__}, method, "method")
+    known = {name: getattr(methods, name) for name in methods.__all__}
+    cls = _chosen({name: one for name, one in known.items() if hasattr(one, "fidelity")}, method, "method")
     try:
         stage = cls(**fields)
     except TypeError as error:
         names = ", ".join(one.name for one in dataclasses.fields(cls))
         raise BadUsage(f"{cls.__name__} cannot be made ({error})", fix=f"it has the fields {names}") from error
-    if isinstance(stage, methods.EarlyTom):
+    if hasattr(stage, "requires"):
+        return Reduction(cls.__name__, stage, budget)
+    if budget != 1:
+        raise BadUsage(f"{cls.__name__} spends no budget", fix="give its own parameters instead")
+    if hasattr(stage, "layers"):
         return Reduction(cls.__name__, tower=stage)
-    outer = hasattr(stage, "requires")
-    return Reduction(cls.__name__, stage, budget) if outer else Reduction(cls.__name__, inner=(stage,))
+    if hasattr(stage, "score"):
+        return Reduction(cls.__name__, inner=(stage,))
+    return Reduction(cls.__name__, decode=stage)
 
 
 def _chosen(known: Mapping[str, Any], name: str, what: str) -> Any:

@@ -78,7 +78,7 @@ class Protocol:
             if wanted is not None and found != wanted:
                 raise UnsupportedModel(
                     f"the config has {name}={found!r}, and {self.name} is published with {wanted!r}",
-                    fix="convert the checkpoint again: python -m holitom_repro convert (docs/paper_tier.md)",
+                    fix="convert the checkpoint again: ./reproduce.sh convert (docs/paper_tier.md)",
                 )
 
 
