@@ -5,7 +5,6 @@ import json
 import os
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,7 +167,7 @@ def test_dense_labels_find_the_objects():
 
 
 def test_a_stopped_run_continues_bit_for_bit(tmp_path, monkeypatch):
-    """A run of four steps against one that is stopped after two and meets a full disk."""
+    """A run of four steps against one that is stopped after two."""
     monkeypatch.setattr(train, "FRAMES_PER_STEP", 8)
     monkeypatch.setattr(train, "SAVE_SECONDS", 0.0)
     monkeypatch.setitem(train.RECIPES, "control_tower", replace(train.RECIPES["control_tower"], vision_steps=4))
@@ -186,13 +185,7 @@ def test_a_stopped_run_continues_bit_for_bit(tmp_path, monkeypatch):
     whole = run("whole")
     with pytest.raises(KeyboardInterrupt):
         run("stopped", until=2)
-    saved = tmp_path / "stopped/control_tower/vision-4.pt"
-    if Path("/dev/full").exists():
-        saved.with_suffix(".part").symlink_to("/dev/full")
-        with pytest.raises(OSError, match="No space left"):
-            run("stopped")
-        saved.with_suffix(".part").unlink()
-    assert torch.load(saved, weights_only=False)["step"] == 2
+    assert torch.load(tmp_path / "stopped/control_tower/vision-4.pt", weights_only=False)["step"] == 2
     assert run("stopped") == whole
 
 

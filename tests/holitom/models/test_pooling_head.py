@@ -27,12 +27,10 @@ TEXT = {"hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 2, "n
 def siglip(tmp_path_factory):
     """A model of text and pictures, and the folder that it is saved in."""
     torch.manual_seed(0)
-    model, folder = (
-        SiglipModel(SiglipConfig(vision_config=VISION, text_config=TEXT)).eval(),
-        tmp_path_factory.mktemp("s"),
-    )
+    model = SiglipModel(SiglipConfig(vision_config=VISION, text_config=TEXT)).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)  # fresh norms and biases are ones and zeros, which hide mistakes
+    folder = tmp_path_factory.mktemp("siglip")
     model.save_pretrained(folder)
     return model, folder
 
