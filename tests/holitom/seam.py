@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from hosts import END, FRAMES, GRIDS, HOSTS, LAYERS, PAD, START, VIDEO, pixels
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor
 
 from holitom.attach import reduce_tokens
@@ -27,12 +28,9 @@ def words(count, seed=0):
 
 def batch(*rows):
     """Left-padded input_ids and attention_mask."""
-    width = max(map(len, rows))
-    ids, mask = torch.full((len(rows), width), PAD), torch.zeros(len(rows), width, dtype=torch.long)
-    for b, row in enumerate(rows):
-        ids[b, width - len(row) :] = row
-        mask[b, width - len(row) :] = 1
-    return {"input_ids": ids, "attention_mask": mask}
+    left = {"batch_first": True, "padding_side": "left"}
+    mask = pad_sequence([torch.ones_like(row) for row in rows], **left)
+    return {"input_ids": pad_sequence(rows, **left, padding_value=PAD), "attention_mask": mask}
 
 
 class Host:

