@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import pytest
 import torch
 from videos import scenes
 
@@ -11,9 +12,12 @@ def test_pooling_by_hand():
     video = VideoFeatures(torch.arange(16.0).reshape(1, 16, 1), (4, 4))
     four, five = AveragePool()(video, 0.25), AveragePool()(video, 5 / 16)
     assert four.tokens.flatten().tolist() == [2.5, 4.5, 10.5, 12.5] and four.cell.tolist() == [0, 2, 8, 10]
-    odd = AveragePool()(VideoFeatures(torch.arange(15.0).reshape(1, 15, 1), (3, 5)), 0.5)
-    assert odd.size.sum() == 15 and (odd.tokens[:, 0] * odd.size).sum() == 105, "every cell goes into one bin"
     assert five.size.tolist() == [4, 4, 4, 2, 2] and five.tokens.flatten().tolist() == [2.5, 4.5, 10.5, 12, 13]
+    for height, width, budget in ((3, 5, 0.5), (5, 3, 0.3), (1, 7, 0.4), (7, 2, 0.9)):
+        rows = torch.arange(2.0 * height * width).reshape(2, -1, 1)
+        kept = AveragePool()(VideoFeatures(rows, (height, width)), budget)
+        assert kept.size.sum() == rows.numel(), "every cell goes into one bin"
+        assert (kept.tokens[:, 0] * kept.size).sum() == pytest.approx(rows.sum().item())
 
 
 def test_a_random_subset_depends_on_its_seed_and_the_video_alone():
