@@ -1,6 +1,7 @@
 """A tiny random model of every host, with weights large enough for a wrong number to show, and pixels for it."""
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -8,6 +9,7 @@ from transformers import (
     LlavaNextVideoForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
+    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
@@ -95,3 +97,30 @@ def pixels(host="llava_onevision", seed=0):
     size = 98 if host == "llava_video" else 112
     scene = torch.randn(2, 1, 3, size, size, generator=draw)
     return {"pixels": scene + 0.4 * torch.randn(2, FRAMES, 3, size, size, generator=draw)}
+
+
+def save_tokenizer(folder, *words):
+    """One of bytes, as Qwen2's, with special tokens behind them."""
+    alphabet = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    core = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>", "extra_special_tokens": list(words)}
+    made = PreTrainedTokenizerFast(tokenizer_object=core, **special)
+    made.save_pretrained(folder)
+    return made
+
+
+QWEN2 = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""Qwen2-Instruct's chat template, which LLaVA-Video's tokenizer has."""
+PORTS = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'video') %}{{ '<video>\n' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] }}{% endfor %}"
+    "{{'<|im_end|>'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""As the ports' chat_template.json: no system text."""

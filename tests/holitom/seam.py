@@ -5,10 +5,11 @@ Dropping a token is the same as never reading it, so a reduced run, prefill and 
 of that forward. It knows nothing of the code under test.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from hosts import END, FRAMES, GRIDS, HOSTS, LAYERS, PAD, START, VIDEO, pixels
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor
 
 from holitom.attach import reduce_tokens
@@ -27,12 +28,9 @@ def words(count, seed=0):
 
 def batch(*rows):
     """Left-padded input_ids and attention_mask."""
-    width = max(map(len, rows))
-    ids, mask = torch.full((len(rows), width), PAD), torch.zeros(len(rows), width, dtype=torch.long)
-    for b, row in enumerate(rows):
-        ids[b, width - len(row) :] = row
-        mask[b, width - len(row) :] = 1
-    return {"input_ids": ids, "attention_mask": mask}
+    left = {"batch_first": True, "padding_side": "left"}
+    mask = pad_sequence([torch.ones_like(row) for row in rows], **left)
+    return {"input_ids": pad_sequence(rows, **left, padding_value=PAD), "attention_mask": mask}
 
 
 class Host:
@@ -209,9 +207,6 @@ class Drop:
     include_newlines: bool = False
     seen: list = field(default_factory=list, compare=False)
 
-    def fresh(self):
-        return type(self)(**{f.name: getattr(self, f.name) for f in fields(self) if f.name != "seen"})
-
     def __call__(self, hidden, score, visual, n0, **groups):
         rank = score.amax((0, 1)) if self.query == "text" else score
         keep = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
@@ -287,7 +282,7 @@ def video_of(host, which=0):
 def check(host, outer=None, stages=(), decode=None):
     """Prefill and decoding with a cache against one forward that masks what was dropped or left unread, at the
     positions that the family has for what is kept; then the counts."""
-    stages, decode = [stage.fresh() for stage in stages], decode and replace(decode, seen=[])
+    stages, decode = [replace(stage, seen=[]) for stage in stages], decode and replace(decode, seen=[])
     with reduce_tokens(host.model, outer, 0.3 if outer else 1.0, stages, decode) as run:
         out = host.model.generate(**host.inputs(0), **GREEDY)
     first, after, full = host.before[0], host.after[0], host.numbers(0)

@@ -52,13 +52,13 @@ def said(frames, words):
 
 
 def test_sampling_of_both_releases_and_of_the_tiny_tier():
-    """Written out: OneVision always asks linspace for 32, LLaVA-Video takes one a second until those are more than 64;
-    the tiny tier shows no frame twice."""
-    for total in (1, 2, 7, 31, 32, 33, 100, 1500, 1919, 1920, 1921, 107892):
+    """Written out, as in load_video of the release's lmms_eval/models: llava_onevision.py always asks linspace for 32,
+    llava_vid.py takes one a second until those are more than 64; the tiny tier shows no frame twice."""
+    for total in (1, 2, 20, 31, 32, 33, 48, 64, 65, 360, 1500, 1919, 1920, 1921, 5400, 100_000):
         linspace = np.linspace(0, total - 1, 32, dtype=int).tolist()
-        assert sample_index(total, 32, ONEVISION).tolist() == linspace
         assert sample_index(total, 32).tolist() == (linspace if total > 32 else list(range(total)))
-        for rate in (0.4, 8.0, 24000 / 1001, 25.0, 30.0, 60.0):
+        for rate in (0.4, 0.6, 8.0, 12.0, 24000 / 1001, 25.0, 29.97, 30.0, 59.94):
+            assert sample_index(total, 32, ONEVISION, rate).tolist() == linspace
             second = list(range(0, total, max(1, round(rate))))
             even = np.linspace(0, total - 1, 64, dtype=int).tolist()
             assert sample_index(total, 64, LLAVA_VIDEO, rate).tolist() == (second if len(second) <= 64 else even)

@@ -34,11 +34,12 @@ def own_environment():
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Cells go to a folder of the test; the benchmarks' files stay where they are cached."""
+    """Cells and figures go to a folder of the test; the benchmarks' files stay where they are cached."""
     own = paths.runs
     monkeypatch.setattr(
         paths, "runs", lambda *parts: own(*parts) if parts[:1] == ("cache",) else tmp_path.joinpath(*parts)
     )
+    monkeypatch.setattr(paths, "figures", lambda *parts: tmp_path.joinpath("figures", *parts))
     return tmp_path
 
 

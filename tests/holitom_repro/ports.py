@@ -11,26 +11,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 import transformers as hf
+from hosts import PORTS, QWEN2
 from test_convert import convert, tokenizer, weights, write
 from tokenizers import AddedToken
 
 from holitom_repro.tiny.benchmarks import video_path
 
 TASKS = Path(find_spec("lmms_eval").origin).parent / "tasks"
-QWEN2 = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-"""Qwen2-Instruct's chat template, which LLaVA-Video's tokenizer has."""
-PORTS = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'video') %}{{ '<video>\n' }}{% endfor %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] }}{% endfor %}"
-    "{{'<|im_end|>'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-"""As the ports' chat_template.json: no system text."""
 
 
 def answering_a(words: torch.Tensor, norm: torch.Tensor, head: torch.Tensor, a: int, end: int) -> None:

@@ -7,16 +7,17 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
+from test_records import record
 
-from holitom.errors import BadUsage, CannotRun
+from holitom.errors import CannotRun
 from holitom.methods.controls import RandomDrop
 from holitom.methods.fastvid import FastVID
 from holitom.methods.holitom_variants import FixedWindows
-from holitom.methods.presets import preset
+from holitom.methods.presets import preset, preset_names
 from holitom.types import Reduction
 from holitom_repro import claims, papers, paths
 from holitom_repro.claims import judge, judged, ledger, load
-from holitom_repro.records import Record, Store
+from holitom_repro.records import Store
 
 TINY, PAPER = tuple(papers.TINY_TASKS.values()), tuple(claims.COMPARED.values())
 BY_ID = {claim.id: claim for claim in load()}
@@ -24,11 +25,9 @@ PRINTED = papers.printed("table1").set_index("key")
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
+def world(runs, monkeypatch):
     """An empty runs/, and no recorded verdicts."""
-    real = paths.data
-    monkeypatch.setattr(paths, "runs", lambda *parts: tmp_path.joinpath("runs", *parts))
-    recorded = tmp_path / "verdicts.json"
+    real, recorded = paths.data, runs / "verdicts.json"
     monkeypatch.setattr(paths, "data", lambda *parts: recorded if parts[-1] == "verdicts.json" else real(*parts))
     claims._record.cache_clear()
     return World()
@@ -53,11 +52,9 @@ class World:
                 for i in range(n)
             ]
             score, around = 100 * float(np.mean([line["correct"] for line in lines])), more.get("around", 1.5)
-            facts = dict.fromkeys(("revision", "protocol", "dtype", "device", "attention", "code", "created"), "x")
-            facts |= dict.fromkeys(("value", "lmms_eval", "flops_paper", "flops_exact", "seconds"), score)
-            facts |= {"benchmark": name, "n": n, "videos": n // 3, "tokens": {}, "provenance": {}}
-            record = Record(**where, **facts, reduction=setting.describe(), tokens_per_layer=(1.0,) * layers)
-            Store(where["tier"]).save(cell, record, lines)
+            facts = {"benchmark": name, "n": n, "videos": n // 3, "value": score, "lmms_eval": score}
+            facts |= {"reduction": setting.describe(), "tokens_per_layer": (1.0,) * layers}
+            Store(where["tier"]).save(cell, record(**where, **facts), lines)
             row = {"benchmark": name, "accuracy": score, "low": score - around, "high": score + around, "n": n}
             self.rows.append(where | row | {"kept_pct": kept or 100 * setting.budget, "cell": cell})
         return self
@@ -67,13 +64,10 @@ class World:
         if key == "all tokens":
             return Reduction(key)
         name, _, budget = key.rpartition("@")
-        of = papers.STANDS_FOR.get(model, model)
-        for table in ("table1" if of == "ov-7b" else "table2", "fig-inner", "mmg-vid", "hieravid"):
-            try:
-                return preset(table, name, float(budget), of).scaled(layers)
-            except BadUsage:
-                continue
-        return pytest.fail(f"no preset for {key}")
+        cell = (name, float(budget), papers.STANDS_FOR.get(model, model))
+        found = [one for one in preset_names() if one[1:] == cell]
+        assert found, f"no preset for {key}"
+        return preset(*found[0]).scaled(layers)
 
     @property
     def scores(self):
@@ -83,11 +77,23 @@ class World:
         return judge(BY_ID[name], self.scores)
 
 
+TESTS = {
+    "checked": {"equal": 0, "above": 0, "below": 0},
+    "score": {"within": 1},
+    "time": {"ratio": 2},
+    "trend": {"above": 2, "equal": 2, "retained": 2, "contrast": 4},
+}
+"""Kind -> its tests, and how many settings each compares."""
+
+
 def test_the_ledger_holds_what_it_should():
     kinds = Counter(claim.kind for claim in load())
-    assert kinds == {"checked": 9, "score": 36, "time": 3, "trend": 31}
-    assert all(claim.reason and claim.place and claim.takes for claim in load())
-    assert all(claim.printed for claim in load() if claim.kind in ("time", "trend"))
+    assert kinds == {"checked": 9, "score": 36, "time": 3, "trend": 31} and len(BY_ID) == len(load())
+    for claim in load():
+        assert claim.reason and claim.place and claim.takes, claim.id
+        assert claim.printed or claim.kind not in ("time", "trend"), claim.id
+        assert TESTS[claim.kind][claim.test] == len(claim.sides), claim.id
+        assert claim.expected in claims.WORDS[claim.kind], claim.id
     path = paths.data("papers", "claims.yaml")
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 600
 
@@ -131,23 +137,6 @@ def test_numbers_typed_into_the_ledger_are_printed_ones():
     assert BY_ID["abstract-holitom-tokens"].compute == "100 * (1 - {} / {})".format(*tokens)
     (schedule,) = papers.settings().query("method == 'HieraVid' and retained_pct == 30")["stages"]
     assert re.findall(r"7 \* ([\d.]+)", BY_ID["abstract-hieravid-30"].compute) == [str(left) for _, left in schedule]
-
-
-TESTS = {
-    "checked": {"equal": 0, "above": 0, "below": 0},
-    "score": {"within": 1},
-    "time": {"ratio": 2},
-    "trend": {"above": 2, "equal": 2, "retained": 2, "contrast": 4},
-}
-"""Kind -> its tests, and how many settings each compares."""
-
-
-def test_every_entry_makes_sense():
-    assert len(BY_ID) == len(load()), "each claim has an id of its own"
-    for claim in load():
-        assert TESTS[claim.kind][claim.test] == len(claim.sides) and claim.expected in claims.WORDS[claim.kind], (
-            claim.id
-        )
 
 
 def test_what_is_calculated_comes_out_as_expected():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from hosts import save_tokenizer
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from holitom.errors import BadUsage, CannotRun, UnsupportedModel
 from holitom.models import adapter_for
@@ -75,16 +75,8 @@ CONFIG = {
 
 
 def tokenizer(folder):
-    """Byte-level words, in a vocabulary with some free rows, as Qwen2's."""
-    alphabet = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    core = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
-    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    names = ["<|im_start|>", "<fill>"]
-    words = hf.PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<|endoftext|>", eos_token="<|im_end|>", extra_special_tokens=names
-    )
-    assert len(words) == WORDS
-    words.save_pretrained(folder)
+    """In a vocabulary with some free rows, as Qwen2's."""
+    assert len(save_tokenizer(folder, "<|im_start|>", "<fill>")) == WORDS
 
 
 def write(folder, tensors=None, shards=2, **changes):

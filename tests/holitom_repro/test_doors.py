@@ -105,7 +105,7 @@ def test_what_follows_at_the_paper_tier_reaches_it(monkeypatch):
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "runs/x.json"), 2, "No space left on device: 'runs/x.json'"),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x.json"), 2, "the disk is full. Free some space"),
         (PermissionError(errno.EACCES, "", "/etc/shadow/x"), 2, "/etc/shadow/x: it belongs to somebody else. Use a"),
         (BadVideo("it holds no picture", fix="give another file"), 2, "it holds no picture. Give another file"),
         (KeyboardInterrupt(), 130, "run the same command to continue"),

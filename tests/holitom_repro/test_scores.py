@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from holitom.errors import BadUsage, CannotRun
+from holitom.errors import BadUsage
 from holitom.methods import HoliTom, RandomDrop
 from holitom.types import Reduction
 from holitom_repro.evaluation import sweep
@@ -108,9 +108,3 @@ def test_wrong_requests_are_refused_before_anything_runs(measured: list) -> None
     with pytest.raises(BadUsage, match="tiny_ego"):
         evaluate("onevision", SETTINGS, [*BENCHMARKS, "tiny_egos"])
     assert not measured
-
-
-def test_a_sweep_that_wrote_nothing_is_no_score(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "measure_tiny", lambda cells, show: None)
-    with pytest.raises(CannotRun, match="is not in runs"):
-        evaluate("onevision", SETTINGS, BENCHMARKS, **FEW)

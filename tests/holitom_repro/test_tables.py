@@ -7,17 +7,10 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from PIL import Image
 
-from holitom_repro import claims, papers, paths, scores, style, tables
+from holitom_repro import claims, papers, scores, style, tables
 
 matplotlib.use("Agg")
 PRINTED = papers.printed("table1")
-
-
-@pytest.fixture
-def runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "runs", lambda *parts: tmp_path.joinpath("runs", *parts))
-    monkeypatch.setattr(paths, "figures", lambda *parts: tmp_path.joinpath("figures", *parts))
-    return tmp_path
 
 
 def frame(rows, model="onevision", **more):
@@ -149,7 +142,7 @@ def test_saved_tables_keep_every_row(runs):
 
 def test_a_trial_and_a_folder_of_ones_own_leave_the_figures_alone(runs):
     trial = tables.beside_printed(frame(MEASURED, limit=5), PRINTED)
-    assert tables.save(trial, "table1") == runs / "runs" / "tiny" / "trial" / "table1.md"
+    assert tables.save(trial, "table1") == runs / "tiny" / "trial" / "table1.md"
     assert tables.save(trial, "table1", out=runs / "mine") == runs / "mine" / "table1.md"
     assert style.folder(frame(MEASURED), "paper") == runs / "figures" / "paper"
 
@@ -188,4 +181,3 @@ def test_a_figure_says_where_it_comes_from_and_is_the_same_twice(runs):
         assert "Software" not in picture.info and picture.width > 700
     assert len(pd.read_csv(saved[0].with_suffix(".csv"))) == len(points)
     assert style.origin(points.assign(limit=5)).startswith("TRIAL")
-    assert style.folder(points.assign(limit=5), "tiny") == runs / "runs" / "tiny" / "trial"

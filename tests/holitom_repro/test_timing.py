@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from seam import marks
 
 from holitom import Reduction, reduce_tokens
 from holitom.errors import BadUsage, CannotRun
@@ -90,24 +91,19 @@ def test_what_takes_long_is_booked_to_its_stage(tiny, slowly):
 
 
 def test_marks_change_no_result_and_leave_nothing_behind(tiny):
-    def traces():
-        modules = list(tiny.module.modules())
-        own = [name for m in modules for name in vars(m) if name in ("forward", "get_video_features", "generate")]
-        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules), own, HoliTom.__call__
-
-    inputs, logits = make_inputs(tiny, FRAMES), []
+    inputs, logits, method = make_inputs(tiny, FRAMES), [], HoliTom.__call__
     handle = tiny.module.lm_head.register_forward_hook(lambda module, args, output: logits.append(output.clone()))
     with torch.inference_mode(), reduce_tokens(tiny.module, reduction=BOTH) as run:
         run.provide(inputs[2])
         tiny.module(input_ids=inputs[1], use_cache=True, logits_to_keep=1)
-    before = traces()
+    before = marks(tiny.module)
     run_pass(tiny, BOTH, inputs)
     run_pass(tiny, Reduction(FULL), inputs)
     assert torch.equal(logits[0], logits[1]) and not torch.equal(logits[1], logits[2])
-    handle.remove()
     with pytest.raises(RuntimeError, match="broken"):
         run_pass(tiny, Reduction("broken", _Broken(), 0.25), inputs)
-    assert traces()[1:] == before[1:] and traces()[0] == before[0] - 1  # the handle's
+    assert marks(tiny.module) == before and HoliTom.__call__ is method
+    handle.remove()
 
 
 class _Broken(HoliTom):
@@ -334,32 +330,6 @@ def test_speed_prints_every_method_and_counts_memory(monkeypatch, capsys):
     assert all(f"\n{name} " in printed for name in ("one reading", *speed.OUTER, 32, 64))
 
 
-def test_released_code_runs_without_its_packages(tmp_path, monkeypatch, capsys):
-    (tmp_path / "holitom").mkdir()
-    (tmp_path / "holitom" / "llava_arch.py").write_text(RELEASE)
-    released, before = script("released"), sys.modules.get("llava")
-    monkeypatch.setattr(released, "drawn_video", lambda *size, **where: drawn_video(3, (2, 2), 8))
-    monkeypatch.setattr(sys, "argv", ["released.py", "--released", str(tmp_path), "--repeats", "1"])
-    released.main()
-    printed = capsys.readouterr().out
-    assert "noise" not in printed and "the counts differ" in printed and "10 tokens" in printed
-    assert sys.modules.get("llava") is before and "llava.constants" not in sys.modules
+def test_released_asks_for_a_checkout(tmp_path):
     with pytest.raises(SystemExit, match="git clone"):
-        released.released_class(tmp_path / "holitom")
-
-
-RELEASE = """
-from abc import ABC
-from llava.constants import IGNORE_INDEX
-from llava.utils import rank0_print, rank_print
-import torch
-
-class Meta(ABC):
-    def select_static_windows(self, similarity, frames, tau, longest):
-        return [(0, frames - 1)], 0
-    def get_static_dynamic_features(self, tokens, attention, windows, similarity, tau):
-        return [tokens[:, :1].mean(0)], [tokens[:, 1:]], None, [attention], [None], [None]
-    def holitom(self, static, dynamic, attention, static_at, dynamic_at, length, ratio, D, beta, k, dtype, newline):
-        print("noise")
-        return torch.cat([static, dynamic.flatten(0, 1)])[: round(ratio * 100)]
-"""
+        script("released").released_class(tmp_path)

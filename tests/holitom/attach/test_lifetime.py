@@ -5,6 +5,7 @@ import copy
 import gc
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -64,21 +65,10 @@ def test_no_reference_keeps_the_model_alive():
 # --- threads
 
 
-def in_thread(call, join=True):
-    """Runs it in a thread of its own; returns the thread and what came of it."""
-    found = []
-
-    def work():
-        try:
-            found.append(call())
-        except Exception as error:
-            found.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    if join:
-        thread.join(20)
-    return thread, found
+def in_thread(call):
+    """What comes of it in a thread of its own: its result, or its error."""
+    future = ThreadPoolExecutor(1).submit(call)
+    return future.exception(20) or future.result()
 
 
 @pytest.mark.parametrize("where", ["generate", "beams", "forward"])
@@ -98,12 +88,11 @@ def test_what_outlives_its_block_raises_in_its_thread(plain, where):
     }
     stages = [calling(Drop, wait, 1), Drop(3)] if where == "forward" else [Drop(2)]
     with reduce_tokens(plain.model, KeepEvery(), 0.3, stages):
-        thread, found = in_thread(calls[where], join=False)
+        late = ThreadPoolExecutor(1).submit(calls[where])
         reached.wait(10)
     go_on.set()
-    thread.join(10)
-    assert isinstance(found[0], BadUsage) and "block has ended" in found[0].what
-    assert len(steps) == 1
+    error = late.exception(10)
+    assert isinstance(error, BadUsage) and "block has ended" in error.what and len(steps) == 1
 
 
 @pytest.mark.parametrize("where", ["tower", "outer", "generate"])
@@ -113,7 +102,7 @@ def test_a_second_thread_is_refused_while_a_call_is_under_way(plain, where):
 
     def meanwhile(*_):
         for call in (lambda: plain.model(**inputs), lambda: plain.model.generate(**inputs, **GREEDY)):
-            refused.extend(in_thread(call)[1])
+            refused.append(in_thread(call))
 
     with reduce_tokens(plain.model, KeepEvery(), 0.3):
         expected = plain.model.generate(**inputs, **GREEDY)
@@ -124,13 +113,13 @@ def test_a_second_thread_is_refused_while_a_call_is_under_way(plain, where):
         ours = plain.model.generate(**inputs, **GREEDY, logits_processor=between)
         if handle:
             handle.remove()
-        _, free = in_thread(lambda: plain.model.generate(**batch(words(5)), **GREEDY))
+        free = in_thread(lambda: plain.model.generate(**batch(words(5)), **GREEDY))
         run.provide(run.encode(inputs["pixel_values_videos"]))
-        _, provided = in_thread(lambda: run.provide(run.encode(inputs["pixel_values_videos"])))
+        provided = in_thread(lambda: run.provide(run.encode(inputs["pixel_values_videos"])))
     assert torch.equal(ours.sequences, expected.sequences)
     assert refused and all(error.what == "another thread is using this model" for error in refused)
-    assert not isinstance(free[0], Exception)  # nothing is under way, so any thread may call
-    assert "provided already" in str(provided[0])  # else it would answer about the other's video
+    assert not isinstance(free, Exception)  # nothing is under way, so any thread may call
+    assert "provided already" in str(provided)  # else it would answer about the other's video
 
 
 @torch.no_grad()
@@ -158,7 +147,7 @@ def test_another_thread_may_call_the_decoder_meanwhile(plain):
     expected, seen = text(**plainly).last_hidden_state, []
 
     def meanwhile():
-        seen.extend(in_thread(torch.no_grad()(lambda: text(**plainly)))[1])
+        seen.append(in_thread(torch.no_grad()(lambda: text(**plainly))))
 
     with reduce_tokens(plain.model, KeepEvery(), 0.3, [Drop(2), calling(Drop, meanwhile, 3)]):
         plain.model.generate(**plain.inputs(0), **GREEDY)
@@ -170,7 +159,7 @@ def test_a_second_thread_opens_a_block_while_the_first_one_does(plain, monkeypat
 
     def meanwhile(self):
         monkeypatch.setattr(Decoder, "install", install)
-        found.extend(in_thread(lambda: reduce_tokens(plain.model, KeepEvery(), 0.3).__enter__())[1])
+        found.append(in_thread(lambda: reduce_tokens(plain.model, KeepEvery(), 0.3).__enter__()))
         return install(self)
 
     monkeypatch.setattr(Decoder, "install", meanwhile)

@@ -15,7 +15,6 @@ from holitom.types import Reduction, VideoFeatures
 
 SETTINGS = {
     "budget 0": {"outer": ALL, "budget": 0.0},
-    "budget 1.5": {"outer": ALL, "budget": 1.5},
     "without an outer stage": {"budget": 0.5},
     "HoliTom.* is no Outer stage": {"outer": HoliTom, "budget": 0.5},
     "has positions 'orignal'": {"outer": KeepEvery(positions="orignal"), "budget": 0.3},

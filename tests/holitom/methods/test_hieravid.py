@@ -5,7 +5,6 @@ import pytest
 import torch
 from videos import equals, scenes
 
-from holitom.errors import BadUsage
 from holitom.flops import LLM_SHAPES
 from holitom.methods.hieravid import HieraVid, HieraVidSelect, hieravid
 from holitom.ops.diverse import greedy_map
@@ -106,9 +105,3 @@ def test_schedules_cost_what_the_paper_prints(schedule, mean, cost):
     assert round(100 * float(shares.mean()), 1) == mean
     percent = 100 * shape.paper(10816 * shares) / shape.paper([10816] * 28)
     assert percent == pytest.approx(cost, abs=0.005 if mean == 30 else 0.06)
-
-
-def test_other_depths_and_schedules():
-    assert [stage.layer for stage in hieravid("10%", layers=6).inner] == [2, 3, 5]
-    with pytest.raises(BadUsage, match="Choose from 30%, 20%, 10%"):
-        hieravid("40%")

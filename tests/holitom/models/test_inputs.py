@@ -7,9 +7,8 @@ from shutil import copytree
 import numpy as np
 import pytest
 import torch
-from hosts import onevision
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config
+from hosts import PORTS, QWEN2, onevision, save_tokenizer
+from transformers import Qwen2Config
 
 from holitom.errors import BadUsage, CannotRun, UnsupportedModel
 from holitom.models import adapter_for, require_transformers
@@ -20,10 +19,6 @@ IMAGES = {"image_grid_pinpoints": [[384, 384]], "do_pad": True, "image_mean": [0
 RELEASE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     "<|im_start|>user\n<video>\nWhat happens?\nA. 1\nB. 2<|im_end|>\n<|im_start|>assistant\n"
-)
-PORT = (
-    "{% for m in messages %}<|im_start|>{{ m.role }} {% for c in m.content %}{% if c.type == 'video' %}<video>\n"
-    "{% else %}{{ c.text }}{% endif %}{% endfor %}<|im_end|>{% endfor %}<|im_start|>assistant{{ '\n' }}"
 )
 PLAIN = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 
@@ -36,15 +31,8 @@ def frames(count=4, height=60, width=90, seed=0):
 def published(tmp_path_factory):
     """As llava-hf/llava-onevision-*-hf: byte-level tokenizer, settings of an image processor with pinpoints."""
     folder = tmp_path_factory.mktemp("published")
-    alphabet = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    core = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
-    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<|endoftext|>", eos_token="<|im_end|>",
-        extra_special_tokens=["<|im_start|>", "<image>", "<video>"],
-    ).save_pretrained(folder)  # fmt: skip
-    config = onevision().config
-    config.video_token_id = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<video>")
+    words, config = save_tokenizer(folder, "<|im_start|>", "<image>", "<video>"), onevision().config
+    config.video_token_id = words.convert_tokens_to_ids("<video>")
     config.vision_config.image_size, config.vision_config.patch_size = 384, 14
     config.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(IMAGES))
@@ -56,7 +44,7 @@ def copied(tmp_path):
     return copytree(TINY, tmp_path, dirs_exist_ok=True)
 
 
-@pytest.mark.parametrize("template", [None, PORT, "{{ raise_exception('no') }}"])
+@pytest.mark.parametrize("template", [None, PORTS, QWEN2, "{{ raise_exception('no') }}"])
 def test_the_prompt_is_the_releases_whatever_the_tokenizers_template(published, tmp_path, template):
     copytree(published, tmp_path, dirs_exist_ok=True)
     if template is not None:
@@ -141,16 +129,9 @@ def test_what_does_not_load(copied, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(UnsupportedModel, match=r"does not load .*config\.json"):
         load_model(empty)
-    (empty / "config.json").write_text("not json")
-    with pytest.raises(UnsupportedModel, match="does not load"):
-        load_model(empty)
     Qwen2Config().save_pretrained(empty)
     with pytest.raises(UnsupportedModel, match=r"'qwen2' model.*llava_onevision"):
         load_model(empty)
-    (empty / "config.json").write_text(json.dumps({"model_type": "llava", "mm_vision_tower": "siglip"}))
-    with pytest.raises(UnsupportedModel, match="original LLaVA-NeXT") as caught:
-        VideoProcessor.from_pretrained(empty)
-    assert "convert" in caught.value.fix
     (copied / "model.safetensors").write_bytes((copied / "model.safetensors").read_bytes()[:2000])
     with pytest.raises(UnsupportedModel, match="does not load"):
         load_model(copied, device="cpu")
