@@ -298,7 +298,7 @@ WRAPPED = {
     f"{INSIDE}.embed_tokens": None,
     f"{INSIDE}.layers.1.self_attn.q_proj": None,
     f"{INSIDE}.layers.2.input_layernorm": None,
-    INSIDE: "wrapped or replaced",
+    INSIDE: "is wrapped or lacks",
     f"{INSIDE}.layers.2": "Wrapper has no q_proj",
     f"{INSIDE}.layers.1.self_attn": "Wrapper has no q_proj",
 }

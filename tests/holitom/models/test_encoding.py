@@ -195,7 +195,7 @@ def test_families_by_class_name():
     with pytest.raises(UnsupportedModel, match="a Linear cannot be reduced") as caught:
         adapter_for(torch.nn.Linear(1, 1))
     assert all(name in caught.value.fix for name in ADAPTERS if not name.endswith("Model"))
-    with pytest.raises(UnsupportedModel, match=r"is wrapped or replaced .*config"):
+    with pytest.raises(UnsupportedModel, match=r"is wrapped or lacks .*config"):
         adapter_for(torch.nn.Sequential(model))
 
 
