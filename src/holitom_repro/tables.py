@@ -186,9 +186,9 @@ def save(table: pd.DataFrame, name: str, tier: str = "tiny", out: str | Path = "
     target = folder(table, tier, out)
     write_csv(target / f"{name}.csv", table)
     flat = flattened(table)
-    for column in flat.select_dtypes("float"):
+    for column in flat:
         digits = "{:g}" if column == "budget" else "{:.3f}" if "p (" in column else "{:.1f}"
-        flat[column] = [digits.format(cell) if cell == cell else None for cell in flat[column]]
-    flat = flat.fillna("–").infer_objects()
+        said = (digits.format(cell) if isinstance(cell, float) else cell for cell in flat[column])
+        flat[column] = ["–" if pd.isna(cell) else text for cell, text in zip(flat[column], said, strict=True)]
     below = f"\n{table.attrs['below']}\n" if table.attrs.get("below") else ""
     return write_atomic(target / f"{name}.md", flat.to_markdown(index=False, disable_numparse=True) + "\n" + below)

@@ -138,8 +138,10 @@ def test_saved_tables_keep_every_row(runs):
     text, csv = path.read_text(encoding="utf-8"), pd.read_csv(path.with_suffix(".csv"))
     assert len(csv) == len(table) == len(text.splitlines()) - 2
     assert {"method", "average printed", "average measured"} <= set(csv.columns) and "−3.0*" in text
-    small = pd.DataFrame({"budget": [0.02], "p (Holm)": [0.004], "points": [0.04]})
-    assert "| 0.02     | 0.004      | 0.0" in tables.save(small, "small").read_text(encoding="utf-8")
+    small = pd.DataFrame(
+        {"budget": [0.02, 0.1], "p (Holm)": [0.004, None], "points": pd.Series([49.58, "-"], dtype=object)}
+    )
+    assert "| 0.02     | 0.004      | 49.6 " in tables.save(small, "small").read_text(encoding="utf-8")
 
 
 def test_a_trial_and_a_folder_of_ones_own_leave_the_figures_alone(runs):
