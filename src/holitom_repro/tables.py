@@ -187,7 +187,7 @@ def save(table: pd.DataFrame, name: str, tier: str = "tiny", out: str | Path = "
     write_csv(target / f"{name}.csv", table)
     flat = flattened(table)
     for column in flat:
-        digits = "{:g}" if column == "budget" else "{:.3f}" if "p (" in column else "{:.1f}"
+        digits = "{:g}" if column == "budget" else "{:.3f}" if "p (" in str(column) else "{:.1f}"
         said = (digits.format(cell) if isinstance(cell, float) else cell for cell in flat[column])
         flat[column] = ["–" if pd.isna(cell) else text for cell, text in zip(flat[column], said, strict=True)]
     below = f"\n{table.attrs['below']}\n" if table.attrs.get("below") else ""

@@ -103,7 +103,7 @@ def original(tmp_path_factory):
 
 
 def test_load_model_points_to_convert(original):
-    with pytest.raises(UnsupportedModel, match=f"original LLaVA-NeXT.*holitom_repro convert --from {original}"):
+    with pytest.raises(UnsupportedModel, match=f"original LLaVA-NeXT.*reproduce.sh convert --from {original}"):
         load_model(original)
 
 
