@@ -271,6 +271,7 @@ def test_a_stopped_plan_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert [row["row"] for row in rows] == [FULL, "HoliTom (w/o M)", "HoliTom", "FastV"] and rows == read(file)
     assert seen == [FULL, "HoliTom (w/o M)", "HoliTom", "HoliTom", "FastV"]
     assert rows[0]["clock"] == "CPU seconds, one thread"
+    assert plan("tiny")[0].key not in {task.key for task in plan("tiny", limit=1)}, "a trial is no measurement"
     monkeypatch.setattr(measuring, "present_code", lambda: "another")
     measure_all(file, tasks[:1])
     assert seen[-1] == FULL and len(read(file)) == 5

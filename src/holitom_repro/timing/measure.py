@@ -152,6 +152,7 @@ def measure(task: Task) -> TimedRow:
         "cells": cells,
         "batch": task.batch,
         "new_tokens": task.new_tokens,
+        "repeats": task.repeats,
         "content": CONTENT,
         "outcome": outcome,
         "reason": reason,

@@ -14,7 +14,7 @@ prefill: the decoder; inner: stages inside it, with their attention rows and the
 first_token: last norm to the chosen id."""
 ADDED = ("saliency", "outer", "inner")  # what only a reduction has
 SAME = ["model", "layers", "device", "dtype", "attention", "frames", "batch", "code"]  # of rows that may be compared
-KEY = [*SAME, "row", "at", "new_tokens"]  # what makes another measurement of the same row needless
+KEY = [*SAME, "row", "at", "new_tokens", "repeats"]  # what makes another measurement of the same row needless
 
 TimedRow = dict[str, Any]
 """One row timed on one model, device, number of frames and videos. at: "all tokens" or a budget in words, such as
@@ -65,7 +65,8 @@ def in_words(row: TimedRow) -> str:
 
 
 def key(row: TimedRow) -> tuple[Any, ...]:
-    return tuple(row[name] for name in KEY)
+    """KEY of a row; the recorded ones do not tell their repeats."""
+    return (*(row[name] for name in KEY[:-1]), row.get("repeats"))
 
 
 def append(path: Path, row: TimedRow) -> None:
