@@ -17,14 +17,11 @@ SETTINGS = {
     "budget 0": {"outer": ALL, "budget": 0.0},
     "without an outer stage": {"budget": 0.5},
     "HoliTom.* is no Outer stage": {"outer": HoliTom, "budget": 0.5},
-    "has positions 'orignal'": {"outer": KeepEvery(positions="orignal"), "budget": 0.3},
-    "is no Inner stage, without layer": {"inner": [ALL]},
     "DyCokeDecode.* is no Inner stage, without score": {"inner": [DyCokeDecode(2, 0.5)]},
     "has score 'prv'": {"inner": [Drop(2, score="prv")]},
     "has layer 2.5": {"inner": Drop(2.5)},
     r"layers \[5\].*\[1, 4\]": {"inner": [Drop(5)]},
     r"layers \[0\].*\[1, 4\]": {"inner": [Drop(0)]},
-    r"layers \[-1\].*\[0, 4\]": {"inner": [Drop(-1, score="this")]},
     r"layers \[2, 2\]": {"inner": [Drop(2), Drop(2, score="this")]},
     r"layers \[3, 2\].*ascending": {"inner": [Drop(3), Drop(2)]},
     r"decode stage at layers \[9\]": {"decode": Nearest(9)},
@@ -109,12 +106,11 @@ def test_inputs(plain):
     refused = {
         "padded on the right": {**good, "attention_mask": right},
         "in the middle": {**good, "attention_mask": hole},
-        "a mask of shape": {**good, "attention_mask": torch.ones(1, 1, 77, 77)},
         "position_ids are given": {**good, "position_ids": torch.arange(ids.shape[1])[None]},
         "none came with it": batch(plain.prompt(0)),
         "no prompt has a place": {**batch(words(12)), "pixel_values_videos": clips},
         "1 videos, but 2 runs": {**batch(plain.prompt(0), plain.prompt(1)), "pixel_values_videos": clips},
-        "2 videos, but 1 runs": {**batch(plain.prompt(0)), "pixel_values_videos": plain.clips},
+        "vision_feature_layer is given": {**good, "vision_feature_layer": -2},
         "pixel_values_videos of shapes": {**good, "pixel_values_videos": torch.zeros(4, 3, 112, 112)},
     }
     with reduce_tokens(plain.model, KeepEvery(), 0.3) as run:
@@ -139,6 +135,11 @@ def test_on_a_cache(plain):
         cache = model(**good, use_cache=True).past_key_values
         with pytest.raises(BadUsage, match="no prompt has a place for it"):
             model(input_ids=token, pixel_values_videos=plain.clips[:1], past_key_values=cache)
+        with pytest.raises(BadUsage, match="padding among tokens"):
+            model(input_ids=token.expand(1, 2), attention_mask=torch.tensor([[1, 0]]), past_key_values=cache)
+        for place in ({"labels": good["input_ids"]}, {"logits_to_keep": torch.tensor([70])}):
+            with pytest.raises(BadUsage, match="count the places of the full prompt"):
+                model(**good, **place)
         with pytest.raises(BadUsage, match="generate cannot go on"):
             model.generate(token, past_key_values=cache, **GREEDY)
     conversation = model(**batch(words(9)), use_cache=True).past_key_values
